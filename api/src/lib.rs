@@ -1,0 +1,9 @@
+//! The vocabulary that Heddle's parts share: identities and how they are
+//! verified, the discovery protocol, and the custom resources.
+//!
+//! Nothing here does I/O or reads a clock: callers hand in bytes and times.
+
+pub mod discovery;
+pub mod name;
+pub mod spiffe;
+pub mod tls;

@@ -1,0 +1,256 @@
+//! What a sidecar knows about the mesh, validated and ready for lookups.
+//!
+//! A [`Snapshot`] is immutable; the agent publishes a new one for each change
+//! and workers read the current one with one atomic load. Unchanged services
+//! are shared between snapshots, so pointer equality says "unchanged".
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use heddle_api::name::ServiceName;
+use heddle_api::spiffe::SpiffeId;
+use tokio::sync::{mpsc, watch};
+
+use crate::policy::retry::RetryPolicy;
+
+/// Everything known at one moment.
+#[derive(Default, Debug)]
+pub struct Snapshot {
+    /// Settings of the whole mesh; `None` until the first were received.
+    pub mesh: Option<Arc<Mesh>>,
+    /// The services that were asked for.
+    pub services: HashMap<ServiceName, Lookup<Arc<Service>>>,
+    /// Addresses that belong to services: cluster IPs that were asked for and
+    /// the synthetic ones that our DNS hands out.
+    pub addresses: HashMap<IpAddr, Lookup<ServiceName>>,
+    /// The workload's own side; `None` until received: nothing is admitted.
+    pub workload: Option<Arc<Workload>>,
+}
+
+/// The answer of discovery to a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Lookup<T> {
+    /// Asked for, not answered yet.
+    Pending,
+    /// Discovery said that it does not exist (it may appear later).
+    Absent,
+    /// It exists.
+    Found(T),
+}
+
+/// Settings of the whole mesh.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    /// The trust domain's name.
+    pub trust_domain: String,
+    /// The suffix of qualified service names.
+    pub cluster_domain: String,
+    /// Whether destinations outside the registry are passed through.
+    pub allow_any_egress: bool,
+}
+
+/// A destination.
+#[derive(Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// Its ports, by number.
+    pub ports: Vec<Port>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// How to treat its traffic.
+    pub policy: Arc<TrafficPolicy>,
+    /// When a worker last used it, for the idle expiry of subscriptions.
+    pub usage: Arc<Usage>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The number that clients dial.
+    pub number: u16,
+    /// What was declared about its bytes.
+    pub protocol: AppProtocol,
+}
+
+/// What a port's declaration says about the bytes on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AppProtocol {
+    /// Nothing: detect.
+    #[default]
+    Detect,
+    /// HTTP, the version as the client begins.
+    Http,
+    /// HTTP/2 with prior knowledge; gRPC too.
+    Http2,
+    /// Opaque bytes.
+    Tcp,
+    /// The application's own TLS.
+    Tls,
+}
+
+/// One instance of a service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Endpoint {
+    /// Stable over updates of the same instance.
+    pub id: String,
+    /// Where it is.
+    pub address: IpAddr,
+    /// Service port to application port.
+    pub bindings: Vec<(u16, u16)>,
+    /// How it is reached inside the mesh; `None`: outside, plaintext.
+    pub mesh: Option<MeshPeer>,
+    /// The zone it runs in, empty if unknown.
+    pub zone: String,
+    /// Relative share of traffic, at least 1.
+    pub weight: u32,
+    /// Whether it may get new traffic.
+    pub healthy: bool,
+}
+
+/// The sidecar in front of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshPeer {
+    /// Its inbound listener.
+    pub inbound: SocketAddr,
+    /// What it must prove.
+    pub identity: SpiffeId,
+}
+
+/// How traffic to one service is treated, defaults filled in.
+#[derive(Debug, Clone)]
+pub struct TrafficPolicy {
+    /// `namespace/name` of the object it comes from, empty for the defaults.
+    pub source: String,
+    /// Limit on making one connection, TLS handshake included.
+    pub connect_timeout: Duration,
+    /// Limit on the whole exchange with its retries.
+    pub request_timeout: Option<Duration>,
+    /// Limit on one try.
+    pub per_try_timeout: Option<Duration>,
+    /// Limit on silence of an open connection or stream.
+    pub idle_timeout: Option<Duration>,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// When to stop using an endpoint for a while.
+    pub ejection: crate::policy::ejection::EjectionPolicy,
+    /// Limits per destination and worker.
+    pub limits: Limits,
+}
+
+/// Bounds on what one destination may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections.
+    pub connections: usize,
+    /// Requests that wait for a connection.
+    pub pending_requests: usize,
+    /// Requests in flight.
+    pub requests: usize,
+    /// Requests that a connection serves before it is replaced.
+    pub requests_per_connection: Option<u64>,
+}
+
+/// The workload's own side.
+#[derive(Debug)]
+pub struct Workload {
+    /// The service's name.
+    pub service: ServiceName,
+    /// Ports that peers may ask for.
+    pub ports: Vec<Port>,
+    /// Whether requests are written to the access log.
+    pub access_log: bool,
+    /// Share of new traces that are sampled, 0 to 1.
+    pub sampling: f64,
+}
+
+/// A coarse time of last use, in seconds of the process's uptime.
+#[derive(Default, Debug)]
+pub struct Usage(AtomicU64);
+
+impl Usage {
+    /// Notes a use. Writes only when the second changed, so that workers do not
+    /// fight over the cache line.
+    pub fn touch(&self, uptime_seconds: u64) {
+        if self.0.load(Ordering::Relaxed) != uptime_seconds {
+            self.0.store(uptime_seconds, Ordering::Relaxed);
+        }
+    }
+
+    /// When it was last used.
+    pub fn last(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a worker or the DNS responder asks the agent for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Want {
+    /// A service by name.
+    Service(ServiceName),
+    /// The service that an address belongs to.
+    Address(IpAddr),
+}
+
+/// A reader's end of the configuration: cheap to clone, usable in any thread.
+#[derive(Clone, Debug)]
+pub struct ConfigHandle {
+    current: Arc<ArcSwap<Snapshot>>,
+    changes: watch::Receiver<u64>,
+    wanted: mpsc::Sender<Want>,
+}
+
+impl ConfigHandle {
+    /// The current snapshot.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+
+    /// Waits for a snapshot newer than the one last waited for.
+    pub async fn changed(&mut self) {
+        // The publisher lives as long as the process.
+        let _ = self.changes.changed().await;
+    }
+
+    /// Asks for something; the answer appears in a later snapshot. Asking
+    /// again is harmless. `false` if too much is being asked for at once.
+    pub fn want(&self, want: Want) -> bool {
+        self.wanted.try_send(want).is_ok()
+    }
+}
+
+/// The agent's end of the configuration.
+#[derive(Debug)]
+pub struct Publisher {
+    current: Arc<ArcSwap<Snapshot>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Publisher {
+    /// Replaces the snapshot and wakes the readers.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.current.store(Arc::new(snapshot));
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    /// The current snapshot.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+}
+
+/// How many wants may wait for the agent: more at once is an application that scans names.
+const WANTED_QUEUE: usize = 1024;
+
+/// An empty configuration: the agent's end, the readers' end, and the wants.
+pub fn channel() -> (Publisher, ConfigHandle, mpsc::Receiver<Want>) {
+    let current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let (changes, receiver) = watch::channel(0);
+    let (wanted, wants) = mpsc::channel(WANTED_QUEUE);
+    let handle = ConfigHandle { current: current.clone(), changes: receiver, wanted };
+    (Publisher { current, changes }, handle, wants)
+}

@@ -1,0 +1,8 @@
+//! Heddle's sidecar: the data plane beside one workload.
+//!
+//! `ARCHITECTURE.md` at the repository's root is the map of these modules and
+//! of a request's way through them.
+
+pub mod config;
+pub mod policy;
+pub mod reason;
