@@ -4,5 +4,6 @@
 //! of a request's way through them.
 
 pub mod config;
+pub mod io;
 pub mod policy;
 pub mod reason;
