@@ -4,6 +4,8 @@
 //! Nothing here does I/O or reads a clock: callers hand in bytes and times.
 
 pub mod discovery;
+pub mod join_token;
 pub mod name;
+pub mod runtime_file;
 pub mod spiffe;
 pub mod tls;

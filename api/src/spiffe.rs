@@ -66,6 +66,11 @@ impl SpiffeId {
         format!("{SCHEME}{domain}/ns/{namespace}/sa/{account}").parse()
     }
 
+    /// The identity of the control plane of `domain`.
+    pub fn control_plane(domain: &TrustDomain) -> Self {
+        Self::new(domain, "heddle-system", "heddle-control-plane").expect("both names are path segments")
+    }
+
     /// The whole URI.
     pub fn as_str(&self) -> &str {
         &self.uri
