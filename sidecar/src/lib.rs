@@ -5,5 +5,8 @@
 
 pub mod config;
 pub mod io;
+pub mod listener;
 pub mod policy;
+pub mod proxy;
 pub mod reason;
+pub mod settings;

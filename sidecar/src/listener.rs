@@ -1,0 +1,144 @@
+//! The sockets that a sidecar works with, made by whoever starts it.
+//!
+//! `proxy` binds ordinary listeners, `run` makes them inside the application's
+//! network namespace; everything behind works on what is described here and
+//! does not know which it was.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use heddle_api::name::ServiceName;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// The listeners of one sidecar, and its way to the application.
+#[derive(Debug)]
+pub struct Plumbing {
+    /// Where the application's own calls arrive.
+    pub outbound: Vec<Outbound>,
+    /// Where calls to the application arrive. The first [`InboundKind::Mesh`]
+    /// is the one that is registered.
+    pub inbound: Vec<Inbound>,
+    /// How the application is reached.
+    pub app: AppDialer,
+    /// The address under which peers reach the inbound listeners.
+    pub advertise: IpAddr,
+}
+
+/// A listener for the application's calls.
+#[derive(Debug)]
+pub struct Outbound {
+    /// The bound socket.
+    pub listener: TcpListener,
+    /// How the destination of a connection is found.
+    pub kind: OutboundKind,
+}
+
+/// How the destination of an outbound connection is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutboundKind {
+    /// The connection was made to us: only the authority of HTTP requests says where to.
+    ByAuthority,
+    /// TPROXY or AnyIP: the local address is the original destination.
+    Transparent,
+    /// NAT: `SO_ORIGINAL_DST` is the original destination.
+    Redirected,
+    /// The application's loopback, for a port on which only the host listens:
+    /// passed to the same port of the host's loopback.
+    HostLoopback,
+    /// Everything goes to one port of one service.
+    Fixed(ServiceName, u16),
+}
+
+/// A listener for calls to the application.
+#[derive(Debug)]
+pub struct Inbound {
+    /// The bound socket.
+    pub listener: TcpListener,
+    /// Who connects there.
+    pub kind: InboundKind,
+}
+
+/// Who connects to an inbound listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InboundKind {
+    /// Peers, with mutual TLS; they name the application's port.
+    Mesh,
+    /// The host's user, in plaintext, for this port of the application.
+    Published(u16),
+}
+
+/// Makes unconnected stream sockets in the application's network.
+pub trait SocketSource: Send + Sync {
+    /// A non-blocking TCP socket of the family of `address`. Called on a
+    /// worker: returns without waiting, save for one switch of threads.
+    ///
+    /// # Errors
+    /// If the operating system refuses one.
+    fn socket(&self, address: IpAddr) -> io::Result<TcpSocket>;
+}
+
+/// The way to the application.
+#[derive(Clone)]
+pub struct AppDialer {
+    /// Where it listens, if that was said: an address and perhaps a port that
+    /// stands for all of its ports.
+    address: Option<(IpAddr, Option<u16>)>,
+    sockets: Option<Arc<dyn SocketSource>>,
+}
+
+impl AppDialer {
+    /// An application on this host: at its loopback, or at `address`, where
+    /// port 0 means the port that the peer asked for.
+    pub fn direct(address: Option<SocketAddr>) -> Self {
+        let address = address.map(|a| (a.ip(), (a.port() != 0).then_some(a.port())));
+        Self { address, sockets: None }
+    }
+
+    /// An application in a network of its own, at the loopback there.
+    pub fn namespaced(sockets: Arc<dyn SocketSource>) -> Self {
+        Self { address: None, sockets: Some(sockets) }
+    }
+
+    /// The address that was given explicitly.
+    pub fn explicit(&self) -> Option<(IpAddr, Option<u16>)> {
+        self.address
+    }
+
+    /// A connection to the application's `port`. Without an explicit address
+    /// `127.0.0.1` is tried and, where nothing listens there, `::1`.
+    ///
+    /// # Errors
+    /// Those of the last attempt.
+    pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        match self.address {
+            Some((ip, fixed)) => self.dial(SocketAddr::new(ip, fixed.unwrap_or(port))).await,
+            None => match self.dial((Ipv4Addr::LOCALHOST, port).into()).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    // The refusal of the usual address tells more than that of the other.
+                    self.dial((Ipv6Addr::LOCALHOST, port).into()).await.map_err(|_| error)
+                }
+                done => done,
+            },
+        }
+    }
+
+    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = match (&self.sockets, address) {
+            (Some(source), _) => source.socket(address.ip())?,
+            (None, SocketAddr::V4(_)) => TcpSocket::new_v4()?,
+            (None, SocketAddr::V6(_)) => TcpSocket::new_v6()?,
+        };
+        socket.set_nodelay(true)?;
+        socket.connect(address).await
+    }
+}
+
+impl std::fmt::Debug for AppDialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AppDialer")
+            .field("address", &self.address)
+            .field("namespaced", &self.sockets.is_some())
+            .finish()
+    }
+}
