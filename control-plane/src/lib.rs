@@ -1,1 +1,5 @@
 //! (to be written)
+
+pub mod compile;
+pub mod model;
+pub mod source;

@@ -1,0 +1,165 @@
+//! What the control plane knows and what sidecars may ask it for.
+//!
+//! A [`Model`] is immutable. Each resource was encoded once; every subscriber
+//! shares its bytes, and a resource that did not change between two models is
+//! the very same allocation in both, so that pointer equality says "unchanged".
+//! Making a model is left to [`crate::compile`], sending it to the server.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use heddle_api::discovery::{ResourceType, v1};
+use heddle_api::name::ServiceName;
+use heddle_api::spiffe::SpiffeId;
+
+use crate::compile::{Accepted, Declared, Telemetry};
+use crate::source::{Location, ObjectName};
+
+/// Everything that one compilation made.
+#[derive(Debug, Default, Clone)]
+pub struct Model {
+    /// What sidecars can subscribe to, save their own [`v1::Workload`] and the trust bundle.
+    pub resources: BTreeMap<ResourceKey, Arc<Resource>>,
+    /// What became of each policy, ordered by kind, namespace and name.
+    pub statuses: Vec<PolicyStatus>,
+    pub(crate) accepted: Accepted,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) declared: Declared,
+}
+
+impl Model {
+    /// The resource of type `T` with that name.
+    pub fn resource<T: ResourceType>(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.resources.get(&ResourceKey { type_url: T::TYPE_URL, name: name.into() })
+    }
+
+    /// What the sidecar of `registration` needs for its own side, the resource "self".
+    pub fn workload_for(&self, registration: &Registration) -> v1::Workload {
+        let telemetry = self.telemetry.of(registration);
+        let ports = registration.ports.iter().map(|port| self.declared.port(&registration.service, port));
+        v1::Workload {
+            namespace: registration.service.namespace().into(),
+            service: registration.service.name().into(),
+            ports: ports.collect(),
+            telemetry: Some(telemetry),
+        }
+    }
+}
+
+/// What identifies a resource to its subscribers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceKey {
+    /// [`ResourceType::TYPE_URL`] of its message.
+    pub type_url: &'static str,
+    /// Its name: "namespace/name" of a service, the literal of an address, "mesh".
+    pub name: String,
+}
+
+/// One encoded resource.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// A hash of the bytes, so that equal content has an equal version in every
+    /// replica and over restarts of the control plane.
+    pub version: String,
+    /// The encoded message.
+    pub bytes: Bytes,
+}
+
+impl Resource {
+    /// Encodes `message`.
+    pub fn encode(message: &impl ResourceType) -> Self {
+        use std::fmt::Write;
+        let bytes = Bytes::from(message.encode_to_vec());
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
+        // 128 bits: no two contents of one name will ever meet, at half the size in each subscription.
+        let version = digest.as_ref()[..16].iter().fold(String::with_capacity(32), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+        Self { version, bytes }
+    }
+}
+
+/// A workload outside Kubernetes, as its sidecar described it over its live stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Unique among the workloads of its service, stable over reconnects.
+    pub instance: String,
+    /// What its sidecar proved to be.
+    pub identity: SpiffeId,
+    /// The service that it belongs to, in the namespace of its identity.
+    pub service: ServiceName,
+    /// Where peers reach its inbound listener.
+    pub address: IpAddr,
+    /// The port of its inbound listener.
+    pub inbound_port: u16,
+    /// What the application listens on.
+    pub ports: Vec<RegisteredPort>,
+    /// What selectors match.
+    pub labels: BTreeMap<String, String>,
+    /// The zone that it runs in, empty if unknown.
+    pub zone: String,
+    /// Whether its own health check passes.
+    pub ready: bool,
+    /// Whether it is leaving: it finishes what it has and takes nothing new.
+    pub draining: bool,
+    /// Its sidecar's admin listener.
+    pub admin: Option<SocketAddr>,
+    /// The application's process, 0 if unknown.
+    pub pid: u32,
+    /// The application's own address where that was given explicitly; an
+    /// endpoint of that address in an EndpointSlice is this workload.
+    pub app_address: Option<SocketAddr>,
+}
+
+/// A port of a registered workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredPort {
+    /// Empty if it has none.
+    pub name: String,
+    /// The application's port.
+    pub port: u16,
+    /// What was declared about its bytes.
+    pub protocol: v1::AppProtocol,
+}
+
+/// What became of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyStatus {
+    /// Its kind, such as `TrafficPolicy`.
+    pub kind: &'static str,
+    /// Its namespace and name.
+    pub object: ObjectName,
+    /// The generation that was judged (Kubernetes), 0 if it has none.
+    pub generation: i64,
+    /// Why it was refused; empty if it was accepted.
+    pub refusals: Vec<Refusal>,
+    /// What applies now.
+    pub in_force: InForce,
+    /// Targets that do not exist, as "Kind namespace/name".
+    pub unresolved: Vec<String>,
+}
+
+/// Which version of a policy applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InForce {
+    /// The one that was judged.
+    Current,
+    /// The one was refused; the last one that was accepted still applies.
+    LastGood,
+    /// None was ever accepted.
+    Nothing,
+}
+
+/// One reason to refuse a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The field, such as `spec.retry.hedge`.
+    pub path: String,
+    /// What is wrong with it.
+    pub message: String,
+    /// Where it is written, if that is known.
+    pub location: Option<Location>,
+}
