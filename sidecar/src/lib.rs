@@ -4,8 +4,10 @@
 //! of a request's way through them.
 
 pub mod config;
+pub mod dns;
 pub mod io;
 pub mod listener;
+pub mod namespace;
 pub mod policy;
 pub mod proxy;
 pub mod reason;

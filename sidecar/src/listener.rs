@@ -84,6 +84,8 @@ pub struct AppDialer {
     /// Where it listens, if that was said: an address and perhaps a port that
     /// stands for all of its ports.
     address: Option<(IpAddr, Option<u16>)>,
+    /// An address of the application's network that it may have bound alone.
+    own: Option<IpAddr>,
     sockets: Option<Arc<dyn SocketSource>>,
 }
 
@@ -92,12 +94,13 @@ impl AppDialer {
     /// port 0 means the port that the peer asked for.
     pub fn direct(address: Option<SocketAddr>) -> Self {
         let address = address.map(|a| (a.ip(), (a.port() != 0).then_some(a.port())));
-        Self { address, sockets: None }
+        Self { address, own: None, sockets: None }
     }
 
-    /// An application in a network of its own, at the loopback there.
-    pub fn namespaced(sockets: Arc<dyn SocketSource>) -> Self {
-        Self { address: None, sockets: Some(sockets) }
+    /// An application in a network of its own, at the loopback there or at
+    /// `own`, its address besides loopback.
+    pub fn namespaced(sockets: Arc<dyn SocketSource>, own: IpAddr) -> Self {
+        Self { address: None, own: Some(own), sockets: Some(sockets) }
     }
 
     /// The address that was given explicitly.
@@ -106,21 +109,25 @@ impl AppDialer {
     }
 
     /// A connection to the application's `port`. Without an explicit address
-    /// `127.0.0.1` is tried and, where nothing listens there, `::1`.
+    /// `127.0.0.1` is tried and, where nothing listens there, the network's own
+    /// address and `::1`.
     ///
     /// # Errors
-    /// Those of the last attempt.
+    /// Those of the first attempt: the refusal of the usual address tells more than that of the others.
     pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
-        match self.address {
-            Some((ip, fixed)) => self.dial(SocketAddr::new(ip, fixed.unwrap_or(port))).await,
-            None => match self.dial((Ipv4Addr::LOCALHOST, port).into()).await {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    // The refusal of the usual address tells more than that of the other.
-                    self.dial((Ipv6Addr::LOCALHOST, port).into()).await.map_err(|_| error)
-                }
-                done => done,
-            },
+        if let Some((ip, fixed)) = self.address {
+            return self.dial(SocketAddr::new(ip, fixed.unwrap_or(port))).await;
         }
+        let refused = match self.dial((Ipv4Addr::LOCALHOST, port).into()).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => error,
+            done => return done,
+        };
+        for ip in self.own.into_iter().chain([Ipv6Addr::LOCALHOST.into()]) {
+            if let Ok(stream) = self.dial((ip, port).into()).await {
+                return Ok(stream);
+            }
+        }
+        Err(refused)
     }
 
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
