@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::config::ConfigHandle;
+use crate::dns::Addresses;
 use crate::listener::Plumbing;
 use crate::settings::{SidecarArgs, Workload};
 
@@ -18,6 +19,9 @@ pub struct Setup {
     pub plumbing: Plumbing,
     /// The application's process, 0 if unknown.
     pub app_pid: u32,
+    /// The synthetic addresses of services, filled by the agent for the services
+    /// that it finds and told to the application by the DNS responder.
+    pub addresses: Addresses,
     /// What else runs on the agent's thread, such as the DNS responder.
     pub beside: Vec<AgentTask>,
 }
