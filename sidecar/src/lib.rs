@@ -12,3 +12,4 @@ pub mod policy;
 pub mod proxy;
 pub mod reason;
 pub mod settings;
+pub mod telemetry;

@@ -1,0 +1,8 @@
+//! What a sidecar tells about itself: metrics, traces and the access log.
+//!
+//! Workers write into memory of their own (cells, rings, buffers), bounded and
+//! without waiting for anyone; the agent's thread reads, encodes and sends. What does
+//! not fit is dropped and counted: telemetry never slows or ends a request.
+//! When to record what is left to the data path.
+
+pub mod metrics;

@@ -1,0 +1,142 @@
+//! Series by label set: shared by the shards, each with cells of its own.
+//!
+//! [`Family`] is the registry's side, under a lock that only resolving, sweeping
+//! and scraping take. [`Local`] is a worker's side, a cache of handles.
+//! Sums never fall while any shard uses a label set: what a leaving shard
+//! counted stays in the group, and goes with its last user.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::cell::Cells;
+
+/// A label set.
+pub(super) trait Labels: Clone + Eq + Hash + Ord {
+    /// The set that stands for it when the family is full.
+    fn overflow(&self) -> Self;
+}
+
+/// All series of one kind.
+#[derive(Debug)]
+pub(super) struct Family<L, C> {
+    groups: Mutex<HashMap<L, Group<C>>>,
+    limit: usize,
+}
+
+#[derive(Default, Debug)]
+struct Group<C> {
+    live: Vec<Arc<C>>,
+    retired: C,
+}
+
+impl<L: Labels, C: Cells> Family<L, C> {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { groups: Mutex::default(), limit }
+    }
+
+    /// The labels' total over all shards, in the labels' order.
+    pub(super) fn totals(&self) -> Vec<(L, C)> {
+        let groups = self.groups.lock();
+        let mut totals: Vec<_> = groups
+            .iter()
+            .map(|(labels, group)| {
+                let total = C::default();
+                total.absorb(&group.retired);
+                group.live.iter().for_each(|cells| total.absorb(cells));
+                (labels.clone(), total)
+            })
+            .collect();
+        drop(groups);
+        totals.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
+        totals
+    }
+
+    /// The labels to count under: the ones asked for if there is room.
+    fn admit(&self, labels: &L) -> L {
+        let groups = self.groups.lock();
+        if groups.contains_key(labels) || groups.len() < self.limit {
+            labels.clone()
+        } else {
+            labels.overflow()
+        }
+    }
+
+    fn join(&self, labels: &L) -> Arc<C> {
+        let cells = Arc::<C>::default();
+        self.groups.lock().entry(labels.clone()).or_default().live.push(cells.clone());
+        cells
+    }
+
+    fn leave(&self, labels: &L, cells: &Arc<C>) {
+        let mut groups = self.groups.lock();
+        let Some(group) = groups.get_mut(labels) else { return };
+        group.live.retain(|other| !Arc::ptr_eq(other, cells));
+        if group.live.is_empty() {
+            groups.remove(labels);
+        } else {
+            group.retired.retire(cells);
+        }
+    }
+}
+
+/// A worker's handles into a [`Family`].
+#[derive(Debug)]
+pub(super) struct Local<L, C, H>(RefCell<HashMap<L, Entry<C, H>>>);
+
+#[derive(Debug)]
+struct Entry<C, H> {
+    handle: Rc<H>,
+    cells: Arc<C>,
+    /// Sweeps in a row that found nobody holding the handle.
+    unused: u8,
+}
+
+impl<L, C, H> Default for Local<L, C, H> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+impl<L: Labels, C: Cells, H> Local<L, C, H> {
+    /// The handle for a label set, made if this worker has none.
+    pub(super) fn resolve(&self, family: &Family<L, C>, labels: &L, make: impl FnOnce(Arc<C>) -> H) -> Rc<H> {
+        let mut entries = self.0.borrow_mut();
+        if let Some(entry) = entries.get_mut(labels) {
+            entry.unused = 0;
+            return entry.handle.clone();
+        }
+        // Only admitted label sets are cached, so the cache is as bounded as the family.
+        let admitted = family.admit(labels);
+        let entry = entries.entry(admitted).or_insert_with_key(|admitted| {
+            let cells = family.join(admitted);
+            Entry { handle: Rc::new(make(cells.clone())), cells, unused: 0 }
+        });
+        entry.unused = 0;
+        entry.handle.clone()
+    }
+
+    /// Drops handles that nobody held during `after` sweeps.
+    pub(super) fn sweep(&self, family: &Family<L, C>, after: u8) {
+        self.0.borrow_mut().retain(|labels, entry| {
+            entry.unused =
+                if Rc::strong_count(&entry.handle) == 1 { entry.unused.saturating_add(1) } else { 0 };
+            let keep = entry.unused < after;
+            if !keep {
+                family.leave(labels, &entry.cells);
+            }
+            keep
+        });
+    }
+
+    /// Gives everything back, for a worker that ends.
+    pub(super) fn clear(&self, family: &Family<L, C>) {
+        for (labels, entry) in self.0.borrow_mut().drain() {
+            family.leave(&labels, &entry.cells);
+        }
+    }
+}
