@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod dns;
+mod http2;
 pub mod io;
 pub mod listener;
 pub mod namespace;
