@@ -12,5 +12,7 @@ pub mod namespace;
 pub mod policy;
 pub mod proxy;
 pub mod reason;
+pub mod sanitize;
 pub mod settings;
 pub mod telemetry;
+pub mod wheel;

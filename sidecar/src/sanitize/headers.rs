@@ -1,0 +1,190 @@
+//! What a header means to a proxy, by its name alone; the same for HTTP/1 and
+//! HTTP/2, requests and responses.
+//!
+//! [`Known::of`] runs for every header of every message: it looks at the length
+//! first, then compares with the one or two names of that length. What to do
+//! about a header is the codecs' part; nothing here allocates.
+
+/// A header that a proxy has to care about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Known {
+    /// Names the headers that belong to the connection.
+    Connection,
+    /// Hop-by-hop.
+    KeepAlive,
+    /// Hop-by-hop, though never standardised.
+    ProxyConnection,
+    /// Hop-by-hop; `te: trailers` is the only value that HTTP/2 lets pass.
+    Te,
+    /// Hop-by-hop; set again by whoever performs an upgrade.
+    Upgrade,
+    /// Framing.
+    TransferEncoding,
+    /// Framing.
+    ContentLength,
+    /// Announces trailers; end-to-end.
+    Trailer,
+    /// Whom the request is for.
+    Host,
+    /// `expect: 100-continue`.
+    Expect,
+    /// `heddle-*`: spoken between sidecars, believed from no one else.
+    Mesh,
+    /// Says who a TLS client was; believed only from a mesh peer that checked it.
+    PeerIdentity,
+}
+
+/// What the names of the mesh's own headers begin with.
+pub const MESH_PREFIX: &[u8] = b"heddle-";
+
+impl Known {
+    /// What the name, in any case, stands for; `None` for most headers.
+    #[inline]
+    pub fn of(name: &[u8]) -> Option<Self> {
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        let found = match name.len() {
+            2 if is("te") => Some(Self::Te),
+            4 if is("host") => Some(Self::Host),
+            6 if is("expect") => Some(Self::Expect),
+            7 if is("upgrade") => Some(Self::Upgrade),
+            7 if is("trailer") => Some(Self::Trailer),
+            10 if is("connection") => Some(Self::Connection),
+            10 if is("keep-alive") => Some(Self::KeepAlive),
+            11 if is("client-cert") => Some(Self::PeerIdentity),
+            14 if is("content-length") => Some(Self::ContentLength),
+            16 if is("proxy-connection") => Some(Self::ProxyConnection),
+            17 if is("transfer-encoding") => Some(Self::TransferEncoding),
+            // RFC 9440, and what Envoy calls the same.
+            17 if is("client-cert-chain") => Some(Self::PeerIdentity),
+            23 if is("x-forwarded-client-cert") => Some(Self::PeerIdentity),
+            _ => None,
+        };
+        if found.is_none() && is_mesh(name) { Some(Self::Mesh) } else { found }
+    }
+
+    /// Whether it ends at the next hop (RFC 9110, section 7.6.1) and is never
+    /// passed on as it is.
+    pub const fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Self::Connection
+                | Self::KeepAlive
+                | Self::ProxyConnection
+                | Self::Te
+                | Self::Upgrade
+                | Self::TransferEncoding
+        )
+    }
+}
+
+/// Whether a name is one of the mesh's own.
+fn is_mesh(name: &[u8]) -> bool {
+    name.get(..MESH_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(MESH_PREFIX))
+}
+
+/// Whether a trailer field is dropped: framing, routing, authentication,
+/// conditions and content metadata are of no use after the fact, and dangerous
+/// where trailers are merged into headers (RFC 9110, section 6.5.1).
+pub fn is_forbidden_trailer(name: &[u8]) -> bool {
+    /// Besides all that [`Known`] names. Sorted.
+    const FORBIDDEN: [&str; 24] = [
+        "age",
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-range",
+        "content-type",
+        "cookie",
+        "date",
+        "expires",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "location",
+        "max-forwards",
+        "pragma",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "range",
+        "retry-after",
+        "set-cookie",
+        "vary",
+        "www-authenticate",
+    ];
+    // Trailers are rare; a linear search is good enough.
+    Known::of(name).is_some() || FORBIDDEN.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+/// Whether `Connection` may name this header as hop-by-hop, and so have it
+/// removed. End-to-end headers whose loss would change who asks for what may
+/// not be named; such a message is refused.
+pub fn may_be_nominated(name: &[u8]) -> bool {
+    const END_TO_END: [&str; 12] = [
+        "authorization",
+        "baggage",
+        "cache-control",
+        "content-type",
+        "cookie",
+        "forwarded",
+        "set-cookie",
+        "traceparent",
+        "tracestate",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    ];
+    let known = match Known::of(name) {
+        None => true,
+        Some(known) => known.is_hop_by_hop() && known != Known::TransferEncoding,
+    };
+    known && !END_TO_END.iter().any(|header| name.eq_ignore_ascii_case(header.as_bytes()))
+}
+
+/// The elements of a comma-separated value such as `Connection`'s, trimmed,
+/// without empty ones.
+pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// Whether a name is a token (RFC 9110, section 5.6.2).
+pub fn is_valid_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|&byte| TOKEN[usize::from(byte)])
+}
+
+/// Whether a value, trimmed already, has only what RFC 9110, section 5.5 allows:
+/// visible characters, spaces, tabs and bytes above 127.
+pub fn is_valid_value(value: &[u8]) -> bool {
+    // Without a branch per byte this becomes vector code.
+    value
+        .iter()
+        .fold(true, |valid, &byte| valid & (byte >= b' ') & (byte != 0x7F) | (valid & (byte == b'\t')))
+}
+
+static TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let mut byte = 0;
+    while byte < 128_u8 {
+        token[byte as usize] = byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
+            );
+        byte += 1;
+    }
+    token
+};
