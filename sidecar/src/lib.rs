@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod dns;
+pub mod http1;
 mod http2;
 pub mod io;
 pub mod listener;
