@@ -5,4 +5,8 @@
 //! not fit is dropped and counted: telemetry never slows or ends a request.
 //! When to record what is left to the data path.
 
+pub mod access_log;
+mod mailbox;
 pub mod metrics;
+pub mod span;
+pub mod trace;

@@ -168,16 +168,16 @@ pub struct Shard {
 impl Shard {
     /// The metrics of requests with these labels.
     pub fn requests(&self, labels: &RequestLabels) -> Rc<RequestMetrics> {
-        self.requests.resolve(&self.families.requests, labels, |cells| {
+        self.requests.resolve(&self.families.requests, labels, |labels, cells| {
             let route = RouteLabels::of(labels);
-            let route = self.routes.resolve(&self.families.routes, &route, RouteMetrics);
-            RequestMetrics { outcomes: Outcomes::new(cells), route }
+            let route = self.routes.resolve(&self.families.routes, &route, |_, cells| RouteMetrics(cells));
+            RequestMetrics { labels: Arc::new(labels.clone()), outcomes: Outcomes::new(cells), route }
         })
     }
 
     /// The metrics of opaque connections with these labels.
     pub fn tcp(&self, labels: &TcpLabels) -> Rc<TcpMetrics> {
-        self.tcp.resolve(&self.families.tcp, labels, |cells| TcpMetrics {
+        self.tcp.resolve(&self.families.tcp, labels, |_, cells| TcpMetrics {
             outcomes: Outcomes::new(cells.connections.clone()),
             cells,
         })
@@ -185,17 +185,17 @@ impl Shard {
 
     /// The metrics of retries to a destination.
     pub fn retries(&self, labels: &DestinationLabels) -> Rc<RetryMetrics> {
-        self.retries.resolve(&self.families.retries, labels, RetryMetrics)
+        self.retries.resolve(&self.families.retries, labels, |_, cells| RetryMetrics(cells))
     }
 
     /// The state of an endpoint's circuit.
     pub fn circuit(&self, labels: &EndpointLabels) -> Rc<CircuitGauge> {
-        self.circuits.resolve(&self.families.circuits, labels, CircuitGauge)
+        self.circuits.resolve(&self.families.circuits, labels, |_, cells| CircuitGauge(cells))
     }
 
     /// The numbers of a service's endpoints.
     pub fn endpoints(&self, labels: &ServiceLabels) -> Rc<EndpointsGauge> {
-        self.endpoints.resolve(&self.families.endpoints, labels, EndpointsGauge)
+        self.endpoints.resolve(&self.families.endpoints, labels, |_, cells| EndpointsGauge(cells))
     }
 
     /// Drops series that nobody has used for a while; to be called once a minute.
@@ -225,11 +225,17 @@ impl Drop for Shard {
 /// The metrics of requests with one label set.
 #[derive(Debug)]
 pub struct RequestMetrics {
+    labels: Arc<RequestLabels>,
     outcomes: Outcomes,
     route: Rc<RouteMetrics>,
 }
 
 impl RequestMetrics {
+    /// The labels that it counts under, for spans and the access log.
+    pub fn labels(&self) -> &Arc<RequestLabels> {
+        &self.labels
+    }
+
     /// Counts a request as in flight until the guard goes.
     #[inline]
     pub fn begin(self: &Rc<Self>) -> InFlight {

@@ -104,7 +104,12 @@ impl<L, C, H> Default for Local<L, C, H> {
 
 impl<L: Labels, C: Cells, H> Local<L, C, H> {
     /// The handle for a label set, made if this worker has none.
-    pub(super) fn resolve(&self, family: &Family<L, C>, labels: &L, make: impl FnOnce(Arc<C>) -> H) -> Rc<H> {
+    pub(super) fn resolve(
+        &self,
+        family: &Family<L, C>,
+        labels: &L,
+        make: impl FnOnce(&L, Arc<C>) -> H,
+    ) -> Rc<H> {
         let mut entries = self.0.borrow_mut();
         if let Some(entry) = entries.get_mut(labels) {
             entry.unused = 0;
@@ -114,7 +119,7 @@ impl<L: Labels, C: Cells, H> Local<L, C, H> {
         let admitted = family.admit(labels);
         let entry = entries.entry(admitted).or_insert_with_key(|admitted| {
             let cells = family.join(admitted);
-            Entry { handle: Rc::new(make(cells.clone())), cells, unused: 0 }
+            Entry { handle: Rc::new(make(admitted, cells.clone())), cells, unused: 0 }
         });
         entry.unused = 0;
         entry.handle.clone()
