@@ -9,3 +9,4 @@ pub mod name;
 pub mod runtime_file;
 pub mod spiffe;
 pub mod tls;
+pub mod x509;

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use heddle_api::name::ServiceName;
@@ -168,7 +168,7 @@ pub struct Workload {
     pub sampling: f64,
 }
 
-/// A coarse time of last use, in seconds of the process's uptime.
+/// A coarse time of last use, in seconds of [`uptime`]; 0 if there was none.
 #[derive(Default, Debug)]
 pub struct Usage(AtomicU64);
 
@@ -185,6 +185,13 @@ impl Usage {
     pub fn last(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// The uptime at `now` for [`Usage`], in seconds, counted from the first call on
+/// and never 0, which stands for "not used".
+pub fn uptime(now: Instant) -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    now.saturating_duration_since(*START.get_or_init(|| now)).as_secs() + 1
 }
 
 /// What a worker or the DNS responder asks the agent for.

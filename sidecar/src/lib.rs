@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` at the repository's root is the map of these modules and
 //! of a request's way through them.
 
+pub mod agent;
 pub mod config;
 pub mod dns;
 pub mod http1;

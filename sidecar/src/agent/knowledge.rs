@@ -1,0 +1,447 @@
+//! What discovery has told: answers in, snapshots out. No sockets, no clock.
+//!
+//! A resource that does not validate is refused with its path, and what was
+//! known before stays in force. Services that did not change keep their `Arc`.
+//! Each service found gets a synthetic address; discovery does not know those,
+//! so they are answered from the table that the DNS responder shares.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_api::discovery::v1;
+use heddle_api::discovery::xds::{DeltaDiscoveryResponse, Resource};
+use heddle_api::name::ServiceName;
+use heddle_api::spiffe::TrustDomain;
+use heddle_api::tls::TrustBundle;
+use prost::Message as _;
+
+use crate::config::{Lookup, Mesh, Service, Snapshot, Usage, Want, Workload, uptime};
+use crate::dns::Addresses;
+
+use super::subscriptions::{Change, Kind, Name, Subscriptions, Wanted};
+use super::validate;
+
+/// Everything that is known, and what was asked for.
+pub(crate) struct Knowledge {
+    domain: TrustDomain,
+    subscriptions: Subscriptions,
+    mesh: Option<Arc<Mesh>>,
+    workload: Option<Arc<Workload>>,
+    services: HashMap<ServiceName, Lookup<Held>>,
+    addresses: HashMap<IpAddr, Lookup<ServiceName>>,
+    synthetic: Addresses,
+}
+
+#[derive(Clone)]
+struct Held {
+    service: Arc<Service>,
+    addresses: Arc<[IpAddr]>,
+}
+
+/// What came of a response.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// Whether readers need a new snapshot.
+    pub(crate) changed: bool,
+    /// New roots, to be put into force.
+    pub(crate) trust: Option<TrustBundle>,
+    /// Why parts of it were refused: the NACK's text.
+    pub(crate) refused: Option<String>,
+}
+
+impl Knowledge {
+    /// Nothing but the permanent subscriptions of a sidecar in `domain`.
+    pub(crate) fn new(domain: TrustDomain, synthetic: Addresses, now: Instant) -> Self {
+        Self {
+            subscriptions: Subscriptions::new(domain.clone(), now),
+            domain,
+            mesh: None,
+            workload: None,
+            services: HashMap::new(),
+            addresses: HashMap::new(),
+            synthetic,
+        }
+    }
+
+    /// Notes a want. Whether readers need a new snapshot; `Err` if there is no room.
+    pub(crate) fn want(&mut self, want: Want, now: Instant) -> Result<bool, NoRoom> {
+        match want {
+            Want::Service(name) => self.want_service(name, now),
+            Want::Address(address) => {
+                let address = address.to_canonical();
+                if Addresses::contains(address) {
+                    // Nobody else gives such addresses out, so there is nobody to ask.
+                    let Some(name) = self.synthetic.service(address) else { return Ok(false) };
+                    let known = self.addresses.insert(address, Lookup::Found(name.clone())).is_some();
+                    return Ok(self.want_service(name, now)? || !known);
+                }
+                match self.subscriptions.want(Name::Address(address), now) {
+                    Wanted::Full => Err(NoRoom),
+                    Wanted::Known => Ok(false),
+                    Wanted::New => {
+                        self.addresses.insert(address, Lookup::Pending);
+                        Ok(true)
+                    }
+                }
+            }
+        }
+    }
+
+    fn want_service(&mut self, name: ServiceName, now: Instant) -> Result<bool, NoRoom> {
+        match self.subscriptions.want(Name::Service(name.clone()), now) {
+            Wanted::Full => Err(NoRoom),
+            Wanted::Known => Ok(false),
+            Wanted::New => {
+                self.services.insert(name, Lookup::Pending);
+                Ok(true)
+            }
+        }
+    }
+
+    /// A stream has begun: what to say first.
+    pub(crate) fn connected(&mut self, now: Instant) -> Vec<Change> {
+        self.subscriptions.connected(now)
+    }
+
+    /// The stream has ended; all stays as it is.
+    pub(crate) fn disconnected(&mut self) {
+        self.subscriptions.disconnected();
+    }
+
+    /// Changes of the subscriptions that are to be sent.
+    pub(crate) fn changes(&mut self) -> Vec<Change> {
+        self.subscriptions.changes()
+    }
+
+    /// Takes over an answer of discovery.
+    pub(crate) fn apply(&mut self, kind: Kind, response: DeltaDiscoveryResponse, now: Instant) -> Applied {
+        let mut applied = Applied::default();
+        for resource in response.resources {
+            if let Err(reason) = self.take(kind, &resource, &mut applied, now) {
+                let text = applied.refused.get_or_insert_default();
+                let separator = if text.is_empty() { "" } else { "; " };
+                let _ = write!(text, "{separator}{} {}: {reason}", kind.as_str(), resource.name);
+            }
+        }
+        for gone in &response.removed_resources {
+            if let Some(name) = Name::read(kind, gone) {
+                applied.changed |= self.remove(&name, now);
+            }
+        }
+        applied
+    }
+
+    /// Gives up what was not used for long. Whether readers need a new snapshot.
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
+        let services = &self.services;
+        let addresses = &self.addresses;
+        let used = |name: &ServiceName| match services.get(name) {
+            Some(Lookup::Found(held)) => last_used(&held.service.usage, now),
+            _ => None,
+        };
+        let expired = self.subscriptions.expire(now, |name| match name {
+            Name::Service(name) => used(name),
+            Name::Address(address) => match addresses.get(address) {
+                Some(Lookup::Found(name)) => used(name),
+                _ => None,
+            },
+            _ => None,
+        });
+        for name in &expired {
+            match name {
+                Name::Service(name) => {
+                    self.services.remove(name);
+                    // A synthetic address lives as long as its service is known.
+                    let stays = |address: &IpAddr, lookup: &Lookup<ServiceName>| {
+                        !(Addresses::contains(*address) && *lookup == Lookup::Found(name.clone()))
+                    };
+                    self.addresses.retain(|address, lookup| stays(address, lookup));
+                }
+                Name::Address(address) => {
+                    self.addresses.remove(address);
+                }
+                _ => {}
+            }
+        }
+        !expired.is_empty()
+    }
+
+    /// Everything as the readers see it.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut addresses = HashMap::with_capacity(self.addresses.len() + self.services.len());
+        for (name, lookup) in &self.services {
+            if let Lookup::Found(held) = lookup {
+                let own = held.addresses.iter().map(|address| (*address, Lookup::Found(name.clone())));
+                addresses.extend(own);
+            }
+        }
+        // What was asked for by address is the surer answer.
+        addresses.extend(self.addresses.iter().map(|(address, lookup)| (*address, lookup.clone())));
+        Snapshot {
+            mesh: self.mesh.clone(),
+            workload: self.workload.clone(),
+            services: self
+                .services
+                .iter()
+                .map(|(name, lookup)| {
+                    let lookup = match lookup {
+                        Lookup::Pending => Lookup::Pending,
+                        Lookup::Absent => Lookup::Absent,
+                        Lookup::Found(held) => Lookup::Found(held.service.clone()),
+                    };
+                    (name.clone(), lookup)
+                })
+                .collect(),
+            addresses,
+        }
+    }
+
+    fn take(
+        &mut self,
+        kind: Kind,
+        resource: &Resource,
+        applied: &mut Applied,
+        now: Instant,
+    ) -> Result<(), String> {
+        let name = Name::read(kind, &resource.name).ok_or("no such name can exist")?;
+        if !self.subscriptions.contains(&name) {
+            // Given up meanwhile: the unsubscription is on its way.
+            return Ok(());
+        }
+        if self.subscriptions.version(&name) == Some(&resource.version) {
+            return Ok(());
+        }
+        let any = resource.resource.as_ref().ok_or("there is no content")?;
+        if any.type_url != kind.type_url() {
+            return Err(format!("the content is of type {:?}", any.type_url));
+        }
+        let body = any.value.as_slice();
+        match &name {
+            Name::TrustBundle(domain) => {
+                applied.trust = Some(validate::trust_bundle(decode(body)?, domain).map_err(text)?);
+            }
+            Name::Mesh => {
+                let message: v1::Mesh = decode(body)?;
+                self.mesh = Some(Arc::new(validate::mesh(&message, &self.domain).map_err(text)?));
+            }
+            Name::Workload => {
+                let message: v1::Workload = decode(body)?;
+                self.workload = Some(Arc::new(validate::workload(&message).map_err(text)?));
+            }
+            Name::Service(service) => {
+                // The time of last use outlives the version.
+                let usage = match self.services.get(service) {
+                    Some(Lookup::Found(held)) => held.service.usage.clone(),
+                    _ => Arc::new(Usage::default()),
+                };
+                let (valid, mut addresses) =
+                    validate::service(service, decode(body)?, usage).map_err(text)?;
+                // Should the table be full, the service is still reached by its other addresses.
+                addresses.extend(self.synthetic.assign(service).map(IpAddr::from));
+                let held = Held { service: Arc::new(valid), addresses: addresses.into() };
+                self.services.insert(service.clone(), Lookup::Found(held));
+            }
+            Name::Address(address) => {
+                let message: v1::Address = decode(body)?;
+                let service = validate::address(&message).map_err(text)?;
+                self.addresses.insert(*address, Lookup::Found(service.clone()));
+                // Whoever asked for the address will ask for its service next.
+                let _ = self.want_service(service, now);
+            }
+        }
+        self.subscriptions.found(&name, &resource.version, now);
+        applied.changed = true;
+        Ok(())
+    }
+
+    /// Takes over that `name` does not exist. What every sidecar needs is never
+    /// taken away: without it nothing would be admitted or verified.
+    fn remove(&mut self, name: &Name, now: Instant) -> bool {
+        if !self.subscriptions.contains(name) {
+            return false;
+        }
+        match name {
+            Name::Service(service) => {
+                self.services.insert(service.clone(), Lookup::Absent);
+            }
+            Name::Address(address) => {
+                self.addresses.insert(*address, Lookup::Absent);
+            }
+            Name::Mesh | Name::Workload | Name::TrustBundle(_) => return false,
+        }
+        self.subscriptions.absent(name, now)
+    }
+}
+
+/// As many names are subscribed as may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{} names are asked for already", super::subscriptions::LIMIT)]
+pub(crate) struct NoRoom;
+
+fn decode<M: prost::Message + Default>(body: &[u8]) -> Result<M, String> {
+    M::decode(body).map_err(|error| format!("the content cannot be decoded: {error}"))
+}
+
+fn text(invalid: validate::Invalid) -> String {
+    invalid.to_string()
+}
+
+/// When workers last used something; `None` if they never did.
+fn last_used(usage: &Usage, now: Instant) -> Option<Instant> {
+    let last = usage.last();
+    (last != 0).then(|| now - Duration::from_secs(uptime(now).saturating_sub(last)))
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_api::discovery::ResourceType;
+
+    use super::*;
+    use crate::agent::subscriptions::{ABSENT, IDLE};
+
+    fn fresh(now: Instant) -> Knowledge {
+        let mut knowledge = Knowledge::new("mesh.local".parse().unwrap(), Addresses::default(), now);
+        knowledge.connected(now);
+        knowledge
+    }
+
+    fn name(text: &str) -> ServiceName {
+        text.parse().unwrap()
+    }
+
+    fn resource<M: ResourceType>(name: &str, version: &str, message: &M) -> Resource {
+        let value = message.encode_to_vec();
+        let any = prost_types::Any { type_url: M::TYPE_URL.into(), value };
+        Resource { name: name.into(), version: version.into(), resource: Some(any), aliases: Vec::new() }
+    }
+
+    fn users(address: &str) -> v1::Service {
+        let endpoint = v1::Endpoint { id: "1".into(), address: address.into(), ..v1::Endpoint::default() };
+        v1::Service {
+            namespace: "shop".into(),
+            name: "users".into(),
+            endpoints: vec![endpoint],
+            addresses: vec!["10.96.0.1".into()],
+            ..v1::Service::default()
+        }
+    }
+
+    fn push(resources: Vec<Resource>, removed: &[&str]) -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            resources,
+            removed_resources: removed.iter().map(ToString::to_string).collect(),
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+
+    fn found(snapshot: &Snapshot) -> Arc<Service> {
+        match &snapshot.services[&name("shop/users")] {
+            Lookup::Found(service) => service.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_service_goes_from_pending_to_found_to_absent() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        assert_eq!(knowledge.want(Want::Service(name("shop/users")), now), Ok(true));
+        assert!(matches!(knowledge.snapshot().services[&name("shop/users")], Lookup::Pending));
+        let response = push(vec![resource("shop/users", "1", &users("10.0.0.1"))], &[]);
+        let applied = knowledge.apply(Kind::Service, response, now);
+        assert!(applied.changed && applied.refused.is_none());
+        let snapshot = knowledge.snapshot();
+        assert_eq!(found(&snapshot).endpoints.len(), 1);
+        let synthetic: IpAddr = knowledge.synthetic.assign(&name("shop/users")).unwrap().into();
+        for address in ["10.96.0.1".parse().unwrap(), synthetic] {
+            assert_eq!(snapshot.addresses[&address], Lookup::Found(name("shop/users")));
+        }
+        assert!(knowledge.apply(Kind::Service, push(Vec::new(), &["shop/users"]), now).changed);
+        let snapshot = knowledge.snapshot();
+        assert!(matches!(snapshot.services[&name("shop/users")], Lookup::Absent));
+        assert!(snapshot.addresses.is_empty());
+        assert!(knowledge.expire(now + ABSENT));
+        assert!(knowledge.snapshot().services.is_empty());
+    }
+
+    #[test]
+    fn an_invalid_update_is_refused_by_path_and_the_last_good_stays() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let _ = knowledge.want(Want::Service(name("shop/users")), now);
+        let good = push(vec![resource("shop/users", "1", &users("10.0.0.1"))], &[]);
+        knowledge.apply(Kind::Service, good, now);
+        let before = found(&knowledge.snapshot());
+        let bad = push(vec![resource("shop/users", "2", &users("nowhere"))], &[]);
+        let applied = knowledge.apply(Kind::Service, bad, now);
+        let refused = applied.refused.unwrap();
+        assert!(refused.starts_with("Service shop/users: endpoints[0].address: "), "{refused}");
+        assert!(!applied.changed);
+        assert!(Arc::ptr_eq(&before, &found(&knowledge.snapshot())));
+        knowledge.disconnected();
+        let opening = knowledge.connected(now);
+        let services = opening.iter().find(|change| change.kind == Kind::Service).unwrap();
+        assert_eq!(services.versions["shop/users"], "1", "the refused version is not claimed");
+    }
+
+    #[test]
+    fn unchanged_services_keep_their_arc_and_changed_ones_their_usage() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let _ = knowledge.want(Want::Service(name("shop/users")), now);
+        let version = |version, address| push(vec![resource("shop/users", version, &users(address))], &[]);
+        knowledge.apply(Kind::Service, version("1", "10.0.0.1"), now);
+        let first = found(&knowledge.snapshot());
+        assert!(!knowledge.apply(Kind::Service, version("1", "10.0.0.1"), now).changed);
+        assert!(Arc::ptr_eq(&first, &found(&knowledge.snapshot())));
+        knowledge.apply(Kind::Service, version("2", "10.0.0.2"), now);
+        let second = found(&knowledge.snapshot());
+        assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&first.usage, &second.usage));
+    }
+
+    #[test]
+    fn an_address_leads_to_its_service() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let ip: IpAddr = "10.96.0.9".parse().unwrap();
+        assert_eq!(knowledge.want(Want::Address(ip), now), Ok(true));
+        let message = v1::Address { namespace: "shop".into(), name: "users".into() };
+        knowledge.apply(Kind::Address, push(vec![resource("10.96.0.9", "1", &message)], &[]), now);
+        let snapshot = knowledge.snapshot();
+        assert_eq!(snapshot.addresses[&ip], Lookup::Found(name("shop/users")));
+        assert!(matches!(snapshot.services[&name("shop/users")], Lookup::Pending));
+        assert!(knowledge.changes().iter().any(|change| change.subscribe == ["shop/users"]));
+    }
+
+    #[test]
+    fn synthetic_addresses_are_answered_without_discovery() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let ip: IpAddr = knowledge.synthetic.assign(&name("shop/users")).unwrap().into();
+        assert_eq!(knowledge.want(Want::Address(ip), now), Ok(true));
+        assert_eq!(knowledge.snapshot().addresses[&ip], Lookup::Found(name("shop/users")));
+        let changes = knowledge.changes();
+        assert_eq!((changes.len(), changes[0].kind), (1, Kind::Service));
+        assert!(knowledge.expire(now + IDLE));
+        assert!(knowledge.snapshot().addresses.is_empty());
+    }
+
+    #[test]
+    fn use_by_workers_keeps_a_service_and_the_permanent_ones_are_never_taken_away() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let _ = knowledge.want(Want::Service(name("shop/users")), now);
+        let response = push(vec![resource("shop/users", "1", &users("10.0.0.1"))], &[]);
+        knowledge.apply(Kind::Service, response, now);
+        let later = now + IDLE - Duration::from_secs(1);
+        found(&knowledge.snapshot()).usage.touch(uptime(later));
+        assert!(!knowledge.expire(now + IDLE + Duration::from_secs(5)));
+        let message = v1::Mesh { trust_domain: "mesh.local".into(), egress: 0, cluster_domain: "c".into() };
+        knowledge.apply(Kind::Mesh, push(vec![resource("mesh", "1", &message)], &[]), now);
+        assert!(!knowledge.apply(Kind::Mesh, push(Vec::new(), &["mesh"]), now).changed);
+        assert!(knowledge.snapshot().mesh.is_some());
+    }
+}

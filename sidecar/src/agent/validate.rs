@@ -1,0 +1,325 @@
+//! From the wire to [`crate::config`]: every field is checked, defaults are
+//! filled in, and nothing behind has to doubt a value again. What is refused
+//! is named by its path. Pure functions.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use heddle_api::discovery::v1;
+use heddle_api::name::ServiceName;
+use heddle_api::spiffe::{SpiffeId, TrustDomain};
+use heddle_api::tls::TrustBundle;
+
+use crate::config::{AppProtocol, Endpoint, Mesh, MeshPeer, Port, Service, Usage, Workload};
+
+mod policy;
+
+/// A resource that this version cannot put into force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub(crate) struct Invalid {
+    path: String,
+    reason: String,
+}
+
+impl Invalid {
+    fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { path: path.into(), reason: reason.into() }
+    }
+
+    /// The same, seen from further outside.
+    fn within(mut self, outer: &str) -> Self {
+        self.path = if self.path.starts_with('[') {
+            format!("{outer}{}", self.path)
+        } else {
+            format!("{outer}.{}", self.path)
+        };
+        self
+    }
+}
+
+/// A service and the addresses that are its own.
+pub(crate) fn service(
+    name: &ServiceName,
+    message: v1::Service,
+    usage: Arc<Usage>,
+) -> Result<(Service, Vec<IpAddr>), Invalid> {
+    named(name, &message.namespace, &message.name)?;
+    let mut ports = Vec::with_capacity(message.ports.len());
+    for (index, port) in message.ports.iter().enumerate() {
+        ports.push(service_port(port, &ports).map_err(|e| e.within(&format!("ports[{index}]")))?);
+    }
+    let mut ids = HashSet::new();
+    let mut endpoints = Vec::with_capacity(message.endpoints.len());
+    for (index, wire) in message.endpoints.into_iter().enumerate() {
+        let within = |e: Invalid| e.within(&format!("endpoints[{index}]"));
+        let valid = endpoint(wire, &ports).map_err(within)?;
+        if !ids.insert(valid.id.clone()) {
+            return Err(within(Invalid::new("id", format!("{:?} is not unique", valid.id))));
+        }
+        endpoints.push(valid);
+    }
+    let mut addresses = Vec::with_capacity(message.addresses.len());
+    for (index, text) in message.addresses.iter().enumerate() {
+        addresses.push(ip(&format!("addresses[{index}]"), text)?);
+    }
+    let policy =
+        policy::traffic_policy(message.policy.unwrap_or_default()).map_err(|e| e.within("policy"))?;
+    let service = Service { name: name.clone(), ports, endpoints, policy: Arc::new(policy), usage };
+    Ok((service, addresses))
+}
+
+/// The service that an address belongs to.
+pub(crate) fn address(message: &v1::Address) -> Result<ServiceName, Invalid> {
+    ServiceName::new(&message.namespace, &message.name).map_err(|e| Invalid::new("name", e.to_string()))
+}
+
+/// The workload's own side.
+pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
+    let service = ServiceName::new(&message.namespace, &message.service)
+        .map_err(|e| Invalid::new("service", e.to_string()))?;
+    let mut ports = Vec::with_capacity(message.ports.len());
+    for (index, port) in message.ports.iter().enumerate() {
+        ports.push(service_port(port, &ports).map_err(|e| e.within(&format!("ports[{index}]")))?);
+    }
+    let telemetry = message.telemetry.unwrap_or_default();
+    if !(0.0..=1.0).contains(&telemetry.sampling) {
+        return Err(Invalid::new(
+            "telemetry.sampling",
+            format!("{} is not between 0 and 1", telemetry.sampling),
+        ));
+    }
+    Ok(Workload { service, ports, access_log: telemetry.access_log, sampling: telemetry.sampling })
+}
+
+/// The settings of the mesh.
+pub(crate) fn mesh(message: &v1::Mesh, domain: &TrustDomain) -> Result<Mesh, Invalid> {
+    if message.trust_domain != domain.as_str() {
+        let reason = format!("{:?} is not {domain}, the trust domain of our identity", message.trust_domain);
+        return Err(Invalid::new("trust_domain", reason));
+    }
+    let cluster_domain = message.cluster_domain.trim_end_matches('.').to_ascii_lowercase();
+    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-');
+    if cluster_domain.is_empty() || cluster_domain.len() > 253 || !cluster_domain.bytes().all(valid) {
+        let reason = format!("{:?} is no DNS domain", message.cluster_domain);
+        return Err(Invalid::new("cluster_domain", reason));
+    }
+    let allow_any_egress = match v1::EgressMode::try_from(message.egress) {
+        Ok(v1::EgressMode::AllowAny) => true,
+        Ok(v1::EgressMode::RegistryOnly) => false,
+        Err(_) => return Err(unknown("egress", message.egress)),
+    };
+    Ok(Mesh { trust_domain: message.trust_domain.clone(), cluster_domain, allow_any_egress })
+}
+
+/// The roots of `domain`. An empty bundle would cut every connection, so it is refused.
+pub(crate) fn trust_bundle(message: v1::TrustBundle, domain: &TrustDomain) -> Result<TrustBundle, Invalid> {
+    if message.trust_domain != domain.as_str() {
+        let reason = format!("{:?} is not {domain}", message.trust_domain);
+        return Err(Invalid::new("trust_domain", reason));
+    }
+    if message.roots.is_empty() {
+        return Err(Invalid::new("roots", "there is none"));
+    }
+    let roots = message.roots.into_iter().map(Into::into).collect();
+    TrustBundle::new(domain.clone(), roots).map_err(|e| Invalid::new("roots", e.to_string()))
+}
+
+fn named(expected: &ServiceName, namespace: &str, name: &str) -> Result<(), Invalid> {
+    match ServiceName::new(namespace, name) {
+        Ok(found) if found == *expected => Ok(()),
+        Ok(found) => Err(Invalid::new("name", format!("it is {found} under the resource name {expected}"))),
+        Err(error) => Err(Invalid::new("name", error.to_string())),
+    }
+}
+
+fn service_port(wire: &v1::ServicePort, before: &[Port]) -> Result<Port, Invalid> {
+    let number = port("port", wire.port)?;
+    if before.iter().any(|p| p.number == number) {
+        return Err(Invalid::new("port", format!("{number} is not unique")));
+    }
+    let protocol = match v1::AppProtocol::try_from(wire.protocol) {
+        Ok(v1::AppProtocol::Unspecified) => AppProtocol::Detect,
+        Ok(v1::AppProtocol::Http) => AppProtocol::Http,
+        Ok(v1::AppProtocol::Http2 | v1::AppProtocol::Grpc) => AppProtocol::Http2,
+        Ok(v1::AppProtocol::Tcp) => AppProtocol::Tcp,
+        Ok(v1::AppProtocol::Tls) => AppProtocol::Tls,
+        Err(_) => return Err(unknown("protocol", wire.protocol)),
+    };
+    Ok(Port { number, protocol })
+}
+
+fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
+    if wire.id.is_empty() {
+        return Err(Invalid::new("id", "it is empty"));
+    }
+    let address = ip("address", &wire.address)?;
+    let mut bindings: Vec<(u16, u16)> = Vec::with_capacity(wire.bindings.len());
+    for (index, binding) in wire.bindings.iter().enumerate() {
+        let path = |field: &str| format!("bindings[{index}].{field}");
+        let from = port(&path("service_port"), binding.service_port)?;
+        let to = port(&path("target_port"), binding.target_port)?;
+        if !ports.iter().any(|p| p.number == from) {
+            return Err(Invalid::new(path("service_port"), format!("the service has no port {from}")));
+        }
+        if bindings.iter().any(|(other, _)| *other == from) {
+            return Err(Invalid::new(path("service_port"), format!("{from} is bound twice")));
+        }
+        bindings.push((from, to));
+    }
+    let mesh = match (wire.identity.as_str(), wire.mesh_port) {
+        ("", 0) => None,
+        ("", _) => return Err(Invalid::new("identity", "it is empty, but there is a mesh_port")),
+        (identity, inbound) => Some(MeshPeer {
+            inbound: SocketAddr::new(address, port("mesh_port", inbound)?),
+            identity: identity.parse::<SpiffeId>().map_err(|e| Invalid::new("identity", e.to_string()))?,
+        }),
+    };
+    let healthy = match v1::EndpointHealth::try_from(wire.health) {
+        Ok(v1::EndpointHealth::Healthy) => true,
+        Ok(v1::EndpointHealth::Unhealthy | v1::EndpointHealth::Draining) => false,
+        Err(_) => return Err(unknown("health", wire.health)),
+    };
+    Ok(Endpoint {
+        id: wire.id,
+        address,
+        bindings,
+        mesh,
+        zone: wire.zone,
+        weight: wire.weight.max(1),
+        healthy,
+    })
+}
+
+fn ip(path: &str, text: &str) -> Result<IpAddr, Invalid> {
+    let address: IpAddr =
+        text.parse().map_err(|_| Invalid::new(path, format!("{text:?} is no IP address")))?;
+    let address = address.to_canonical();
+    if address.is_unspecified() || address.is_multicast() {
+        return Err(Invalid::new(path, format!("{address} is no address of one host")));
+    }
+    Ok(address)
+}
+
+fn port(path: &str, number: u32) -> Result<u16, Invalid> {
+    match u16::try_from(number) {
+        Ok(number) if number != 0 => Ok(number),
+        _ => Err(Invalid::new(path, format!("{number} is no port between 1 and 65535"))),
+    }
+}
+
+/// A value that a newer control plane knows and this sidecar cannot enforce.
+fn unknown(path: &str, value: i32) -> Invalid {
+    Invalid::new(path, format!("this sidecar does not know the value {value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn name() -> ServiceName {
+        "shop/users".parse().unwrap()
+    }
+
+    fn wire() -> v1::Service {
+        v1::Service {
+            namespace: "shop".into(),
+            name: "users".into(),
+            ports: vec![v1::ServicePort { port: 80, name: "http".into(), protocol: 1 }],
+            endpoints: vec![v1::Endpoint {
+                id: "users-1".into(),
+                address: "10.0.0.7".into(),
+                bindings: vec![v1::PortBinding { service_port: 80, target_port: 8080 }],
+                identity: "spiffe://mesh.local/ns/shop/sa/users".into(),
+                mesh_port: 7102,
+                ..v1::Endpoint::default()
+            }],
+            addresses: vec!["10.96.0.7".into()],
+            policy: None,
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut v1::Service)) -> Result<(Service, Vec<IpAddr>), String> {
+        let mut message = wire();
+        change(&mut message);
+        service(&name(), message, Arc::default()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_valid_service_gets_the_documented_defaults() {
+        let (service, addresses) = check(|_| {}).unwrap();
+        assert_eq!(addresses, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(service.ports, [Port { number: 80, protocol: AppProtocol::Http }]);
+        let endpoint = &service.endpoints[0];
+        assert_eq!((endpoint.weight, endpoint.healthy), (1, true));
+        assert_eq!(endpoint.mesh.as_ref().unwrap().inbound, "10.0.0.7:7102".parse().unwrap());
+        assert_eq!(service.policy.connect_timeout, Duration::from_secs(1));
+        assert_eq!(service.policy.request_timeout, Some(Duration::from_secs(15)));
+        assert_eq!(service.policy.limits.requests, 1024);
+    }
+
+    #[test]
+    fn every_refusal_names_the_field() {
+        let refused = |change: fn(&mut v1::Service)| check(change).unwrap_err();
+        for (change, path) in [
+            ((|s| s.name = "orders".into()) as fn(&mut v1::Service), "name: "),
+            (|s| s.ports[0].port = 0, "ports[0].port: "),
+            (|s| s.ports[0].protocol = 99, "ports[0].protocol: "),
+            (|s| s.ports.push(s.ports[0].clone()), "ports[1].port: "),
+            (|s| s.endpoints[0].id.clear(), "endpoints[0].id: "),
+            (|s| s.endpoints.push(s.endpoints[0].clone()), "endpoints[1].id: "),
+            (|s| s.endpoints[0].address = "users.local".into(), "endpoints[0].address: "),
+            (|s| s.endpoints[0].address = "0.0.0.0".into(), "endpoints[0].address: "),
+            (|s| s.endpoints[0].bindings[0].service_port = 81, "endpoints[0].bindings[0].service_port: "),
+            (|s| s.endpoints[0].bindings[0].target_port = 65536, "endpoints[0].bindings[0].target_port: "),
+            (|s| s.endpoints[0].identity = "users".into(), "endpoints[0].identity: "),
+            (|s| s.endpoints[0].identity.clear(), "endpoints[0].identity: "),
+            (|s| s.endpoints[0].mesh_port = 0, "endpoints[0].mesh_port: "),
+            (|s| s.endpoints[0].health = 9, "endpoints[0].health: "),
+            (|s| s.addresses.push("x".into()), "addresses[1]: "),
+        ] {
+            let error = refused(change);
+            assert!(error.starts_with(path), "{error} should begin with {path}");
+        }
+    }
+
+    #[test]
+    fn unhealthy_and_draining_endpoints_get_nothing_new() {
+        for health in [v1::EndpointHealth::Unhealthy, v1::EndpointHealth::Draining] {
+            let (service, _) = check(|s| s.endpoints[0].health = health.into()).unwrap();
+            assert!(!service.endpoints[0].healthy);
+        }
+    }
+
+    #[test]
+    fn a_mesh_of_another_domain_and_an_empty_bundle_are_refused() {
+        let domain: TrustDomain = "mesh.local".parse().unwrap();
+        let settings = |trust_domain: &str, cluster_domain: &str| v1::Mesh {
+            trust_domain: trust_domain.into(),
+            egress: 0,
+            cluster_domain: cluster_domain.into(),
+        };
+        assert!(mesh(&settings("mesh.local", "cluster.local."), &domain).unwrap().allow_any_egress);
+        assert!(mesh(&settings("other", "cluster.local"), &domain).is_err());
+        assert!(mesh(&settings("mesh.local", ""), &domain).is_err());
+        let bundle = v1::TrustBundle { trust_domain: "mesh.local".into(), roots: Vec::new() };
+        assert!(trust_bundle(bundle, &domain).is_err());
+    }
+
+    #[test]
+    fn sampling_is_a_share() {
+        let message = |sampling| v1::Workload {
+            namespace: "shop".into(),
+            service: "users".into(),
+            ports: Vec::new(),
+            telemetry: Some(v1::Telemetry { access_log: true, sampling }),
+        };
+        assert!(workload(&message(1.0)).unwrap().access_log);
+        for bad in [-0.1, 1.1, f64::NAN] {
+            assert!(workload(&message(bad)).unwrap_err().to_string().starts_with("telemetry.sampling"));
+        }
+    }
+}
