@@ -1,24 +1,31 @@
-//! The traffic policy of a service: the defaults of `TrafficPolicy` are here.
+//! The traffic policy of a service, with the defaults of `TrafficPolicy`.
 
 use std::time::Duration;
 
 use heddle_api::discovery::v1;
 
 use crate::config::{Limits, TrafficPolicy};
+use crate::policy::backoff::{Backoff, Growth};
+use crate::policy::budget::BudgetPolicy;
 use crate::policy::ejection::EjectionPolicy;
-use crate::policy::retry::RetryPolicy;
+use crate::policy::retry::{Cause, Causes, Methods, RetryPolicy, StatusSet};
 
-use super::Invalid;
+use super::{Invalid, unknown};
 
-/// The defaults of design, "TrafficPolicy, in full".
+/// The defaults of the design's "TrafficPolicy, in full"; those of retries and
+/// ejection are with their policies.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const LIMIT: usize = 1024;
 
+/// What a request may keep of its body for a retry at most: larger ones would
+/// let a few clients fill the memory.
+const MAX_BUFFER: u64 = 16 * 1024 * 1024;
+
 pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, Invalid> {
     let timeouts = wire.timeouts.unwrap_or_default();
-    let timeout = |field: &str, value, default| limit_of(&format!("timeouts.{field}"), value, default);
+    let timeout = |field: &str, value, default| limit(&format!("timeouts.{field}"), value, default);
     let connect_timeout = timeout("connect", timeouts.connect, Some(CONNECT_TIMEOUT))?
         .ok_or_else(|| Invalid::new("timeouts.connect", "a connection must be made in limited time"))?;
     Ok(TrafficPolicy {
@@ -27,21 +34,141 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
         request_timeout: timeout("request", timeouts.request, Some(REQUEST_TIMEOUT))?,
         per_try_timeout: timeout("per_try", timeouts.per_try, None)?,
         idle_timeout: timeout("idle", timeouts.idle, Some(IDLE_TIMEOUT))?,
-        retry: RetryPolicy::default(),
-        ejection: EjectionPolicy::default(),
-        limits: limits(wire.limits.unwrap_or_default())?,
+        retry: retry(wire.retry.unwrap_or_default()).map_err(|e| e.within("retry"))?,
+        ejection: ejection(wire.ejection.unwrap_or_default()).map_err(|e| e.within("ejection"))?,
+        limits: limits(wire.limits.unwrap_or_default()).map_err(|e| e.within("limits"))?,
+    })
+}
+
+fn retry(wire: v1::Retry) -> Result<RetryPolicy, Invalid> {
+    let default = RetryPolicy::default();
+    let mut causes = Vec::with_capacity(wire.on.len());
+    for (index, value) in wire.on.iter().enumerate() {
+        causes.push(cause(*value).ok_or_else(|| unknown(&format!("on[{index}]"), *value))?);
+    }
+    let mut statuses = StatusSet::default();
+    for (index, value) in wire.statuses.iter().enumerate() {
+        match u16::try_from(*value) {
+            Ok(class @ 1..=5) => statuses.insert_class(u8::try_from(class).unwrap_or(5)),
+            Ok(status @ 100..=599) => statuses.insert(status),
+            _ => {
+                let reason = format!("{value} is neither a status nor a class of them");
+                return Err(Invalid::new(format!("statuses[{index}]"), reason));
+            }
+        }
+    }
+    for (index, method) in wire.methods.iter().enumerate() {
+        if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
+            let reason = format!("{method:?} is no method in capitals");
+            return Err(Invalid::new(format!("methods[{index}]"), reason));
+        }
+    }
+    let buffer_bytes = match wire.buffer_bytes {
+        None => default.buffer_bytes,
+        Some(bytes) if bytes <= MAX_BUFFER => usize::try_from(bytes).unwrap_or(usize::MAX),
+        Some(bytes) => {
+            return Err(Invalid::new("buffer_bytes", format!("{bytes} is more than {MAX_BUFFER}")));
+        }
+    };
+    let budget = wire.budget.unwrap_or_default();
+    let percent = budget.percent.unwrap_or(default.budget.percent);
+    if percent > 100 {
+        return Err(Invalid::new("budget.percent", format!("{percent} is more than 100")));
+    }
+    Ok(RetryPolicy {
+        attempts: wire.attempts.unwrap_or(default.attempts),
+        on: if causes.is_empty() { default.on } else { causes.into_iter().collect::<Causes>() },
+        statuses,
+        methods: if wire.methods.is_empty() {
+            default.methods
+        } else {
+            wire.methods.iter().map(String::as_str).collect::<Methods>()
+        },
+        buffer_bytes,
+        backoff: wire.backoff.map_or(Ok(default.backoff), backoff).map_err(|e| e.within("backoff"))?,
+        max_elapsed: limit("max_elapsed", wire.max_elapsed, default.max_elapsed)?,
+        budget: BudgetPolicy {
+            percent,
+            min_per_second: budget.min_per_second.unwrap_or(default.budget.min_per_second),
+        },
+    })
+}
+
+fn cause(value: i32) -> Option<Cause> {
+    Some(match v1::RetryReason::try_from(value).ok()? {
+        v1::RetryReason::Unspecified => return None,
+        v1::RetryReason::ConnectFailure => Cause::ConnectFailure,
+        v1::RetryReason::RefusedStream => Cause::RefusedStream,
+        v1::RetryReason::Reset => Cause::Reset,
+        v1::RetryReason::GatewayError => Cause::GatewayError,
+        v1::RetryReason::PerTryTimeout => Cause::PerTryTimeout,
+        v1::RetryReason::GrpcCancelled => Cause::GrpcCancelled,
+        v1::RetryReason::GrpcDeadlineExceeded => Cause::GrpcDeadlineExceeded,
+        v1::RetryReason::GrpcResourceExhausted => Cause::GrpcResourceExhausted,
+        v1::RetryReason::GrpcUnavailable => Cause::GrpcUnavailable,
+    })
+}
+
+fn backoff(wire: v1::Backoff) -> Result<Backoff, Invalid> {
+    let default = Backoff::default();
+    let or = |field: &str, value: Option<_>, default| value.map_or(Ok(default), |v| duration(field, v));
+    let base = or("base", wire.base, default.base)?;
+    let growth = match v1::BackoffStrategy::try_from(wire.strategy) {
+        // A number that proto3 leaves out reads as 0: the default.
+        Ok(v1::BackoffStrategy::Exponential) if wire.multiplier == 0.0 => default.growth,
+        Ok(v1::BackoffStrategy::Exponential) if wire.multiplier >= 1.0 && wire.multiplier <= 100.0 => {
+            Growth::Exponential { multiplier: wire.multiplier }
+        }
+        Ok(v1::BackoffStrategy::Exponential) => {
+            return Err(Invalid::new("multiplier", format!("{} is not between 1 and 100", wire.multiplier)));
+        }
+        Ok(v1::BackoffStrategy::Linear) => {
+            Growth::Linear { increment: or("increment", wire.increment, base)? }
+        }
+        Ok(v1::BackoffStrategy::Fixed) => Growth::Fixed,
+        Err(_) => return Err(unknown("strategy", wire.strategy)),
+    };
+    if !(0.0..=1.0).contains(&wire.jitter) {
+        return Err(Invalid::new("jitter", format!("{} is not between 0 and 1", wire.jitter)));
+    }
+    Ok(Backoff { growth, base, max: or("max", wire.max, default.max.max(base))?, jitter: wire.jitter })
+}
+
+fn ejection(wire: v1::OutlierEjection) -> Result<EjectionPolicy, Invalid> {
+    let default = EjectionPolicy::default();
+    let time = |field: &str, value: Option<_>, default| match value {
+        None => Ok(default),
+        Some(value) => match duration(field, value)? {
+            Duration::ZERO => Err(Invalid::new(field, "an ejection of no time is none")),
+            some => Ok(some),
+        },
+    };
+    let base = time("base", wire.base, default.base)?;
+    let max = time("max", wire.max, default.max.max(base))?;
+    if max < base {
+        return Err(Invalid::new("max", "it is less than base"));
+    }
+    let max_ejected_percent = wire.max_ejected_percent.unwrap_or(default.max_ejected_percent);
+    if max_ejected_percent > 100 {
+        return Err(Invalid::new("max_ejected_percent", format!("{max_ejected_percent} is more than 100")));
+    }
+    Ok(EjectionPolicy {
+        consecutive_failures: wire.consecutive_failures.unwrap_or(default.consecutive_failures),
+        base,
+        max,
+        max_ejected_percent,
     })
 }
 
 fn limits(wire: v1::Limits) -> Result<Limits, Invalid> {
     let limit = |field: &str, value: Option<u32>| match value {
-        Some(0) => Err(Invalid::new(format!("limits.{field}"), "0 would let nothing through")),
+        Some(0) => Err(Invalid::new(field, "0 would let nothing through")),
         Some(value) => Ok(value as usize),
         None => Ok(LIMIT),
     };
     Ok(Limits {
         connections: limit("connections", wire.connections)?,
-        // None may wait: whoever finds no free connection is refused at once.
+        // 0 is possible here: whoever finds no free connection is refused at once.
         pending_requests: wire.pending_requests.map_or(LIMIT, |value| value as usize),
         requests: limit("requests", wire.requests)?,
         requests_per_connection: wire.requests_per_connection.filter(|n| *n != 0).map(u64::from),
@@ -49,7 +176,7 @@ fn limits(wire: v1::Limits) -> Result<Limits, Invalid> {
 }
 
 /// A time limit: absent means `default`, zero means none.
-fn limit_of(
+fn limit(
     path: &str,
     value: Option<prost_types::Duration>,
     default: Option<Duration>,
@@ -62,8 +189,80 @@ fn limit_of(
 
 fn duration(path: &str, value: prost_types::Duration) -> Result<Duration, Invalid> {
     let invalid = || Invalid::new(path, "it is negative or out of range");
-    if value.nanos < 0 || value.nanos > 999_999_999 {
+    if !(0..1_000_000_000).contains(&value.nanos) {
         return Err(invalid());
     }
     Duration::try_from(value).map_err(|_| invalid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_retry(retry: v1::Retry) -> Result<RetryPolicy, String> {
+        let wire = v1::TrafficPolicy { retry: Some(retry), ..v1::TrafficPolicy::default() };
+        traffic_policy(wire).map(|policy| policy.retry).map_err(|e| e.to_string())
+    }
+
+    fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+        Some(prost_types::Duration { seconds, nanos: 0 })
+    }
+
+    #[test]
+    fn absent_fields_mean_the_documented_defaults() {
+        let policy = traffic_policy(v1::TrafficPolicy::default()).unwrap();
+        assert_eq!(policy.connect_timeout, Duration::from_secs(1));
+        assert_eq!(policy.per_try_timeout, None);
+        assert_eq!(policy.idle_timeout, Some(Duration::from_secs(3600)));
+        assert_eq!(policy.retry, RetryPolicy::default());
+        assert_eq!(policy.ejection, EjectionPolicy::default());
+    }
+
+    #[test]
+    fn opted_in_reasons_and_statuses_are_taken_over() {
+        let retry = with_retry(v1::Retry {
+            attempts: Some(0),
+            on: vec![v1::RetryReason::Reset.into()],
+            statuses: vec![429, 5],
+            methods: vec!["POST".into()],
+            ..v1::Retry::default()
+        })
+        .unwrap();
+        assert_eq!(retry.attempts, 0);
+        assert!(retry.on.contains(Cause::Reset) && !retry.on.contains(Cause::ConnectFailure));
+        assert!(
+            retry.statuses.contains(429) && retry.statuses.contains(503) && !retry.statuses.contains(404)
+        );
+        assert!(retry.methods.permit(b"POST") && !retry.methods.permit(b"GET"));
+    }
+
+    #[test]
+    fn a_zero_duration_lifts_a_limit_where_that_is_sound() {
+        let timeouts = v1::Timeouts { request: seconds(0), ..v1::Timeouts::default() };
+        let wire = v1::TrafficPolicy { timeouts: Some(timeouts), ..v1::TrafficPolicy::default() };
+        assert_eq!(traffic_policy(wire).unwrap().request_timeout, None);
+        let timeouts = v1::Timeouts { connect: seconds(0), ..v1::Timeouts::default() };
+        let wire = v1::TrafficPolicy { timeouts: Some(timeouts), ..v1::TrafficPolicy::default() };
+        assert!(traffic_policy(wire).unwrap_err().to_string().starts_with("timeouts.connect: "));
+    }
+
+    #[test]
+    fn impossible_values_are_refused_by_path() {
+        let retry = v1::Retry::default;
+        for (wire, path) in [
+            (v1::Retry { on: vec![0], ..retry() }, "retry.on[0]: "),
+            (v1::Retry { on: vec![1, 99], ..retry() }, "retry.on[1]: "),
+            (v1::Retry { statuses: vec![6], ..retry() }, "retry.statuses[0]: "),
+            (v1::Retry { methods: vec!["get".into()], ..retry() }, "retry.methods[0]: "),
+            (v1::Retry { buffer_bytes: Some(MAX_BUFFER + 1), ..retry() }, "retry.buffer_bytes: "),
+            (v1::Retry { max_elapsed: seconds(-1), ..retry() }, "retry.max_elapsed: "),
+            (
+                v1::Retry { backoff: Some(v1::Backoff { jitter: 1.5, ..v1::Backoff::default() }), ..retry() },
+                "retry.backoff.jitter: ",
+            ),
+        ] {
+            let error = with_retry(wire).unwrap_err();
+            assert!(error.starts_with(path), "{error} should begin with {path}");
+        }
+    }
 }
