@@ -26,10 +26,11 @@ impl Sampler {
 }
 
 /// The last 56 bits, which W3C level 2 says are random, against the rejection threshold of
-/// OpenTelemetry's consistent sampling: everyone who compares so decides alike.
+/// OpenTelemetry's consistent sampling: everyone who compares so decides alike. Compared are
+/// the upper 53 of them, which a float holds exactly.
 fn is_within(trace_id: u128, ratio: f64) -> bool {
-    const RANGE: f64 = (1u64 << 56) as f64;
-    let randomness = (trace_id & ((1 << 56) - 1)) as f64;
+    const RANGE: f64 = (1u64 << 53) as f64;
+    let randomness = (trace_id >> 3 & ((1 << 53) - 1)) as f64;
     randomness >= (1.0 - ratio) * RANGE
 }
 
@@ -41,7 +42,7 @@ mod tests {
     fn a_senders_decision_stands_only_if_parent_based() {
         let parent_based = Sampler { parent_based: true, ratio: Some(0.0) };
         assert!(parent_based.decide(Some(true), 1, 1.0));
-        assert!(!parent_based.decide(None, u128::MAX, 1.0));
+        assert!(!parent_based.decide(None, u128::MAX, 1.0), "the configured ratio goes before the policy's");
         let alone = Sampler { parent_based: false, ratio: Some(1.0) };
         assert!(alone.decide(Some(false), 1, 0.0));
     }
