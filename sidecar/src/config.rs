@@ -142,6 +142,21 @@ pub struct TrafficPolicy {
     pub limits: Limits,
 }
 
+impl Default for TrafficPolicy {
+    fn default() -> Self {
+        Self {
+            source: String::new(),
+            connect_timeout: Duration::from_secs(1),
+            request_timeout: Some(Duration::from_secs(15)),
+            per_try_timeout: None,
+            idle_timeout: Some(Duration::from_secs(3600)),
+            retry: RetryPolicy::default(),
+            ejection: crate::policy::ejection::EjectionPolicy::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
 /// Bounds on what one destination may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -153,6 +168,12 @@ pub struct Limits {
     pub requests: usize,
     /// Requests that a connection serves before it is replaced.
     pub requests_per_connection: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 1024, pending_requests: 1024, requests: 1024, requests_per_connection: None }
+    }
 }
 
 /// The workload's own side.

@@ -122,3 +122,8 @@ impl From<httparse::Error> for BadHead {
         }
     }
 }
+
+/// Serves a client's HTTP/1 connection.
+pub(crate) async fn serve(connection: crate::io::Connection, session: crate::session::Session) {
+    let _ = (connection, session);
+}

@@ -2,3 +2,8 @@
 
 pub(crate) mod coalesce;
 pub(crate) mod turn;
+
+/// Serves a client's HTTP/2 connection.
+pub(crate) async fn serve(connection: crate::io::Connection, session: crate::session::Session) {
+    let _ = (connection, session);
+}

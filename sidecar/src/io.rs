@@ -150,6 +150,12 @@ impl ReadBuffer {
         }
     }
 
+    /// Puts bytes back in front.
+    pub fn unread(&mut self, bytes: &[u8]) {
+        self.bytes.splice(..self.start, bytes.iter().copied());
+        self.start = 0;
+    }
+
     /// Gives the allocation back if nothing is in it.
     pub fn release(&mut self) {
         if self.is_empty() && self.bytes.capacity() > 0 {

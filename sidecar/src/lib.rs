@@ -5,16 +5,23 @@
 
 pub mod agent;
 pub mod config;
+pub mod detect;
 pub mod dns;
 pub mod http1;
 mod http2;
+mod inbound;
 pub mod io;
 pub mod listener;
 pub mod namespace;
+mod outbound;
 pub mod policy;
 pub mod proxy;
 pub mod reason;
 pub mod sanitize;
+mod session;
 pub mod settings;
+mod tcp;
 pub mod telemetry;
+pub mod upstream;
 pub mod wheel;
+pub mod worker;

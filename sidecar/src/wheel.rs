@@ -54,6 +54,13 @@ impl Wheel {
         Deadline { key: self.0.core.borrow_mut().insert(), wheel: self.0.clone() }
     }
 
+    /// Wakes the tasks of all deadlines, over or not: something happened that
+    /// concerns everyone.
+    pub fn wake_all(&self) {
+        let wakers = self.0.core.borrow().watchers();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     /// Wakes the tasks of deadlines that are over, for ever. One task per
     /// worker runs this; without it no deadline ends.
     pub async fn drive(&self) {

@@ -118,6 +118,11 @@ impl Core {
         }
     }
 
+    /// Everyone who waits for an entry.
+    pub(crate) fn watchers(&self) -> Vec<Waker> {
+        self.entries.iter().filter_map(|entry| entry.waker.clone()).collect()
+    }
+
     /// Moves on to `now`: whom to wake is appended to `due`, what is not yet
     /// due is put further ahead.
     pub(crate) fn advance(&mut self, now: u64, due: &mut Vec<Waker>) {

@@ -1,0 +1,169 @@
+//! The application's own connections: where they want to go, and what they speak.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::config::AppProtocol;
+use crate::detect::{Verdict, detect};
+use crate::io::{Connection, Transport};
+use crate::listener::OutboundKind;
+use crate::session::{Routing, Session};
+use crate::upstream::{Destination, Learned};
+use crate::worker::Worker;
+use crate::{http1, http2, tcp};
+
+/// How long a client may take for the bytes that tell its protocol, once it has begun.
+const DETECTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an unknown client may stay silent before the upstream side is
+/// opened, in case the server speaks first. Clients that speak first do so in
+/// far less; a server that speaks first is delayed once per destination.
+const SILENCE: Duration = Duration::from_millis(5);
+
+/// Serves a connection to an outbound listener.
+pub(crate) async fn serve(socket: StdTcpStream, kind: &OutboundKind, worker: &Rc<Worker>) {
+    let client = socket.peer_addr().ok();
+    let routing = match kind {
+        OutboundKind::ByAuthority => Ok(Routing::ByAuthority),
+        OutboundKind::Transparent => socket.local_addr().map(Routing::Address),
+        OutboundKind::Redirected => redirected(&socket).map(Routing::Address),
+        OutboundKind::HostLoopback => socket.local_addr().map(Routing::HostLoopback),
+        OutboundKind::Fixed(name, port) => Ok(Routing::Service(name.clone(), *port)),
+    };
+    let (routing, socket) = match routing.and_then(|routing| Ok((routing, TcpStream::from_std(socket)?))) {
+        Ok(parts) => parts,
+        Err(error) => {
+            return worker.warn(format_args!("a connection of the application has no destination: {error}"));
+        }
+    };
+    serve_detected(socket, Session::outbound(worker.clone(), client, routing)).await;
+}
+
+/// The address that was connected to before NAT.
+fn redirected(socket: &StdTcpStream) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(socket);
+    let address = socket.original_dst_v4().or_else(|_| socket.original_dst_v6())?;
+    address.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))
+}
+
+/// Serves a plaintext connection by what it speaks.
+pub(crate) async fn serve_detected(socket: TcpStream, session: Session) {
+    if socket.set_nodelay(true).is_err() {
+        return;
+    }
+    let mut connection = Connection::new(Transport::Tcp(socket));
+    let destination = match session.is_by_authority() {
+        true => None,
+        false => match session.destination(b"").await {
+            Ok(destination) => Some(destination),
+            Err(reason) => return refuse(connection, session, reason).await,
+        },
+    };
+    let protocol = destination.as_ref().map_or(AppProtocol::Http, |d| d.protocol);
+    let verdict = match (protocol, &destination) {
+        (AppProtocol::Tcp | AppProtocol::Tls, _) => Some(Verdict::Opaque),
+        (AppProtocol::Detect, Some(destination)) => {
+            match listen(&mut connection, &session, destination).await {
+                Heard::Client(verdict) => verdict,
+                Heard::Server(stream) => {
+                    return tcp::serve_opened(connection, session, destination.clone(), stream).await;
+                }
+            }
+        }
+        _ => within(DETECTION_TIMEOUT, settle(&mut connection)).await,
+    };
+    match (verdict, destination) {
+        (None, _) => {}
+        (Some(Verdict::Http1), _) => http1::serve(connection, session).await,
+        (Some(Verdict::Http2), _) => http2::serve(connection, session).await,
+        (Some(_), Some(destination)) => tcp::serve(connection, session, &destination).await,
+        (Some(_), None) => {
+            session.worker.warn(format_args!("a connection without destination speaks no HTTP"));
+            connection.transport.abort();
+        }
+    }
+}
+
+/// Who spoke first.
+enum Heard {
+    /// The client, and this is what it speaks; `None`: it left or took too long.
+    Client(Option<Verdict>),
+    /// The server, or nobody yet on a stream that is open now.
+    Server(tcp::Opened),
+}
+
+/// Finds out what a connection to a destination without declared protocol is.
+async fn listen(connection: &mut Connection, session: &Session, destination: &Rc<Destination>) -> Heard {
+    if destination.learned.get() == Learned::ClientFirst {
+        return Heard::Client(within(DETECTION_TIMEOUT, settle(connection)).await);
+    }
+    if destination.learned.get() == Learned::Nothing
+        && let Ok(verdict) = tokio::time::timeout(SILENCE, settle(connection)).await
+    {
+        if verdict.as_ref().is_some_and(|v| *v != Verdict::Opaque) {
+            destination.learned.set(Learned::ClientFirst);
+        }
+        return Heard::Client(verdict);
+    }
+    // The client is silent, or has sent too little: what the server does decides as well.
+    let Ok(mut stream) = tcp::open(session, destination, Instant::now()).await else {
+        return Heard::Client(within(DETECTION_TIMEOUT, settle(connection)).await);
+    };
+    let verdict = tokio::select! {
+        verdict = settle(connection) => verdict,
+        _ = stream.answered() => {
+            destination.learned.set(Learned::ServerFirst);
+            return Heard::Server(stream);
+        }
+    };
+    match verdict {
+        // What the client speaks is carried by the stream that is there.
+        Some(Verdict::Opaque | Verdict::Tls(_)) => Heard::Server(stream),
+        other => {
+            stream.abandon();
+            if other.is_some() {
+                destination.learned.set(Learned::ClientFirst);
+            }
+            Heard::Client(other)
+        }
+    }
+}
+
+/// Reads until the bytes decide; `None` if the client leaves before.
+async fn settle(connection: &mut Connection) -> Option<Verdict> {
+    loop {
+        match detect(connection.input.data()) {
+            Verdict::Undecided => match connection.fill().await {
+                // Whatever it sent, it is complete: let the server judge.
+                Ok(0) if !connection.input.is_empty() => return Some(Verdict::Opaque),
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            },
+            verdict => return Some(verdict),
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Option<T>>) -> Option<T> {
+    tokio::time::timeout(limit, work).await.ok().flatten()
+}
+
+/// Tells the client why it cannot be served, in its own protocol if that has
+/// words for it.
+async fn refuse(mut connection: Connection, session: Session, reason: crate::reason::Reason) {
+    match within(SILENCE, settle(&mut connection)).await {
+        // The request meets the same answer there, and gets it as HTTP.
+        Some(Verdict::Http1) => http1::serve(connection, session).await,
+        Some(Verdict::Http2) => http2::serve(connection, session).await,
+        _ => {
+            session.tcp(None, None).refused(reason);
+            connection.transport.abort();
+        }
+    }
+}

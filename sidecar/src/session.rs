@@ -1,0 +1,168 @@
+//! What is known about a client's connection before its first request: who it
+//! is, which side of us it came in at, and how its destination is found.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use heddle_api::name::ServiceName;
+
+use crate::reason::Reason;
+use crate::telemetry::metrics::{
+    Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics, Tls, UNKNOWN_PEER,
+};
+use crate::upstream::{DEFAULT_ROUTE, Destination, Endpoint};
+use crate::worker::Worker;
+
+/// A client's connection.
+pub struct Session {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// The application's own calls are outbound, calls to it inbound.
+    pub direction: Direction,
+    /// The client's address.
+    pub client: Option<SocketAddr>,
+    /// The client's SPIFFE ID, [`UNKNOWN_PEER`] if it proved none.
+    pub peer: Arc<str>,
+    /// How the client's connection is protected.
+    pub tls: Tls,
+    routing: Routing,
+    /// The destination found last and, for [`Routing::ByAuthority`], the authority it was found by.
+    found: RefCell<Option<(Box<[u8]>, Rc<Destination>)>>,
+}
+
+/// How a connection's destination is found.
+#[derive(Clone, Debug)]
+pub enum Routing {
+    /// By each request's authority.
+    ByAuthority,
+    /// By the address that the application connected to.
+    Address(SocketAddr),
+    /// It is one port of one service.
+    Service(ServiceName, u16),
+    /// It is a port of the application beside us.
+    App(u16),
+    /// It is this port of the host's loopback.
+    HostLoopback(SocketAddr),
+}
+
+impl Session {
+    /// The session of one of the application's own connections.
+    pub fn outbound(worker: Rc<Worker>, client: Option<SocketAddr>, routing: Routing) -> Self {
+        Self {
+            worker,
+            direction: Direction::Outbound,
+            client,
+            peer: UNKNOWN_PEER.into(),
+            tls: Tls::None,
+            routing,
+            found: RefCell::default(),
+        }
+    }
+
+    /// The session of a connection to the application's `port`, from a peer
+    /// that proved to be `peer`, or from an unknown client in plaintext.
+    pub fn inbound(worker: Rc<Worker>, client: Option<SocketAddr>, peer: Option<&str>, port: u16) -> Self {
+        Self {
+            worker,
+            direction: Direction::Inbound,
+            client,
+            peer: peer.unwrap_or(UNKNOWN_PEER).into(),
+            tls: if peer.is_some() { Tls::Mutual } else { Tls::None },
+            routing: Routing::App(port),
+            found: RefCell::default(),
+        }
+    }
+
+    /// Whether the client is a sidecar: its mesh headers can be believed.
+    pub fn is_from_mesh(&self) -> bool {
+        self.tls == Tls::Mutual
+    }
+
+    /// Whether requests say where they go (and not the connection).
+    pub fn is_by_authority(&self) -> bool {
+        matches!(self.routing, Routing::ByAuthority)
+    }
+
+    /// The destination of a request with this authority, if it is the same as
+    /// last time: no look-up, no waiting.
+    #[inline]
+    pub fn same_destination(&self, authority: &[u8]) -> Option<Rc<Destination>> {
+        match &*self.found.borrow() {
+            Some((known, destination))
+                if !destination.is_retired() && (!self.is_by_authority() || **known == *authority) =>
+            {
+                Some(destination.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// The destination of a request with this authority.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn destination(&self, authority: &[u8]) -> Result<Rc<Destination>, Reason> {
+        if let Some(destination) = self.same_destination(authority) {
+            return Ok(destination);
+        }
+        let destination = match &self.routing {
+            Routing::ByAuthority => self.worker.by_authority(authority).await?,
+            Routing::Address(address) => self.worker.by_address(*address).await?,
+            Routing::Service(name, port) => self.worker.service(name, Some(*port), *port).await?,
+            Routing::App(port) => self.worker.app_port(*port)?,
+            Routing::HostLoopback(address) => self.worker.host_loopback(*address),
+        };
+        let key = if self.is_by_authority() { authority.into() } else { Box::default() };
+        *self.found.borrow_mut() = Some((key, destination.clone()));
+        Ok(destination)
+    }
+
+    /// The metrics of a request to this endpoint (`None`: it came to none).
+    pub fn requests(
+        &self,
+        destination: Option<&Destination>,
+        endpoint: Option<&Endpoint>,
+    ) -> Rc<RequestMetrics> {
+        match (self.direction, endpoint) {
+            (Direction::Outbound, Some(endpoint)) => endpoint.requests.clone(),
+            _ => {
+                let (service, namespace) = self.labels(destination);
+                self.worker.metrics.requests(&RequestLabels {
+                    direction: self.direction,
+                    service,
+                    namespace,
+                    route: DEFAULT_ROUTE.into(),
+                    peer: self.peer.clone(),
+                    tls: self.tls,
+                })
+            }
+        }
+    }
+
+    /// The metrics of an opaque connection to this endpoint (`None`: it came to none).
+    pub fn tcp(&self, destination: Option<&Destination>, endpoint: Option<&Endpoint>) -> Rc<TcpMetrics> {
+        match (self.direction, endpoint) {
+            (Direction::Outbound, Some(endpoint)) => endpoint.tcp.clone(),
+            _ => {
+                let (service, namespace) = self.labels(destination);
+                self.worker.metrics.tcp(&TcpLabels {
+                    direction: self.direction,
+                    service,
+                    namespace,
+                    peer: self.peer.clone(),
+                    tls: self.tls,
+                })
+            }
+        }
+    }
+
+    fn labels(&self, destination: Option<&Destination>) -> (Arc<str>, Arc<str>) {
+        match destination {
+            Some(destination) => (destination.service.clone(), destination.namespace.clone()),
+            // What the client wrote is no label: it is unbounded.
+            None => ("unknown".into(), "unknown".into()),
+        }
+    }
+}

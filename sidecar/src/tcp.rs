@@ -1,0 +1,223 @@
+//! Opaque connections: bytes both ways, half-closes and resets included.
+//!
+//! Between sidecars a connection is a framed stream (see [`frame`]) on a
+//! pooled mesh connection: a new TCP connection costs no handshake. A stream
+//! that ended cleanly on both sides leaves the mesh connection to the next; one
+//! that did not takes it along. What was sent before the server answered is
+//! held for a while, so that a refusal can still be mended elsewhere.
+
+mod frame;
+mod leg;
+mod relay;
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Instant;
+
+use self::leg::{Broken, Leg};
+use self::relay::{Ended, Relay};
+use crate::io::Connection;
+use crate::policy::retry::Failure;
+use crate::reason::Reason;
+use crate::session::Session;
+use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol};
+
+/// Serves one of the application's connections, or one from a published port.
+pub(crate) async fn serve(connection: Connection, session: Session, destination: &Rc<Destination>) {
+    match open(&session, destination, Instant::now()).await {
+        Ok(stream) => serve_opened(connection, session, destination.clone(), stream).await,
+        Err(reason) => {
+            session.tcp(Some(destination), None).refused(reason);
+            connection.transport.abort();
+        }
+    }
+}
+
+/// A stream to an endpoint, as yet without an answer.
+pub(crate) struct Opened {
+    lease: Lease,
+    leg: Leg,
+    endpoint: Rc<Endpoint>,
+    since: Instant,
+}
+
+impl Opened {
+    /// Waits until the server has sent something, or is gone.
+    pub(crate) async fn answered(&mut self) {
+        poll_fn(|cx| self.leg.poll_answered(cx, &mut self.lease)).await;
+    }
+
+    /// Gives the stream up.
+    pub(crate) fn abandon(self) {
+        self.lease.into_inner().transport.abort();
+    }
+}
+
+/// Opens a stream to an endpoint of the destination, trying others if
+/// connections cannot be made.
+///
+/// # Errors
+/// Why none could be opened.
+pub(crate) async fn open(
+    session: &Session,
+    destination: &Rc<Destination>,
+    now: Instant,
+) -> Result<Opened, Reason> {
+    let tries = 1 + destination.policy().retry.attempts;
+    let mut avoid = None;
+    let mut reason = Reason::NoHealthyEndpoint;
+    for _ in 0..tries {
+        let endpoint = destination.pick(avoid.as_ref(), &session.worker.rng, now)?;
+        match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
+            Ok(mut lease) => {
+                let mut leg = if endpoint.is_mesh() { Leg::framed() } else { Leg::raw() };
+                leg.open();
+                // A first write into an empty socket buffer; what is left of it goes with the first data.
+                let sent = poll_fn(|cx| std::task::Poll::Ready(leg.poll_flush(cx, &mut lease))).await;
+                if !matches!(sent, std::task::Poll::Ready(Err(_))) {
+                    return Ok(Opened { lease, leg, endpoint, since: Instant::now() });
+                }
+                reason = Reason::Reset;
+            }
+            Err(error) => {
+                session.worker.warn(format_args!("{}: {}", destination.key, error.detail));
+                reason = error.reason;
+            }
+        }
+        destination.failed(&endpoint, Failure::Mesh(reason), Instant::now());
+        avoid = Some(endpoint);
+    }
+    Err(reason)
+}
+
+/// Serves a connection on a stream that is open already.
+pub(crate) async fn serve_opened(
+    mut connection: Connection,
+    session: Session,
+    destination: Rc<Destination>,
+    stream: Opened,
+) {
+    let mut stream = stream;
+    let mut retries = destination.policy().retry.attempts;
+    loop {
+        let Opened { mut lease, leg, endpoint, since } = stream;
+        let metrics = session.tcp(Some(&destination), Some(&endpoint)).open();
+        let in_flight = endpoint.begin();
+        let idle = destination.policy().idle_timeout;
+        let mut relay = Relay::new(Leg::raw(), leg, session.worker.wheel.deadline(), idle, &metrics);
+        let ended = poll_fn(|cx| relay.poll(cx, &mut connection, &mut lease)).await;
+        let held = relay.take_held();
+        drop(in_flight);
+        let now = Instant::now();
+        match ended {
+            Ended::Cleanly => {
+                destination.succeeded(&endpoint, since, now);
+                lease.give_back(destination.policy().limits.requests_per_connection, now);
+                return;
+            }
+            Ended::Refused(reason) => {
+                destination.failed(&endpoint, Failure::Mesh(reason), now);
+                // The mesh connection is in order, only the application was not to be reached.
+                lease.give_back(destination.policy().limits.requests_per_connection, now);
+                drop(metrics);
+                match held {
+                    Some(held) if retries > 0 && reason.not_processed() => {
+                        retries -= 1;
+                        connection.input.unread(&held);
+                        match open(&session, &destination, now).await {
+                            Ok(next) => stream = next,
+                            Err(reason) => return fail(connection, &session, &destination, reason),
+                        }
+                    }
+                    _ => return fail(connection, &session, &destination, reason),
+                }
+            }
+            Ended::ServerBroke => {
+                destination.failed(&endpoint, Failure::Mesh(Reason::Reset), now);
+                connection.transport.abort();
+                return;
+            }
+            Ended::ClientBroke | Ended::Idle => {
+                lease.into_inner().transport.abort();
+                connection.transport.abort();
+                return;
+            }
+        }
+    }
+}
+
+fn fail(connection: Connection, session: &Session, destination: &Destination, reason: Reason) {
+    session.tcp(Some(destination), None).refused(reason);
+    connection.transport.abort();
+}
+
+/// Serves the streams that a peer opens on a mesh connection, one after the other.
+pub(crate) async fn serve_peer(mut connection: Connection, session: Session) {
+    let deadline = session.worker.wheel.deadline();
+    loop {
+        let mut leg = Leg::framed();
+        deadline.arm_in(Instant::now(), Some(PEER_IDLE_TIMEOUT));
+        let opened = poll_fn(|cx| {
+            if session.worker.is_draining() || deadline.poll_expired(cx).is_ready() {
+                return std::task::Poll::Ready(Ok(false));
+            }
+            leg.poll_opened(cx, &mut connection)
+        });
+        if !matches!(opened.await, Ok(true)) {
+            return;
+        }
+        deadline.disarm();
+        match serve_peer_stream(&mut connection, leg, &session).await {
+            Some(()) => {}
+            None => return connection.transport.abort(),
+        }
+    }
+}
+
+/// Longer than the peers' own idle limit, so that it is they who close.
+const PEER_IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(90);
+
+/// `None` if the mesh connection cannot carry another stream.
+async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &Session) -> Option<()> {
+    let reached = async {
+        let destination = session.destination(b"").await?;
+        let endpoint = destination.pick(None, &session.worker.rng, Instant::now())?;
+        match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
+            Ok(lease) => Ok((destination, endpoint, lease)),
+            Err(error) => {
+                session.worker.warn(format_args!("{}: {}", destination.key, error.detail));
+                Err(error.reason)
+            }
+        }
+    };
+    let (destination, endpoint, mut lease) = match reached.await {
+        Ok(reached) => reached,
+        Err(reason) => {
+            session.tcp(None, None).refused(reason);
+            leg.refuse(reason);
+            poll_fn(|cx| leg.poll_refused(cx, connection)).await.ok()?;
+            return Some(());
+        }
+    };
+    let metrics = session.tcp(Some(&destination), Some(&endpoint)).open();
+    let idle = destination.policy().idle_timeout;
+    let mut relay = Relay::new(leg, Leg::raw(), session.worker.wheel.deadline(), idle, &metrics);
+    let ended = poll_fn(|cx| relay.poll(cx, connection, &mut lease)).await;
+    match ended {
+        Ended::Cleanly => Some(()),
+        Ended::Refused(_) | Ended::ServerBroke => None,
+        Ended::ClientBroke | Ended::Idle => {
+            lease.into_inner().transport.abort();
+            None
+        }
+    }
+}
+
+impl From<Broken> for Ended {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Refused(reason) => Self::Refused(reason),
+            Broken::Connection => Self::ServerBroke,
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Where requests go: destinations with their endpoints, balanced and pooled,
+//! as one worker sees them.
+//!
+//! A [`Destination`] is one port of a service (or of the application beside
+//! us). It follows the configuration: endpoints that stay keep their load
+//! history, breaker and pooled connections; those that go finish what they
+//! have. Nothing here is shared between workers.
+
+mod connect;
+mod endpoint;
+mod pool;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use heddle_api::name::ServiceName;
+use tokio::sync::Notify;
+
+use crate::config::{AppProtocol, Service, TrafficPolicy, Usage};
+use crate::policy::balance::{self, Candidate, Weights};
+use crate::policy::budget::RetryBudget;
+use crate::policy::ejection::{Census, Fault};
+use crate::policy::retry::Failure;
+use crate::policy::rng::Rng;
+use crate::reason::Reason;
+use crate::telemetry::metrics::{DestinationLabels, EndpointsGauge, RetryMetrics, ServiceLabels, Shard};
+
+pub(crate) use self::connect::ClientConfigs;
+pub use self::connect::{ConnectError, MeshProtocol, broken, port_of_server_name};
+pub use self::endpoint::{Endpoint, Target};
+pub use self::pool::Lease;
+
+/// The name of the route that requests take where no route was declared.
+pub const DEFAULT_ROUTE: &str = "default";
+
+/// What a destination is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum DestinationKey {
+    /// A port of a service.
+    Service(ServiceName, u16),
+    /// A port of the application beside us.
+    App(u16),
+    /// An address outside the registry.
+    Direct(SocketAddr),
+}
+
+impl fmt::Display for DestinationKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name, port) => write!(f, "service {name} port {port}"),
+            Self::App(port) => write!(f, "application port {port}"),
+            Self::Direct(address) => write!(f, "address {address}"),
+        }
+    }
+}
+
+/// What earlier connections taught about a destination whose protocol is not declared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Learned {
+    /// No connection yet.
+    Nothing,
+    /// Clients speak first, and it is HTTP or TLS.
+    ClientFirst,
+    /// The server speaks first.
+    ServerFirst,
+}
+
+/// A place that requests and connections go to.
+pub struct Destination {
+    /// What it is.
+    pub key: DestinationKey,
+    /// Labels for metrics and errors.
+    pub service: Arc<str>,
+    /// Labels for metrics and errors.
+    pub namespace: Arc<str>,
+    /// What was declared about its bytes.
+    pub protocol: AppProtocol,
+    /// Retries made to it.
+    pub retries: Rc<RetryMetrics>,
+    /// The retry budget of all requests to it.
+    pub budget: RefCell<RetryBudget>,
+    /// What earlier connections taught.
+    pub learned: Cell<Learned>,
+    policy: RefCell<Arc<TrafficPolicy>>,
+    endpoints: RefCell<Rc<[Rc<Endpoint>]>>,
+    weights: Cell<Weights>,
+    gauge: Rc<EndpointsGauge>,
+    usage: Arc<Usage>,
+    requests: Cell<usize>,
+    connections: Rc<Connections>,
+    retired: Cell<bool>,
+}
+
+/// Open connections of a destination, and who waits for one to end.
+#[derive(Default)]
+struct Connections {
+    open: Cell<usize>,
+    waiting: Cell<usize>,
+    freed: Notify,
+}
+
+impl Connections {
+    fn opened(&self) {
+        self.open.set(self.open.get() + 1);
+    }
+
+    fn closed(&self, count: usize) {
+        self.open.set(self.open.get().saturating_sub(count));
+        for _ in 0..count {
+            self.freed.notify_one();
+        }
+    }
+}
+
+impl Destination {
+    /// One port of a service; `None` if the service has no such port.
+    pub fn of_service(service: &Service, port: u16, metrics: &Shard) -> Option<Rc<Self>> {
+        let declared = service.ports.iter().find(|p| p.number == port)?;
+        let key = DestinationKey::Service(service.name.clone(), port);
+        let name = (service.name.name().into(), service.name.namespace().into());
+        let usage = service.usage.clone();
+        let destination = Self::new(key, name, declared.protocol, service.policy.clone(), usage, metrics);
+        destination.follow(service, metrics);
+        Some(destination)
+    }
+
+    /// A port of the application beside us, which belongs to `service`.
+    pub fn of_app(
+        service: &ServiceName,
+        port: u16,
+        protocol: AppProtocol,
+        policy: Arc<TrafficPolicy>,
+        metrics: &Shard,
+    ) -> Rc<Self> {
+        let name = (service.name().into(), service.namespace().into());
+        let destination =
+            Self::new(DestinationKey::App(port), name, protocol, policy, Arc::default(), metrics);
+        destination.set_single(Target::App(port), metrics);
+        destination
+    }
+
+    /// An address that is no service's: bytes are passed through untouched.
+    pub fn of_address(address: SocketAddr, policy: Arc<TrafficPolicy>, metrics: &Shard) -> Rc<Self> {
+        let name = (PASSTHROUGH.into(), "".into());
+        let key = DestinationKey::Direct(address);
+        let destination = Self::new(key, name, AppProtocol::Tcp, policy, Arc::default(), metrics);
+        destination.set_single(Target::Plain(address), metrics);
+        destination
+    }
+
+    fn new(
+        key: DestinationKey,
+        (service, namespace): (Arc<str>, Arc<str>),
+        protocol: AppProtocol,
+        policy: Arc<TrafficPolicy>,
+        usage: Arc<Usage>,
+        metrics: &Shard,
+    ) -> Rc<Self> {
+        let labels = DestinationLabels {
+            service: service.clone(),
+            namespace: namespace.clone(),
+            route: DEFAULT_ROUTE.into(),
+        };
+        let retries = metrics.retries(&labels);
+        let gauge =
+            metrics.endpoints(&ServiceLabels { service: service.clone(), namespace: namespace.clone() });
+        Rc::new(Self {
+            key,
+            service,
+            namespace,
+            protocol,
+            retries,
+            budget: RefCell::new(RetryBudget::new(Instant::now())),
+            learned: Cell::new(Learned::Nothing),
+            policy: RefCell::new(policy),
+            endpoints: RefCell::new(Rc::new([])),
+            weights: Cell::new(Weights::of([])),
+            gauge,
+            usage,
+            requests: Cell::new(0),
+            connections: Rc::default(),
+            retired: Cell::new(false),
+        })
+    }
+
+    fn set_single(&self, target: Target, metrics: &Shard) {
+        let endpoint = Endpoint::new("self".into(), target, 1, true, self, metrics);
+        *self.endpoints.borrow_mut() = Rc::new([endpoint]);
+        self.weights.set(Weights::of([1]));
+    }
+
+    /// Takes over endpoints and policy of a newer state of the service.
+    /// `false` if the port is gone.
+    pub fn follow(&self, service: &Service, metrics: &Shard) -> bool {
+        let DestinationKey::Service(_, port) = self.key else { return true };
+        if service.ports.iter().all(|p| p.number != port || p.protocol != self.protocol) {
+            return false;
+        }
+        *self.policy.borrow_mut() = service.policy.clone();
+        let before = self.endpoints();
+        let known: HashMap<(&str, &Target), &Rc<Endpoint>> =
+            before.iter().map(|e| ((&*e.id, &e.target), e)).collect();
+        let endpoints: Rc<[Rc<Endpoint>]> = service
+            .endpoints
+            .iter()
+            .filter_map(|new| {
+                let target = Target::of(new, port)?;
+                match known.get(&(new.id.as_str(), &target)) {
+                    Some(endpoint) => {
+                        endpoint.update(new);
+                        Some(Rc::clone(endpoint))
+                    }
+                    None => Some(Endpoint::new(
+                        new.id.as_str().into(),
+                        target,
+                        new.weight,
+                        new.healthy,
+                        self,
+                        metrics,
+                    )),
+                }
+            })
+            .collect();
+        for old in before.iter().filter(|old| !endpoints.iter().any(|new| Rc::ptr_eq(old, new))) {
+            old.retire();
+        }
+        self.weights.set(Weights::of(endpoints.iter().map(|e| e.weight())));
+        *self.endpoints.borrow_mut() = endpoints;
+        self.show();
+        true
+    }
+
+    /// It is no longer used: the service or its port is gone, or nobody asked for it.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        for endpoint in self.endpoints().iter() {
+            endpoint.retire();
+        }
+    }
+
+    /// Whether whoever holds it should look it up again.
+    #[inline]
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// How its traffic is treated, at this moment.
+    #[inline]
+    pub fn policy(&self) -> Arc<TrafficPolicy> {
+        self.policy.borrow().clone()
+    }
+
+    /// Its endpoints, at this moment.
+    pub fn endpoints(&self) -> Rc<[Rc<Endpoint>]> {
+        self.endpoints.borrow().clone()
+    }
+
+    /// Notes that it is in use, `uptime` seconds after the start.
+    #[inline]
+    pub fn touch(&self, uptime: u64) {
+        self.usage.touch(uptime);
+    }
+
+    /// The endpoint for the next try: another than the one that just failed, if there is one.
+    ///
+    /// # Errors
+    /// [`Reason::NoHealthyEndpoint`] if none may be used.
+    pub fn pick(
+        &self,
+        avoid: Option<&Rc<Endpoint>>,
+        rng: &Rng,
+        now: Instant,
+    ) -> Result<Rc<Endpoint>, Reason> {
+        let endpoints = self.endpoints.borrow();
+        let exclude = avoid.and_then(|avoid| endpoints.iter().position(|e| Rc::ptr_eq(e, avoid)));
+        let picked = balance::pick(&endpoints, self.weights.get(), exclude, rng, now).or_else(|| {
+            // All ejected ("panic"): a bad endpoint is better than none.
+            let healthy = endpoints.iter().filter(|e| e.is_healthy()).count();
+            let nth = rng.below(u32::try_from(healthy).ok().filter(|n| *n > 0)?);
+            endpoints.iter().enumerate().filter(|(_, e)| e.is_healthy()).nth(nth as usize).map(|(i, _)| i)
+        });
+        let endpoint = &endpoints[picked.ok_or(Reason::NoHealthyEndpoint)?];
+        endpoint.breaker.begin(now);
+        Ok(endpoint.clone())
+    }
+
+    /// Counts a request against the limits until the guard goes.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] if too many are in flight.
+    #[inline]
+    pub fn admit(self: &Rc<Self>) -> Result<Admitted, Reason> {
+        let limit = self.policy.borrow().limits.requests;
+        if self.requests.get() >= limit {
+            return Err(Reason::Overloaded);
+        }
+        self.requests.set(self.requests.get() + 1);
+        Ok(Admitted(self.clone()))
+    }
+
+    /// A try at `endpoint` was answered acceptably, after the time since it was sent.
+    #[inline]
+    pub fn succeeded(&self, endpoint: &Endpoint, sent: Instant, now: Instant) {
+        endpoint.load.answered(now.saturating_duration_since(sent), now);
+        if endpoint.breaker.succeeded(now) {
+            tracing::info!(service = %self.service, namespace = %self.namespace, endpoint = %endpoint.id, "endpoint is in use again");
+            endpoint.show(now);
+            self.show();
+        }
+    }
+
+    /// A try at `endpoint` failed.
+    pub fn failed(&self, endpoint: &Endpoint, failure: Failure, now: Instant) {
+        let Some(fault) = Fault::of(failure) else { return };
+        endpoint.load.failed(now);
+        let policy = self.policy();
+        let census =
+            || Census::of(self.endpoints.borrow().iter().map(|e| !e.is_healthy() || e.breaker.is_out()));
+        if let Some(out) = endpoint.breaker.failed(fault, &policy.ejection, census, now) {
+            tracing::warn!(service = %self.service, namespace = %self.namespace, endpoint = %endpoint.id, ?failure, ?out, "endpoint ejected");
+            endpoint.show(now);
+            self.show();
+        }
+    }
+
+    /// Closes pooled connections that have been idle for too long or that the
+    /// peer has closed, and refreshes the gauges.
+    pub fn sweep(&self, now: Instant) {
+        for endpoint in self.endpoints().iter() {
+            endpoint.sweep(now);
+            endpoint.show(now);
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let endpoints = self.endpoints.borrow();
+        let healthy = endpoints.iter().filter(|e| e.is_healthy()).count();
+        let ejected = endpoints.iter().filter(|e| e.is_healthy() && e.breaker.is_out()).count();
+        self.gauge.set(healthy - ejected, endpoints.len() - healthy, ejected);
+    }
+}
+
+/// The `service` label of what goes outside the registry.
+pub const PASSTHROUGH: &str = "passthrough";
+
+/// A request that counts against the limits of its destination.
+pub struct Admitted(Rc<Destination>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.requests.set(self.0.requests.get() - 1);
+    }
+}

@@ -1,0 +1,276 @@
+//! Making connections to endpoints: within the limits, in time, and to nobody
+//! but the identity that discovery announced.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heddle_api::tls::PeerRefused;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::{Destination, Endpoint, Lease, Target};
+use crate::io::{BufferedTcp, Connection, ReadBuffer, Transport};
+use crate::reason::Reason;
+use crate::worker::Worker;
+
+/// What a mesh connection carries, agreed on by ALPN.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum MeshProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Opaque streams, one after the other.
+    Tcp,
+}
+
+impl MeshProtocol {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Tcp];
+
+    /// The ALPN protocol name.
+    pub const fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => b"heddle/h1",
+            Self::Http2 => b"heddle/h2",
+            Self::Tcp => b"heddle/tcp",
+        }
+    }
+
+    /// The protocol of an ALPN name.
+    pub fn of_alpn(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.alpn() == name)
+    }
+}
+
+/// The server name by which a client sidecar tells the application's port.
+pub fn server_name(port: u16) -> ServerName<'static> {
+    ServerName::try_from(format!("p{port}.heddle.internal")).expect("a DNS name")
+}
+
+/// The application's port that a server name tells.
+pub fn port_of_server_name(name: &str) -> Option<u16> {
+    name.strip_suffix(".heddle.internal")?.strip_prefix('p')?.parse().ok()
+}
+
+/// A connection could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct ConnectError {
+    /// The reason for clients, metrics and retries.
+    pub reason: Reason,
+    /// What happened, for people.
+    pub detail: String,
+}
+
+/// What the failure of a connection means: a peer that refuses our certificate
+/// says so only after the handshake (TLS 1.3), as an alert in place of an answer.
+pub fn broken(error: &io::Error) -> Reason {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::AlertReceived(alert)) if *alert != rustls::AlertDescription::CloseNotify => {
+            Reason::TlsRefused
+        }
+        _ => Reason::Reset,
+    }
+}
+
+impl Destination {
+    /// A connection to `endpoint`: an idle one, or a new one as soon as the
+    /// limit on connections allows.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] if too many wait already, else why none could be made.
+    pub async fn acquire(
+        self: &Rc<Self>,
+        endpoint: &Rc<Endpoint>,
+        protocol: MeshProtocol,
+        worker: &Worker,
+    ) -> Result<Lease, ConnectError> {
+        let policy = self.policy();
+        loop {
+            if let Some(lease) = endpoint.idle(protocol) {
+                return Ok(lease);
+            }
+            let connections = &self.connections;
+            if connections.open.get() < policy.limits.connections || self.drop_idle() {
+                break;
+            }
+            if connections.waiting.get() >= policy.limits.pending_requests {
+                return Err(ConnectError {
+                    reason: Reason::Overloaded,
+                    detail: format!("{} requests wait for a connection already", connections.waiting.get()),
+                });
+            }
+            let _waiting = Waiting::new(&connections.waiting);
+            connections.freed.notified().await;
+        }
+        let counted = Counted::new(endpoint);
+        let transport = endpoint.connect(protocol, worker, policy.connect_timeout).await?;
+        counted.keep();
+        Ok(Lease::new(Connection::new(transport), endpoint.clone(), protocol))
+    }
+
+    /// Closes an idle connection to make room for one elsewhere.
+    fn drop_idle(&self) -> bool {
+        self.endpoints().iter().any(|endpoint| endpoint.drop_idle())
+    }
+}
+
+/// One more request waits for a connection, until dropped.
+struct Waiting<'a>(&'a std::cell::Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a std::cell::Cell<usize>) -> Self {
+        waiting.set(waiting.get() + 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A connection counts as open while it is being made.
+struct Counted<'a>(Option<&'a Endpoint>);
+
+impl<'a> Counted<'a> {
+    fn new(endpoint: &'a Endpoint) -> Self {
+        endpoint.connections.opened();
+        Self(Some(endpoint))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(endpoint) = self.0 {
+            endpoint.connections.closed(1);
+        }
+    }
+}
+
+impl Endpoint {
+    /// A new connection, handshake included.
+    ///
+    /// # Errors
+    /// Why none could be made.
+    pub async fn connect(
+        &self,
+        protocol: MeshProtocol,
+        worker: &Worker,
+        timeout: Duration,
+    ) -> Result<Transport, ConnectError> {
+        let attempt = async {
+            match &self.target {
+                Target::App(port) => worker.app.connect(*port).await.map(Transport::Tcp).map_err(|error| {
+                    failure(Reason::ConnectFailure, format_args!("application port {port}: {error}"))
+                }),
+                Target::Plain(address) => dial(*address).await.map(Transport::Tcp),
+                Target::Mesh { inbound, .. } => {
+                    let tcp = dial(*inbound).await?;
+                    self.handshake(tcp, protocol, worker).await
+                }
+            }
+        };
+        within(timeout, attempt, || format!("no connection to {:?} within {timeout:?}", self.target)).await
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        protocol: MeshProtocol,
+        worker: &Worker,
+    ) -> Result<Transport, ConnectError> {
+        let Target::Mesh { inbound, identity, port } = &self.target else {
+            unreachable!("only mesh targets are greeted")
+        };
+        let connector = TlsConnector::from(worker.client_config(identity, protocol));
+        let tcp = BufferedTcp::new(tcp, ReadBuffer::default());
+        match connector.connect(server_name(*port), tcp).await {
+            Ok(tls) if tls.get_ref().1.alpn_protocol() == Some(protocol.alpn()) => {
+                worker.handshake_done(crate::telemetry::metrics::HandshakeSide::Client, None);
+                Ok(Transport::TlsClient(Box::new(tls)))
+            }
+            Ok(_) => Err(failure(
+                Reason::TlsRefused,
+                format_args!("{inbound} does not speak {protocol:?} of the mesh"),
+            )),
+            Err(error) => {
+                let refused = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+                let Some(tls) = refused else {
+                    return Err(failure(Reason::ConnectFailure, format_args!("{inbound}: {error}")));
+                };
+                let reason = PeerRefused::of(tls).map_or("protocol", PeerRefused::reason);
+                worker.handshake_done(crate::telemetry::metrics::HandshakeSide::Client, Some(reason));
+                worker.warn(format_args!(
+                    "refused the server at {inbound}, endpoint {} of {identity}: {tls}",
+                    self.id
+                ));
+                Err(failure(Reason::TlsRefused, format_args!("{inbound}: {tls}")))
+            }
+        }
+    }
+}
+
+async fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let made = async {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
+    };
+    made.await.map_err(|error: io::Error| failure(Reason::ConnectFailure, format_args!("{address}: {error}")))
+}
+
+fn failure(reason: Reason, detail: std::fmt::Arguments<'_>) -> ConnectError {
+    ConnectError { reason, detail: detail.to_string() }
+}
+
+async fn within<T>(
+    timeout: Duration,
+    attempt: impl Future<Output = Result<T, ConnectError>>,
+    detail: impl FnOnce() -> String,
+) -> Result<T, ConnectError> {
+    if timeout.is_zero() {
+        return attempt.await;
+    }
+    // Connections are rare enough for a timer of their own.
+    match tokio::time::timeout(timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError { reason: Reason::ConnectTimeout, detail: detail() }),
+    }
+}
+
+/// The client configurations for one identity, one per protocol.
+pub(crate) type ClientConfigs = [Arc<rustls::ClientConfig>; 3];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_survives_the_server_name() {
+        for port in [1, 80, 65535] {
+            let ServerName::DnsName(name) = server_name(port) else { panic!("a DNS name") };
+            assert_eq!(port_of_server_name(name.as_ref()), Some(port));
+        }
+        for other in [
+            "heddle.internal",
+            "p.heddle.internal",
+            "p99999.heddle.internal",
+            "80.heddle.internal",
+            "p80.example",
+        ] {
+            assert_eq!(port_of_server_name(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! One instance of a destination: its load, its breaker and its connections.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use heddle_api::spiffe::SpiffeId;
+
+use super::pool::Idle;
+use super::{Connections, DEFAULT_ROUTE, Destination, DestinationKey};
+use crate::config;
+use crate::policy::balance::Candidate;
+use crate::policy::ejection::{Breaker, CircuitState};
+use crate::policy::ewma::PeakEwma;
+use crate::telemetry::metrics::{
+    self, CircuitGauge, Direction, EndpointLabels, RequestLabels, RequestMetrics, Shard, TcpLabels,
+    TcpMetrics, Tls, UNKNOWN_PEER,
+};
+
+/// How an endpoint is reached.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Target {
+    /// The application beside us.
+    App(u16),
+    /// Outside the mesh, in plaintext.
+    Plain(SocketAddr),
+    /// Through its sidecar.
+    Mesh {
+        /// The sidecar's inbound listener.
+        inbound: SocketAddr,
+        /// What it must prove.
+        identity: SpiffeId,
+        /// The application's port behind it.
+        port: u16,
+    },
+}
+
+impl Target {
+    /// How the service's `port` is reached at an endpoint; `None` if it has no such port.
+    pub fn of(endpoint: &config::Endpoint, port: u16) -> Option<Self> {
+        let port = endpoint.bindings.iter().find(|(service, _)| *service == port)?.1;
+        Some(match &endpoint.mesh {
+            Some(peer) => Self::Mesh { inbound: peer.inbound, identity: peer.identity.clone(), port },
+            None => Self::Plain(SocketAddr::new(endpoint.address, port)),
+        })
+    }
+}
+
+/// An instance as one worker sees it.
+pub struct Endpoint {
+    /// Stable over updates.
+    pub id: Arc<str>,
+    /// How it is reached.
+    pub target: Target,
+    /// Latency and requests in flight.
+    pub load: PeakEwma,
+    /// Whether it is left out.
+    pub breaker: Breaker,
+    /// Metrics of requests to it.
+    pub requests: Rc<RequestMetrics>,
+    /// Metrics of opaque connections to it.
+    pub tcp: Rc<TcpMetrics>,
+    pub(super) idle: [RefCell<Vec<Idle>>; 2],
+    pub(super) connections: Rc<Connections>,
+    weight: Cell<u32>,
+    healthy: Cell<bool>,
+    retired: Cell<bool>,
+    circuit: Rc<CircuitGauge>,
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        id: Arc<str>,
+        target: Target,
+        weight: u32,
+        healthy: bool,
+        destination: &Destination,
+        metrics: &Shard,
+    ) -> Rc<Self> {
+        let (service, namespace) = (destination.service.clone(), destination.namespace.clone());
+        let (peer, tls): (Arc<str>, Tls) = match &target {
+            Target::Mesh { identity, .. } => (identity.as_str().into(), Tls::Mutual),
+            Target::App(_) | Target::Plain(_) => (UNKNOWN_PEER.into(), Tls::None),
+        };
+        let direction = match destination.key {
+            DestinationKey::App(_) => Direction::Inbound,
+            DestinationKey::Service(..) | DestinationKey::Direct(_) => Direction::Outbound,
+        };
+        let requests = metrics.requests(&RequestLabels {
+            direction,
+            service: service.clone(),
+            namespace: namespace.clone(),
+            route: DEFAULT_ROUTE.into(),
+            peer: peer.clone(),
+            tls,
+        });
+        let tcp = metrics.tcp(&TcpLabels {
+            direction,
+            service: service.clone(),
+            namespace: namespace.clone(),
+            peer,
+            tls,
+        });
+        let circuit = metrics.circuit(&EndpointLabels { service, namespace, endpoint: id.clone() });
+        Rc::new(Self {
+            id,
+            target,
+            load: PeakEwma::default(),
+            breaker: Breaker::default(),
+            requests,
+            tcp,
+            idle: Default::default(),
+            connections: destination.connections.clone(),
+            weight: Cell::new(weight.max(1)),
+            healthy: Cell::new(healthy),
+            retired: Cell::new(false),
+            circuit,
+        })
+    }
+
+    /// Takes over what discovery says anew about the same instance.
+    pub(super) fn update(&self, new: &config::Endpoint) {
+        self.weight.set(new.weight.max(1));
+        self.healthy.set(new.healthy);
+    }
+
+    /// It is gone from its destination: idle connections end, others when they are done.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+        for pool in &self.idle {
+            self.connections.closed(pool.take().len());
+        }
+    }
+
+    /// Whether it is gone from its destination.
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Whether discovery says that it may get new traffic.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.get()
+    }
+
+    /// Whether it is reached with mutual TLS.
+    pub fn is_mesh(&self) -> bool {
+        matches!(self.target, Target::Mesh { .. })
+    }
+
+    /// Counts a try in flight until the guard goes.
+    #[inline]
+    pub fn begin(self: &Rc<Self>) -> InFlight {
+        self.load.begin();
+        InFlight(self.clone())
+    }
+
+    pub(super) fn show(&self, now: Instant) {
+        self.circuit.set(match self.breaker.state(now) {
+            CircuitState::Closed => metrics::CircuitState::Closed,
+            CircuitState::HalfOpen => metrics::CircuitState::HalfOpen,
+            CircuitState::Open => metrics::CircuitState::Open,
+        });
+    }
+}
+
+impl Candidate for Rc<Endpoint> {
+    #[inline]
+    fn load(&self) -> &PeakEwma {
+        &self.load
+    }
+
+    #[inline]
+    fn weight(&self) -> u32 {
+        self.weight.get()
+    }
+
+    #[inline]
+    fn admits(&self, now: Instant) -> bool {
+        self.healthy.get() && self.breaker.admits(now)
+    }
+}
+
+/// A try in flight at an endpoint.
+pub struct InFlight(Rc<Endpoint>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.load.end();
+    }
+}
