@@ -1,2 +1,50 @@
-//! (to be written)
-fn main() {}
+//! `heddle-control-plane`: runs the control plane, or mints a join token.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use heddle_control_plane::settings::Args;
+use heddle_control_plane::token::TokenArgs;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Heddle's control plane
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    args: Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Mint a join token for one service
+    Token(TokenArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        #[allow(clippy::print_stdout)]
+        Some(Command::Token(args)) => println!("{}", args.mint()?),
+        None => serve(cli.args)?,
+    }
+    Ok(())
+}
+
+fn serve(args: Args) -> anyhow::Result<()> {
+    let settings = args.resolve()?;
+    heddle_control_plane::log::init(&settings.log_level, settings.log_format).context("--log-level")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        Ok(heddle_control_plane::run(settings, shutdown).await?)
+    })
+}

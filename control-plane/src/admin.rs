@@ -1,0 +1,145 @@
+//! The admin listener: health, metrics, and what is going on, as JSON.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json};
+use axum::routing::get;
+use heddle_api::tls::Credentials;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::discovery::Published;
+use crate::discovery::sessions::Sessions;
+use crate::metrics::{Gauges, Metrics};
+use crate::model::{InForce, PolicyStatus, Registration};
+use crate::pipeline::certificate_expiry;
+use crate::server::registry::SharedRegistry;
+use crate::server::until;
+use crate::source::{Content, SourceError};
+
+/// What the listener shows.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
+    pub(crate) sources: watch::Receiver<Content>,
+    pub(crate) connections: watch::Receiver<usize>,
+    pub(crate) registry: Arc<SharedRegistry>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Serves `admin` on `listener` until `shutdown` is set.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    admin: Admin,
+    shutdown: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let routes = Router::new()
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/workloads", get(workloads))
+        .route("/errors", get(errors))
+        .route("/statuses", get(statuses))
+        .with_state(admin);
+    axum::serve(listener, routes).with_graceful_shutdown(until(shutdown, std::future::pending())).await
+}
+
+/// Ready once there is something to tell sidecars.
+async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
+    if admin.published.borrow().is_some() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: the first compilation has not ended\n")
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let (registered, awaited) = admin.registry.with(|registry| registry.counts());
+    let sources = admin.sources.borrow();
+    let gauges = Gauges {
+        registered,
+        awaited,
+        streams: admin.sessions.count(),
+        connections: *admin.connections.borrow(),
+        source_errors: sources.errors.len(),
+        source_errors_total: sources.errors_total,
+        resources: admin.published.borrow().as_ref().map_or(0, |p| p.model.resources.len()),
+        certificate_expiry: certificate_expiry(&admin.credentials),
+    };
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.text(&gauges))
+}
+
+async fn workloads(State(admin): State<Admin>) -> Json<Value> {
+    let registrations = admin.registry.with(|registry| registry.registrations());
+    Json(json!({"workloads": registrations.iter().map(|r| workload(r)).collect::<Vec<_>>()}))
+}
+
+fn workload(registration: &Registration) -> Value {
+    let ports = registration.ports.iter().map(|port| json!({"name": port.name, "port": port.port}));
+    json!({
+        "service": registration.service.name(),
+        "namespace": registration.service.namespace(),
+        "identity": registration.identity.as_str(),
+        "instance": registration.instance,
+        "address": registration.address,
+        "inboundPort": registration.inbound_port,
+        "ports": ports.collect::<Vec<_>>(),
+        "admin": registration.admin,
+        "pid": registration.pid,
+        "zone": registration.zone,
+        "labels": registration.labels,
+        "ready": registration.ready,
+        "draining": registration.draining,
+    })
+}
+
+async fn errors(State(admin): State<Admin>) -> Json<Value> {
+    let sources = admin.sources.borrow();
+    Json(json!({"errors": sources.errors.iter().map(source_error).collect::<Vec<_>>()}))
+}
+
+fn source_error(error: &SourceError) -> Value {
+    json!({
+        "file": &*error.location.file,
+        "line": error.location.line,
+        "column": error.location.column,
+        "field": error.field,
+        "message": error.message,
+    })
+}
+
+async fn statuses(State(admin): State<Admin>) -> Json<Value> {
+    let published = admin.published.borrow().clone();
+    let policies: Vec<Value> = published.iter().flat_map(|p| &p.model.statuses).map(policy_status).collect();
+    Json(json!({"policies": policies, "sidecars": admin.sessions.list()}))
+}
+
+fn policy_status(status: &PolicyStatus) -> Value {
+    let refusals = status.refusals.iter().map(|refusal| {
+        json!({
+            "field": refusal.path,
+            "message": refusal.message,
+            "file": refusal.location.as_ref().map(|l| &*l.file),
+            "line": refusal.location.as_ref().map(|l| l.line),
+        })
+    });
+    json!({
+        "kind": status.kind,
+        "namespace": status.object.namespace,
+        "name": status.object.name,
+        "accepted": status.refusals.is_empty(),
+        "inForce": match status.in_force {
+            InForce::Current => "current",
+            InForce::LastGood => "lastGood",
+            InForce::Nothing => "nothing",
+        },
+        "refusals": refusals.collect::<Vec<_>>(),
+        "unresolved": status.unresolved,
+    })
+}

@@ -1,0 +1,246 @@
+//! Starts and ends a control plane: keys, listeners, the pipeline between
+//! them, and everything's end.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use heddle_api::join_token::TokenKey;
+use heddle_api::tls::Credentials;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::admin::{self, Admin};
+use crate::ca::SharedAuthority;
+use crate::ca::bundle::Roots;
+use crate::ca::store::{DataDir, StoreError};
+use crate::compile::MeshDefaults;
+use crate::discovery::service::Discovery;
+use crate::discovery::sessions::Sessions;
+use crate::discovery::stream::Shared;
+use crate::log;
+use crate::metrics::Metrics;
+use crate::pipeline::{Pipeline, renew, renew_once};
+use crate::registry::{Registry, saved};
+use crate::runtime_dir::Announced;
+use crate::server::identity::Identity;
+use crate::server::registry::{RegistryService, SharedRegistry};
+use crate::server::{self, Services};
+use crate::settings::{DEFAULT_ADMIN, Settings};
+use crate::source;
+
+/// A control plane that has its keys and its listeners, but does not serve yet.
+pub struct ControlPlane {
+    settings: Settings,
+    data: DataDir,
+    authority: SharedAuthority,
+    tokens: TokenKey,
+    discovery: TcpListener,
+    admin: TcpListener,
+    addresses: Addresses,
+}
+
+/// Where a control plane listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Discovery and identity.
+    pub discovery: SocketAddr,
+    /// Health, metrics and more.
+    pub admin: SocketAddr,
+}
+
+/// Why a control plane does not start or stops; the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct RunError(#[from] Reason);
+
+#[derive(Debug, thiserror::Error)]
+enum Reason {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot make the control plane's own certificate: {0}")]
+    OwnCertificate(#[from] crate::ca::SignError),
+    #[error("cannot listen on {address} ({setting}): {error}")]
+    Bind { setting: &'static str, address: SocketAddr, error: io::Error },
+    #[error("discovery stopped: {0}")]
+    Discovery(#[from] tonic::transport::Error),
+    #[error("the admin listener stopped: {0}")]
+    Admin(io::Error),
+}
+
+/// Runs a control plane until `shutdown` or until it was idle for too long.
+///
+/// # Errors
+/// If it cannot start, or a listener fails.
+pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    ControlPlane::bind(settings).await?.serve(shutdown).await
+}
+
+impl ControlPlane {
+    /// Reads or makes the keys and binds the listeners. Clients may connect from now on; they are
+    /// answered when [`Self::serve`] runs.
+    ///
+    /// # Errors
+    /// If keys cannot be read or addresses cannot be bound.
+    pub async fn bind(settings: Settings) -> Result<Self, RunError> {
+        let data = DataDir::open(&settings.authority.data_dir).map_err(Reason::from)?;
+        let authority = settings.authority.load(&data, SystemTime::now()).map_err(Reason::from)?;
+        let tokens = data.token_key().map_err(Reason::from)?;
+        let discovery = bind("--listen", settings.listen).await?;
+        let admin = match settings.admin {
+            Some(address) => bind("--admin", address).await?,
+            None => match bind("--admin", DEFAULT_ADMIN).await {
+                Ok(listener) => listener,
+                // Another control plane on this machine has it; nobody asked for that very port.
+                Err(_) => bind("--admin", SocketAddr::new(DEFAULT_ADMIN.ip(), 0)).await?,
+            },
+        };
+        let addresses = Addresses {
+            discovery: local(&discovery, "--listen", settings.listen)?,
+            admin: local(&admin, "--admin", DEFAULT_ADMIN)?,
+        };
+        Ok(Self { settings, data, authority: Arc::new(authority), tokens, discovery, admin, addresses })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Serves until `shutdown` or until it was idle for too long.
+    ///
+    /// # Errors
+    /// If a listener fails.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { settings, data, authority, tokens, discovery, admin, addresses } = self;
+        let roots = Roots::new(authority.clone(), data.roots());
+        let credentials = Credentials::new(roots.bundle());
+        renew_once(&authority, &credentials).map_err(Reason::from)?;
+
+        let metrics = Arc::new(Metrics::default());
+        let registry = SharedRegistry::new(Registry::new(settings.registration_grace));
+        // Nobody comes back to a port that was chosen anew.
+        let saved = (settings.listen.port() != 0).then(|| data.registrations(addresses.discovery.port()));
+        restore(&registry, saved.as_ref());
+
+        let (published, newest) = watch::channel(None);
+        let (open, connections) = watch::channel(0);
+        let (over, ending) = watch::channel(false);
+        let sources = source::watch(settings.sources.clone()).await;
+        let sessions = Arc::new(Sessions::default());
+        let shared =
+            Shared { published: newest.clone(), sessions: sessions.clone(), metrics: metrics.clone() };
+        let services = Services {
+            discovery: Discovery { shared },
+            identity: Identity {
+                authority: authority.clone(),
+                tokens,
+                credentials: credentials.clone(),
+                metrics: metrics.clone(),
+            },
+            registry: RegistryService {
+                registry: registry.clone(),
+                metrics: metrics.clone(),
+                shutdown: ending.clone(),
+            },
+        };
+        let shown = Admin {
+            published: newest,
+            sources: sources.clone(),
+            connections: connections.clone(),
+            registry: registry.clone(),
+            sessions,
+            credentials: credentials.clone(),
+            metrics: metrics.clone(),
+        };
+        let defaults = MeshDefaults {
+            trust_domain: authority.domain().clone(),
+            cluster_domain: settings.cluster_domain.clone(),
+        };
+
+        let mut background = JoinSet::new();
+        let pipeline = Pipeline {
+            sources,
+            registry,
+            roots,
+            credentials: credentials.clone(),
+            defaults,
+            saved,
+            published,
+            metrics: metrics.clone(),
+        };
+        background.spawn(pipeline.run());
+        let lifetime = settings.authority.certificate_lifetime;
+        background.spawn(renew(authority, credentials.clone(), lifetime));
+
+        log::listening("discovery", addresses.discovery);
+        log::listening("admin", addresses.admin);
+        let _announced = Announced::write(addresses.discovery, addresses.admin, data.path())
+            .inspect_err(|error| warn!(%error, "`heddle run` will not find this control plane by itself"))
+            .ok();
+
+        let serving = server::serve(discovery, &credentials, services, open, metrics, ending.clone());
+        let mut serving = pin!(serving);
+        let mut admin = pin!(admin::serve(admin, shown, ending));
+        tokio::select! {
+            result = &mut serving => return result.map_err(|e| Reason::from(e).into()),
+            result = &mut admin => return result.map_err(|e| Reason::Admin(e).into()),
+            () = shutdown => info!("shutting down"),
+            () = idle(connections, settings.idle_exit) => info!("no sidecar is connected any more; ending"),
+        }
+        over.send_replace(true);
+        // The pipeline owns the published state: with it, every discovery stream ends.
+        background.shutdown().await;
+        let drained = async { tokio::join!(serving, admin) };
+        if tokio::time::timeout(settings.drain_timeout, drained).await.is_err() {
+            warn!("some streams did not end in time and were cut");
+        }
+        Ok(())
+    }
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|error| Reason::Bind { setting, address, error }.into())
+}
+
+fn local(listener: &TcpListener, setting: &'static str, address: SocketAddr) -> Result<SocketAddr, RunError> {
+    listener.local_addr().map_err(|error| Reason::Bind { setting, address, error }.into())
+}
+
+fn restore(registry: &SharedRegistry, saved: Option<&PathBuf>) {
+    let Some(path) = saved else { return };
+    match saved::load(path) {
+        Ok(registrations) if registrations.is_empty() => {}
+        Ok(registrations) => {
+            info!(count = registrations.len(), "waiting for the sidecars that were registered before");
+            registry.with(|registry| registry.restore(registrations, Instant::now() + saved::RESTORED_GRACE));
+        }
+        Err(error) => warn!(path = %path.display(), %error, "cannot read who was registered before"),
+    }
+}
+
+/// Returns when there has been no connection for `limit`; never without one.
+async fn idle(mut connections: watch::Receiver<usize>, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    loop {
+        let empty = *connections.borrow_and_update() == 0;
+        let changed = async {
+            if connections.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        if empty {
+            if tokio::time::timeout(limit, changed).await.is_err() {
+                return;
+            }
+        } else {
+            changed.await;
+        }
+    }
+}

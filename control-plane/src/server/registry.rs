@@ -1,0 +1,168 @@
+//! Registration by live streams: each stream holds one workload in the
+//! [registry](crate::registry) for as long as it lives.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_api::discovery::v1;
+use heddle_api::discovery::v1::registry_server;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::connection::Peer;
+use crate::ca::Subject;
+use crate::metrics::Metrics;
+use crate::model::Registration;
+use crate::registry::{Hold, Registry, request};
+
+/// The registry as streams and the compiler share it.
+pub(crate) struct SharedRegistry {
+    registry: Mutex<Registry>,
+    /// Set after each change; the compiler waits for it.
+    pub(crate) changed: Notify,
+}
+
+impl SharedRegistry {
+    pub(crate) fn new(registry: Registry) -> Arc<Self> {
+        Arc::new(Self { registry: Mutex::new(registry), changed: Notify::new() })
+    }
+
+    /// Reads or changes the registry without telling the compiler.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Registry) -> T) -> T {
+        look(&mut self.registry.lock())
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Registry) -> T) -> T {
+        let result = change(&mut self.registry.lock());
+        self.changed.notify_one();
+        result
+    }
+}
+
+/// The service; one for all connections.
+pub(crate) struct RegistryService {
+    pub(crate) registry: Arc<SharedRegistry>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shutdown: watch::Receiver<bool>,
+}
+
+/// A stream is opened to register at once.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[tonic::async_trait]
+impl registry_server::Registry for RegistryService {
+    type RegisterStream = ReceiverStream<Result<v1::RegisterResponse, Status>>;
+
+    async fn register(
+        &self,
+        request: Request<Streaming<v1::RegisterRequest>>,
+    ) -> Result<Response<Self::RegisterStream>, Status> {
+        let subject = Peer::of(&request)?.proved()?.clone();
+        let requests = request.into_inner();
+        // A response per request, and requests wait until the last one was taken.
+        let (responses, receiver) = mpsc::channel(1);
+        let (registry, metrics) = (self.registry.clone(), self.metrics.clone());
+        let mut shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            let status = tokio::select! {
+                status = hold(&registry, &subject, requests, &responses) => status,
+                _ = shutdown.wait_for(|over| *over) => Status::unavailable("the control plane is shutting down"),
+            };
+            if status.code() == tonic::Code::Ok {
+                return;
+            }
+            if matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::PermissionDenied) {
+                metrics.registration_refused();
+                warn!(identity = %subject.identity, reason = status.message(), "a registration was refused");
+            }
+            let _ = tokio::time::timeout(FIRST_REQUEST_TIMEOUT, responses.send(Err(status))).await;
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Keeps a workload registered until its stream ends; returns why it did.
+async fn hold(
+    registry: &Arc<SharedRegistry>,
+    subject: &Subject,
+    mut requests: Streaming<v1::RegisterRequest>,
+    responses: &mpsc::Sender<Result<v1::RegisterResponse, Status>>,
+) -> Status {
+    let mut held: Option<Held> = None;
+    loop {
+        let request = match &held {
+            Some(_) => requests.message().await,
+            None => match tokio::time::timeout(FIRST_REQUEST_TIMEOUT, requests.message()).await {
+                Ok(request) => request,
+                Err(_) => return Status::deadline_exceeded("nothing was registered on this stream"),
+            },
+        };
+        let request = match request {
+            Ok(Some(request)) => request,
+            Ok(None) => return Status::ok(""),
+            Err(status) => {
+                debug!(identity = %subject.identity, %status, "a registry stream was lost");
+                return Status::ok("");
+            }
+        };
+        let registration = match request::read(request, subject) {
+            Ok(registration) => registration,
+            Err(refused @ request::Refused::Service { .. }) => {
+                return Status::permission_denied(refused.to_string());
+            }
+            Err(refused @ request::Refused::Field { .. }) => {
+                return Status::invalid_argument(refused.to_string());
+            }
+        };
+        match &mut held {
+            None => held = Some(Held::new(registry.clone(), registration)),
+            Some(held) => {
+                if let Err(status) = held.update(registration) {
+                    return status;
+                }
+            }
+        }
+        if responses.send(Ok(v1::RegisterResponse {})).await.is_err() {
+            return Status::ok("");
+        }
+    }
+}
+
+/// A workload held by a stream; lost when dropped, however the stream ends.
+struct Held {
+    registry: Arc<SharedRegistry>,
+    hold: Hold,
+    instance: String,
+}
+
+impl Held {
+    fn new(registry: Arc<SharedRegistry>, registration: Registration) -> Self {
+        info!(service = %registration.service, instance = registration.instance,
+              address = %registration.address, inbound = registration.inbound_port, "a workload registered");
+        let instance = registration.instance.clone();
+        let hold = registry.change(|registry| registry.register(registration));
+        Self { registry, hold, instance }
+    }
+
+    fn update(&mut self, registration: Registration) -> Result<(), Status> {
+        if registration.instance != self.instance {
+            return Err(Status::invalid_argument(
+                "a stream registers one instance; open another for another",
+            ));
+        }
+        if self.registry.change(|registry| registry.update(&self.hold, registration)) {
+            Ok(())
+        } else {
+            Err(Status::aborted("a newer stream registered the same instance"))
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.registry.change(|registry| registry.lost(&self.hold, Instant::now()));
+    }
+}

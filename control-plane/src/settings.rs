@@ -1,0 +1,361 @@
+//! What can be set, in three shapes: [`Args`] as a person writes it (flags
+//! over `HEDDLE_*` variables over the YAML file of `--config`, whose keys are
+//! the flags in camelCase), [`Settings`] as the control plane uses it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use heddle_api::spiffe::TrustDomain;
+use serde::{Deserialize, Deserializer};
+
+use crate::ca::Authority;
+use crate::ca::store::{DataDir, GivenAuthority, StoreError};
+use crate::source::SourceSpec;
+use crate::token::default_data_dir;
+
+/// Where discovery and identity listen unless told otherwise.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7200);
+
+/// Where the admin listener is tried first.
+pub const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7290);
+
+/// The trust domain of a mesh that was not given one.
+pub const DEFAULT_TRUST_DOMAIN: &str = "heddle.local";
+
+/// All flags of the control plane; each is a key of the file, too.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Args {
+    /// Where objects come from: dir:PATH, a folder of manifests (repeatable)
+    #[arg(long = "source", value_name = "SOURCE", env = "HEDDLE_SOURCE", value_delimiter = ',')]
+    #[serde(rename = "source", deserialize_with = "parsed_list")]
+    pub sources: Vec<SourceSpec>,
+    /// Where discovery and identity listen [default: 127.0.0.1:7200]
+    #[arg(long, value_name = "IP:PORT", env = "HEDDLE_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Where the admin listener binds [default: 127.0.0.1:7290, or any free port where that is taken]
+    #[arg(long, value_name = "IP:PORT", env = "HEDDLE_ADMIN")]
+    pub admin: Option<SocketAddr>,
+    /// How long certificates last, at least 1m [default: 24h]
+    #[arg(long, value_name = "DURATION", env = "HEDDLE_CERTIFICATE_LIFETIME", value_parser = parse_duration)]
+    #[serde(deserialize_with = "duration")]
+    pub certificate_lifetime: Option<Duration>,
+    /// How long a workload stays registered after its sidecar's stream was lost [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "HEDDLE_REGISTRATION_GRACE", value_parser = parse_duration)]
+    #[serde(deserialize_with = "duration")]
+    pub registration_grace: Option<Duration>,
+    /// Ends when no sidecar has been connected for this long [default: never]
+    #[arg(long, value_name = "DURATION", env = "HEDDLE_IDLE_EXIT", value_parser = parse_duration)]
+    #[serde(deserialize_with = "duration")]
+    pub idle_exit: Option<Duration>,
+    /// How long open streams may take to end at shutdown [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "HEDDLE_DRAIN_TIMEOUT", value_parser = parse_duration)]
+    #[serde(deserialize_with = "duration")]
+    pub drain_timeout: Option<Duration>,
+    /// The cluster's domain, the end of qualified service names [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN", env = "HEDDLE_CLUSTER_DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// What is logged: a level (error, warn, info, debug, trace) or a tracing filter [default: info]
+    #[arg(long, value_name = "FILTER", env = "HEDDLE_LOG_LEVEL")]
+    pub log_level: Option<String>,
+    /// How it is logged: plain or json [default: plain]
+    #[arg(long, value_name = "FORMAT", env = "HEDDLE_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Keys and trust.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ca: CaArgs,
+    /// A YAML file with settings: each flag's name in camelCase
+    #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+/// Flags about keys and trust.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CaArgs {
+    /// Where the certificate authority and the token key are kept [default: $XDG_DATA_HOME/heddle]
+    #[arg(long, value_name = "DIR", env = "HEDDLE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The trust domain of all identities [default: heddle.local]
+    #[arg(long, value_name = "DOMAIN", env = "HEDDLE_TRUST_DOMAIN")]
+    pub trust_domain: Option<String>,
+    /// A CA certificate to use instead of a self-made root: PEM, the issuing certificate first, its root last
+    #[arg(long, value_name = "FILE", env = "HEDDLE_CA_CERT", requires = "ca_key")]
+    pub ca_cert: Option<PathBuf>,
+    /// The private key of that certificate
+    #[arg(long, value_name = "FILE", env = "HEDDLE_CA_KEY", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Plain,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Validated settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where objects come from, merged.
+    pub sources: Vec<SourceSpec>,
+    /// Where discovery and identity listen.
+    pub listen: SocketAddr,
+    /// Where the admin listener binds; `None`: the default, or any free port where that is taken.
+    pub admin: Option<SocketAddr>,
+    /// Keys and trust.
+    pub authority: AuthoritySettings,
+    /// How long a workload stays after its stream was lost.
+    pub registration_grace: Duration,
+    /// Ends when no sidecar has been connected for this long.
+    pub idle_exit: Option<Duration>,
+    /// How long open streams may take to end at shutdown.
+    pub drain_timeout: Duration,
+    /// The end of qualified service names.
+    pub cluster_domain: String,
+    /// What is logged, as a tracing filter.
+    pub log_level: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+}
+
+/// Where keys are, and what they sign.
+#[derive(Debug, Clone)]
+pub struct AuthoritySettings {
+    /// Keeps the authority and the token key.
+    pub data_dir: PathBuf,
+    /// The trust domain of all identities.
+    pub trust_domain: TrustDomain,
+    /// How long certificates last.
+    pub certificate_lifetime: Duration,
+    pub(crate) given: Option<GivenAuthority>,
+}
+
+/// Settings that contradict each other or say nothing sensible.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidSettings {
+    /// The file cannot be read.
+    #[error("--config: {}: {error}", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The file is no YAML, or has something that is no setting.
+    #[error("--config: {}: {message}", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// Where, and what is wrong.
+        message: String,
+    },
+    /// A trust domain that no identity can carry.
+    #[error("--trust-domain: {0}")]
+    TrustDomain(#[from] heddle_api::spiffe::InvalidSpiffeId),
+    /// A lifetime that sidecars cannot keep up with.
+    #[error("--certificate-lifetime: {0:?} is shorter than a minute")]
+    Lifetime(Duration),
+    /// One without the other, in the file.
+    #[error("--ca-cert and --ca-key are given together or not at all")]
+    HalfAuthority,
+    /// Nowhere to keep keys.
+    #[error("--data-dir: there is no home directory to keep keys in; name a directory")]
+    NoDataDir,
+    /// A directory that is not a folder.
+    #[error("--source: {} is no folder", .0.display())]
+    Source(PathBuf),
+}
+
+/// Below that, renewal at half of it meets the time that a handshake and a retry take.
+const MIN_LIFETIME: Duration = Duration::from_secs(60);
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Outlives a sidecar's reconnect after a broken connection; shorter than
+/// anyone waits for a workload that is really gone to disappear.
+const DEFAULT_GRACE: Duration = Duration::from_secs(5);
+const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
+
+impl Args {
+    /// The settings of these flags, filled in from the file that they name.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a value is impossible.
+    pub fn resolve(self) -> Result<Settings, InvalidSettings> {
+        let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let set = self.over(file);
+        let mut authority = set.ca.resolve()?;
+        authority.certificate_lifetime = set.certificate_lifetime.unwrap_or(DEFAULT_LIFETIME);
+        if authority.certificate_lifetime < MIN_LIFETIME {
+            return Err(InvalidSettings::Lifetime(authority.certificate_lifetime));
+        }
+        for SourceSpec::Folder(path) in &set.sources {
+            if !path.is_dir() {
+                return Err(InvalidSettings::Source(path.clone()));
+            }
+        }
+        Ok(Settings {
+            sources: set.sources,
+            listen: set.listen.unwrap_or(DEFAULT_LISTEN),
+            admin: set.admin,
+            authority,
+            registration_grace: set.registration_grace.unwrap_or(DEFAULT_GRACE),
+            idle_exit: set.idle_exit,
+            drain_timeout: set.drain_timeout.unwrap_or(DEFAULT_DRAIN),
+            cluster_domain: set
+                .cluster_domain
+                .unwrap_or_else(|| heddle_api::name::DEFAULT_CLUSTER_DOMAIN.into()),
+            log_level: set.log_level.unwrap_or_else(|| "info".into()),
+            log_format: set.log_format.unwrap_or_default(),
+        })
+    }
+
+    fn over(self, file: Self) -> Self {
+        Self {
+            sources: if self.sources.is_empty() { file.sources } else { self.sources },
+            listen: self.listen.or(file.listen),
+            admin: self.admin.or(file.admin),
+            certificate_lifetime: self.certificate_lifetime.or(file.certificate_lifetime),
+            registration_grace: self.registration_grace.or(file.registration_grace),
+            idle_exit: self.idle_exit.or(file.idle_exit),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            cluster_domain: self.cluster_domain.or(file.cluster_domain),
+            log_level: self.log_level.or(file.log_level),
+            log_format: self.log_format.or(file.log_format),
+            ca: CaArgs {
+                data_dir: self.ca.data_dir.or(file.ca.data_dir),
+                trust_domain: self.ca.trust_domain.or(file.ca.trust_domain),
+                ca_cert: self.ca.ca_cert.or(file.ca.ca_cert),
+                ca_key: self.ca.ca_key.or(file.ca.ca_key),
+            },
+            config: self.config,
+        }
+    }
+}
+
+impl CaArgs {
+    /// Where keys are, with the default lifetime.
+    pub(crate) fn resolve(self) -> Result<AuthoritySettings, InvalidSettings> {
+        let given = match (self.ca_cert, self.ca_key) {
+            (Some(certificate), Some(key)) => Some(GivenAuthority { certificate, key }),
+            (None, None) => None,
+            _ => return Err(InvalidSettings::HalfAuthority),
+        };
+        Ok(AuthoritySettings {
+            data_dir: self.data_dir.or_else(default_data_dir).ok_or(InvalidSettings::NoDataDir)?,
+            trust_domain: self.trust_domain.as_deref().unwrap_or(DEFAULT_TRUST_DOMAIN).parse()?,
+            certificate_lifetime: DEFAULT_LIFETIME,
+            given,
+        })
+    }
+}
+
+impl AuthoritySettings {
+    /// The self-made authority of the directory at `data_dir`.
+    pub fn in_directory(data_dir: PathBuf, trust_domain: TrustDomain) -> Self {
+        Self { data_dir, trust_domain, certificate_lifetime: DEFAULT_LIFETIME, given: None }
+    }
+
+    pub(crate) fn load(&self, data: &DataDir, now: SystemTime) -> Result<Authority, StoreError> {
+        match &self.given {
+            Some(given) => given.load(&self.trust_domain, self.certificate_lifetime, now),
+            None => data.authority(&self.trust_domain, self.certificate_lifetime, now),
+        }
+    }
+}
+
+/// A duration as manifests write it: `10s`, `250ms`, `1h30m`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is no duration such as 10s, 250ms or 1h30m"))?;
+    Duration::try_from(span).map_err(|_| format!("{text:?} is negative"))
+}
+
+fn read(path: &Path) -> Result<Args, InvalidSettings> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| InvalidSettings::Unreadable { path: path.into(), error })?;
+    if text.trim().is_empty() {
+        return Ok(Args::default());
+    }
+    serde_saphyr::from_str(&text)
+        .map_err(|error| InvalidSettings::Content { path: path.into(), message: error.to_string() })
+}
+
+fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn parsed_list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SourceSpec>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    let texts = match OneOrMany::deserialize(from)? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    };
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Tool {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn settings(yaml: &str, flags: &[&str]) -> Result<Settings, InvalidSettings> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(yaml.as_bytes()).unwrap();
+        let path = file.path().to_str().unwrap().to_owned();
+        let words = ["tool", "--config", &path].into_iter().chain(flags.iter().copied());
+        Tool::try_parse_from(words).unwrap().args.resolve()
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let yaml = "listen: 127.0.0.1:1\ndataDir: /data\ncertificateLifetime: 10m\nsource: dir:/tmp\n\
+                    trustDomain: mesh.example\nlogFormat: json\n";
+        let settings = settings(yaml, &["--listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!(settings.listen.port(), 2);
+        assert_eq!(settings.authority.data_dir, Path::new("/data"));
+        assert_eq!(settings.authority.certificate_lifetime, Duration::from_secs(600));
+        assert_eq!(settings.authority.trust_domain.as_str(), "mesh.example");
+        assert_eq!(settings.sources, [SourceSpec::Folder("/tmp".into())]);
+        assert_eq!(settings.log_format, LogFormat::Json);
+        assert_eq!(settings.registration_grace, DEFAULT_GRACE);
+    }
+
+    #[test]
+    fn what_is_no_setting_is_refused() {
+        for (yaml, part) in [
+            ("lisen: 127.0.0.1:1\n", "lisen"),
+            ("certificateLifetime: 5s\n", "shorter than a minute"),
+            ("certificateLifetime: soon\n", "soon"),
+            ("source: kubernetes\n", "kubernetes"),
+            ("source: dir:/nowhere/at/all\n", "/nowhere/at/all"),
+            ("caCert: a.pem\n", "together"),
+            ("trustDomain: Not A Domain\n", "--trust-domain"),
+        ] {
+            let error = settings(yaml, &[]).unwrap_err().to_string();
+            assert!(error.contains(part), "{yaml}: {error}");
+        }
+    }
+}
