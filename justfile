@@ -1,0 +1,29 @@
+# What .ci/run does, piece by piece. `just` alone lists it.
+
+default:
+    @just --list
+
+# Everything together on this machine.
+demo:
+    cargo run --release -- demo
+
+test:
+    cargo test --workspace
+
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+    cargo deny check bans licenses sources
+
+# Write the manifests of the custom resources anew.
+manifests:
+    cargo run -p heddle-control-plane -- crds --output manifests/crds
+
+# Side by side with Envoy and HAProxy; prints Markdown.
+bench *ARGS:
+    cargo run --release -p heddle-bench -- {{ARGS}}
+
+# A minute of fuzzing per target (needs a nightly toolchain and cargo-fuzz).
+fuzz SECONDS="60":
+    cd fuzz && for target in $(cargo +nightly fuzz list); do cargo +nightly fuzz run $target -- -max_total_time={{SECONDS}}; done
