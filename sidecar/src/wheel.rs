@@ -192,3 +192,6 @@ fn ticks_after(origin: Instant, at: Instant) -> u64 {
 fn narrow(tick: u64) -> u32 {
     u32::try_from(tick).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,3 +63,54 @@ impl Backoff {
         Duration::try_from_secs_f64(seconds).map_or(self.max, |delay| delay.min(self.max))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::rng::Rng;
+
+    fn delays(backoff: Backoff) -> Vec<u128> {
+        let rng = Rng::new(0);
+        (0..5).map(|retries| backoff.delay(retries, &rng).as_millis()).collect()
+    }
+
+    #[test]
+    fn delays_grow_as_the_strategy_says_up_to_the_maximum() {
+        let (base, max) = (Duration::from_millis(100), Duration::from_millis(500));
+        let with = |growth| Backoff { growth, base, max, jitter: 0.0 };
+        assert_eq!(delays(with(Growth::Exponential { multiplier: 2.0 })), [100, 200, 400, 500, 500]);
+        let increment = Duration::from_millis(150);
+        assert_eq!(delays(with(Growth::Linear { increment })), [100, 250, 400, 500, 500]);
+        assert_eq!(delays(with(Growth::Fixed)), [100; 5]);
+    }
+
+    #[test]
+    fn jitter_takes_off_up_to_its_share() {
+        let backoff = Backoff { jitter: 0.25, ..Backoff::default() };
+        let rng = Rng::new(1);
+        let delays: Vec<_> = (0..10_000).map(|_| backoff.delay(0, &rng)).collect();
+        let (min, max) = (delays.iter().min().expect("some"), delays.iter().max().expect("some"));
+        assert!(*min >= Duration::from_micros(18_750) && *min < Duration::from_micros(18_800), "{min:?}");
+        assert!(*max <= Duration::from_millis(25) && *max > Duration::from_micros(24_950), "{max:?}");
+    }
+
+    proptest! {
+        /// Whatever is configured, a delay is between zero and the maximum.
+        #[test]
+        fn no_configuration_exceeds_the_maximum(
+            growth in prop_oneof![
+                any::<f64>().prop_map(|multiplier| Growth::Exponential { multiplier }),
+                any::<Duration>().prop_map(|increment| Growth::Linear { increment }),
+                Just(Growth::Fixed),
+            ],
+            (base, max) in any::<(Duration, Duration)>(),
+            jitter in any::<f64>(),
+            (retries, seed) in any::<(u32, u64)>(),
+        ) {
+            let backoff = Backoff { growth, base, max, jitter };
+            prop_assert!(backoff.delay(retries, &Rng::new(seed)) <= max);
+        }
+    }
+}

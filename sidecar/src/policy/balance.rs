@@ -29,58 +29,64 @@ pub trait Candidate {
 /// 8 draws miss all others once in 256.
 const DRAWS: u32 = 8;
 
-/// The range of the weights in a slice, computed when the slice changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The weights of a slice of candidates, prepared for draws when the slice changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Weights {
-    min: u32,
-    max: u32,
+    /// Running sums; empty if all weights are equal, as they mostly are.
+    sums: Box<[u64]>,
 }
 
 impl Weights {
-    /// The range of some weights; 0 counts as 1.
+    /// Prepares the weights of the candidates, in their order; 0 counts as 1.
     pub fn of(weights: impl IntoIterator<Item = u32>) -> Self {
-        let start = Self { min: u32::MAX, max: 1 };
-        weights
-            .into_iter()
-            .map(|weight| weight.max(1))
-            .fold(start, |range, weight| Self { min: range.min.min(weight), max: range.max.max(weight) })
+        let weights: Vec<u64> = weights.into_iter().map(|weight| u64::from(weight.max(1))).collect();
+        if weights.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Self::default();
+        }
+        let sums = weights.into_iter().scan(0, |sum, weight| {
+            *sum += weight;
+            Some(*sum)
+        });
+        Self { sums: sums.collect() }
     }
 
-    fn equal(self) -> bool {
-        self.min >= self.max
+    fn are_equal(&self) -> bool {
+        self.sums.is_empty()
     }
 }
 
 /// The index of the candidate that gets the next request; `None` if none
 /// admits one. `exclude` is the endpoint that just failed: it is taken only if
-/// there is no other.
+/// there is no other. `weights` are those of the same slice.
 pub fn pick<C: Candidate>(
     candidates: &[C],
-    weights: Weights,
+    weights: &Weights,
     exclude: Option<usize>,
     rng: &Rng,
     now: Instant,
 ) -> Option<usize> {
     let usable = |index: usize| Some(index) != exclude && candidates[index].admits(now);
-    if let [_] = candidates {
-        return candidates[0].admits(now).then_some(0);
-    }
-    let mut draws = DRAWS;
-    let Some(first) = draw(candidates, weights, &mut draws, rng, &usable) else {
-        return scan(candidates, rng, &usable)
-            .or_else(|| exclude.filter(|&index| index < candidates.len() && candidates[index].admits(now)));
+    let last_resort = || exclude.filter(|&index| candidates.get(index).is_some_and(|c| c.admits(now)));
+    let drawn = match candidates.len() {
+        0 => return None,
+        1 => return candidates[0].admits(now).then_some(0),
+        len => (0..DRAWS).map(|_| draw(len, weights, rng)).find(|&index| usable(index)),
     };
-    // With equal weights the second is another one; with different weights it
-    // may be the same, or a pair would see no weights at all.
-    let other = |index: usize| (index != first || !weights.equal()) && usable(index);
-    let Some(second) = draw(candidates, weights, &mut draws, rng, &other) else {
-        return Some(first);
+    let Some(first) = drawn.or_else(|| scan(candidates.len(), rng, usable)) else {
+        return last_resort();
     };
-    if first == second {
+    // With equal weights the second is another one. With different weights it
+    // may be the same: of a pair, both would be drawn always and weights be lost.
+    let second = if weights.are_equal() {
+        (first + 1 + rng.index(candidates.len() - 1)) % candidates.len()
+    } else {
+        draw(candidates.len(), weights, rng)
+    };
+    if second == first || !usable(second) {
         return Some(first);
     }
     let (a, b) = (&candidates[first], &candidates[second]);
-    let share = if weights.equal() {
+    let share = if weights.are_equal() {
         1.0
     } else {
         let (a, b) = (f64::from(a.weight().max(1)), f64::from(b.weight().max(1)));
@@ -90,39 +96,180 @@ pub fn pick<C: Candidate>(
     Some(if a.load().beats(b.load(), share, now) { first } else { second })
 }
 
-/// A random candidate, in proportion to weights, by rejection.
+/// A random index, in proportion to the weights.
 #[inline]
-fn draw<C: Candidate>(
-    candidates: &[C],
-    weights: Weights,
-    draws: &mut u32,
-    rng: &Rng,
-    usable: &impl Fn(usize) -> bool,
-) -> Option<usize> {
-    let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
-    // Rejections by weight do not use up draws: at worst one in `max/min`
-    // is taken, and the bound keeps absurd ratios from spinning.
-    let mut rejections = 64;
-    while *draws > 0 {
-        let index = rng.below(count) as usize;
-        if !weights.equal()
-            && rejections > 0
-            && rng.below(weights.max) >= candidates.get(index)?.weight().max(1)
-        {
-            rejections -= 1;
-            continue;
-        }
-        *draws -= 1;
-        if index < candidates.len() && usable(index) {
-            return Some(index);
+fn draw(len: usize, weights: &Weights, rng: &Rng) -> usize {
+    match weights.sums.last() {
+        None => rng.index(len),
+        Some(&total) => {
+            let point = rng.below(total);
+            weights.sums.partition_point(|&sum| sum <= point).min(len - 1)
         }
     }
-    None
 }
 
-/// The first usable candidate from a random place on.
+/// The first usable index from a random place on.
 #[cold]
-fn scan<C: Candidate>(candidates: &[C], rng: &Rng, usable: &impl Fn(usize) -> bool) -> Option<usize> {
-    let start = rng.below(u32::try_from(candidates.len()).unwrap_or(u32::MAX)) as usize;
-    (start..candidates.len()).chain(0..start).find(|&index| usable(index))
+fn scan(len: usize, rng: &Rng, usable: impl Fn(usize) -> bool) -> Option<usize> {
+    let start = rng.index(len);
+    (start..len).chain(0..start).find(|&index| usable(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Endpoint {
+        load: PeakEwma,
+        weight: u32,
+        admits: Cell<bool>,
+    }
+
+    impl Candidate for Endpoint {
+        fn load(&self) -> &PeakEwma {
+            &self.load
+        }
+
+        fn weight(&self) -> u32 {
+            self.weight
+        }
+
+        fn admits(&self, _: Instant) -> bool {
+            self.admits.get()
+        }
+    }
+
+    fn endpoints(weights: &[u32]) -> (Vec<Endpoint>, Weights) {
+        let endpoint = |&weight| Endpoint { load: PeakEwma::default(), weight, admits: Cell::new(true) };
+        (weights.iter().map(endpoint).collect(), Weights::of(weights.iter().copied()))
+    }
+
+    fn picks(endpoints: &[Endpoint], weights: &Weights, exclude: Option<usize>, now: Instant) -> Vec<u32> {
+        let rng = Rng::new(42);
+        let mut counts = vec![0; endpoints.len()];
+        for _ in 0..100_000 {
+            counts[pick(endpoints, weights, exclude, &rng, now).expect("one is usable")] += 1;
+        }
+        counts
+    }
+
+    /// Within five standard deviations of a binomial distribution.
+    fn is_share(count: u32, share: f64) -> bool {
+        let n = 100_000.0;
+        (f64::from(count) - n * share).abs() <= 5.0 * (n * share * (1.0 - share)).sqrt()
+    }
+
+    #[test]
+    fn equals_share_evenly() {
+        let now = Instant::now();
+        for measured in [false, true] {
+            let (endpoints, weights) = endpoints(&[3; 7]);
+            if measured {
+                endpoints.iter().for_each(|e| e.load.answered(Duration::from_millis(1), now));
+            }
+            let counts = picks(&endpoints, &weights, None, now);
+            assert!(counts.iter().all(|&count| is_share(count, 1.0 / 7.0)), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_better_of_two_random_ones_wins_so_the_worst_never_does() {
+        let now = Instant::now();
+        let (endpoints, weights) = endpoints(&[1; 10]);
+        for (rank, endpoint) in (1..).zip(&endpoints) {
+            endpoint.load.answered(Duration::from_millis(rank), now);
+        }
+        let counts = picks(&endpoints, &weights, None, now);
+        // The k-th best of n wins against the n - k worse ones: 2(n - k) / n(n - 1).
+        for (k, &count) in (1..).zip(&counts) {
+            assert!(is_share(count, 2.0 * f64::from(10 - k) / 90.0), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn weights_are_shares_when_all_else_is_equal() {
+        let now = Instant::now();
+        let (pair, weights) = endpoints(&[2, 1]);
+        let counts = picks(&pair, &weights, None, now);
+        assert!(is_share(counts[0], 2.0 / 3.0), "{counts:?}");
+        let (many, weights) = endpoints(&[1, 1000, 1, 998]);
+        let counts = picks(&many, &weights, None, now);
+        assert!(is_share(counts[1], 0.5) && is_share(counts[3], 0.499), "{counts:?}");
+    }
+
+    #[test]
+    fn requests_in_flight_settle_in_proportion_to_weights() {
+        let now = Instant::now();
+        let (endpoints, weights) = endpoints(&[3, 1]);
+        endpoints.iter().for_each(|e| e.load.answered(Duration::from_millis(1), now));
+        let rng = Rng::new(1);
+        for _ in 0..4000 {
+            let index = pick(&endpoints, &weights, None, &rng, now).expect("usable");
+            endpoints[index].load.begin();
+        }
+        let heavy = endpoints[0].load.in_flight();
+        assert!((2950..=3050).contains(&heavy), "{heavy}");
+    }
+
+    #[test]
+    fn what_failed_is_taken_again_only_if_there_is_no_other() {
+        let now = Instant::now();
+        let (endpoints, weights) = endpoints(&[1, 1, 1]);
+        assert_eq!(picks(&endpoints, &weights, Some(1), now)[1], 0);
+        endpoints[0].admits.set(false);
+        assert_eq!(picks(&endpoints, &weights, Some(1), now), [0, 0, 100_000]);
+        endpoints[2].admits.set(false);
+        assert_eq!(picks(&endpoints, &weights, Some(1), now), [0, 100_000, 0]);
+        endpoints[1].admits.set(false);
+        assert_eq!(pick(&endpoints, &weights, Some(1), &Rng::new(0), now), None);
+        // An index from before the slice changed.
+        assert_eq!(pick(&endpoints, &weights, Some(9), &Rng::new(0), now), None);
+        assert_eq!(pick(&endpoints[..0], &weights, None, &Rng::new(0), now), None);
+    }
+
+    #[test]
+    fn the_only_usable_one_of_many_is_always_found() {
+        let now = Instant::now();
+        let (endpoints, weights) = endpoints(&[1; 1000]);
+        endpoints.iter().for_each(|e| e.admits.set(false));
+        endpoints[777].admits.set(true);
+        let rng = Rng::new(3);
+        assert!((0..100).all(|_| pick(&endpoints, &weights, None, &rng, now) == Some(777)));
+    }
+
+    #[test]
+    fn an_endpoint_ten_times_slower_gets_a_small_share_under_load() {
+        // Closed loop with 8 clients, simulated in steps of 100 µs: two
+        // endpoints answer after 1 ms, one after 10 ms.
+        let start = Instant::now();
+        let (endpoints, weights) = endpoints(&[1; 3]);
+        let rng = Rng::new(5);
+        let mut counts = [0_u32; 3];
+        let mut clients = [(0_u64, None); 8];
+        for step in 0..100_000_u64 {
+            let now = start + Duration::from_micros(100) * u32::try_from(step).expect("small");
+            for (until, using) in &mut clients {
+                if step < *until {
+                    continue;
+                }
+                let time = |index| if index == 2 { 100 } else { 10 };
+                if let Some(index) = *using {
+                    let endpoint: &Endpoint = &endpoints[index];
+                    endpoint.load.end();
+                    endpoint.load.answered(Duration::from_micros(100 * time(index)), now);
+                }
+                let index = pick(&endpoints, &weights, None, &rng, now).expect("usable");
+                endpoints[index].load.begin();
+                counts[index] += 1;
+                (*until, *using) = (step + time(index), Some(index));
+            }
+        }
+        let total: u32 = counts.iter().sum();
+        assert!(counts[2] * 50 < total, "below 2 %: {counts:?}");
+        assert!(counts[2] > 0, "but not forgotten: {counts:?}");
+        assert!(counts[0].abs_diff(counts[1]) * 10 < total, "{counts:?}");
+    }
 }

@@ -96,3 +96,101 @@ impl RetryBudget {
 fn index(second: u64) -> usize {
     (second % SLOTS as u64) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn twenty_percent_of_a_hundred_requests_are_twenty_retries() {
+        let now = Instant::now();
+        let policy = BudgetPolicy { percent: 20, min_per_second: 0 };
+        let mut budget = RetryBudget::new(now);
+        (0..100).for_each(|_| budget.deposit(now));
+        let allowed = (0..100).filter(|_| budget.withdraw(&policy, now)).count();
+        assert_eq!(allowed, 20);
+        assert!(!budget.withdraw(&policy, now + 9 * SECOND), "the window still holds them");
+        assert!(!budget.withdraw(&policy, now + 10 * SECOND), "no requests, no retries");
+    }
+
+    #[test]
+    fn a_quiet_service_has_its_minimum_every_second() {
+        let now = Instant::now();
+        let policy = BudgetPolicy { percent: 20, min_per_second: 3 };
+        let mut budget = RetryBudget::new(now);
+        for second in 0..5 {
+            let at = now + second * SECOND;
+            assert_eq!((0..10).filter(|_| budget.withdraw(&policy, at)).count(), 3);
+        }
+    }
+
+    #[test]
+    fn a_service_that_fails_entirely_gets_a_fifth_more_load() {
+        // 1000 requests per second, all fail, each wants two retries.
+        let start = Instant::now();
+        let (policy, mut budget) = (BudgetPolicy::default(), RetryBudget::new(start));
+        let mut retries = 0;
+        for request in 0..60_000_u32 {
+            let now = start + request * Duration::from_millis(1);
+            budget.deposit(now);
+            retries += (0..2).filter(|_| budget.withdraw(&policy, now)).count();
+        }
+        // The minimum adds up to ten in the first second, before requests came.
+        assert!((11_900..=12_010).contains(&retries), "{retries}");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Pass(u64),
+        Deposit,
+        Withdraw,
+    }
+
+    proptest! {
+        /// Equals the documented rule applied to complete lists of the events.
+        #[test]
+        fn equals_the_documented_arithmetic(
+            policy in (0_u32..120, 0_u32..4).prop_map(|(percent, min_per_second)| BudgetPolicy { percent, min_per_second }),
+            steps in prop::collection::vec(
+                prop_oneof![
+                    1 => prop_oneof![0_u64..3000, 0_u64..30_000].prop_map(Step::Pass),
+                    4 => Just(Step::Deposit),
+                    3 => Just(Step::Withdraw),
+                ],
+                0..200,
+            ),
+        ) {
+            let start = Instant::now();
+            let mut budget = RetryBudget::new(start);
+            let (mut requests, mut retries) = (Vec::new(), Vec::new());
+            let mut millis = 0;
+            for step in steps {
+                let now = start + Duration::from_millis(millis);
+                let second = millis / 1000;
+                match step {
+                    Step::Pass(passed) => millis += passed,
+                    Step::Deposit => {
+                        budget.deposit(now);
+                        requests.push(second);
+                    }
+                    Step::Withdraw => {
+                        let within = |events: &[u64]| events.iter().filter(|&&at| at + 10 > second).count() as u64;
+                        let in_second = retries.iter().filter(|&&at| at == second).count() as u64;
+                        let expected = in_second < u64::from(policy.min_per_second)
+                            || 100 * (within(&retries) + 1) <= u64::from(policy.percent) * within(&requests);
+                        prop_assert_eq!(budget.withdraw(&policy, now), expected);
+                        if expected {
+                            retries.push(second);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -45,7 +45,7 @@ impl Default for EjectionPolicy {
 
 /// How long the first ejection for a refused connection lasts; it doubles up to
 /// the policy's `base`. A restarting process is back within a second or two,
-/// and one request per second costs nobody anything.
+/// and one request per second that has to go elsewhere costs little.
 const REFUSED_BASE: Duration = Duration::from_secs(1);
 
 /// A probe that reported nothing for so long is given up (its client may have
@@ -66,6 +66,7 @@ pub enum CircuitState {
 
 /// What went wrong at an endpoint, as far as ejection cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Fault {
     /// It takes no requests: connection refused, handshake failed, not ready, draining.
     Refused,
@@ -88,10 +89,19 @@ impl Fault {
                 | Reason::Timeout
                 | Reason::PerTryTimeout
                 | Reason::Overloaded => Some(Self::Failed),
+                // The request's fault, the mesh's own, or a mere "not now".
                 _ => None,
             },
             Failure::Status(502..=504) | Failure::Grpc(4 | 14) => Some(Self::Failed),
             Failure::StaleConnection | Failure::Status(_) | Failure::Grpc(_) => None,
+        }
+    }
+
+    /// How long the first and the longest ejection last.
+    fn times(self, policy: &EjectionPolicy) -> (Duration, Duration) {
+        match self {
+            Self::Refused => (REFUSED_BASE.min(policy.base), policy.base),
+            Self::Failed => (policy.base, policy.max.max(policy.base)),
         }
     }
 }
@@ -128,8 +138,9 @@ impl Census {
 #[derive(Debug, Default)]
 pub struct Breaker {
     phase: Cell<Phase>,
-    /// Ejections so far, less what good behaviour took off: the exponent.
-    ejections: Cell<u32>,
+    /// Ejections so far for refusing and for failing, less what good behaviour
+    /// took off: the exponents.
+    ejections: [Cell<u32>; 2],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -172,7 +183,7 @@ impl Breaker {
         }
     }
 
-    /// An acceptable answer came. `true` if this let the endpoint in again.
+    /// An answer came that is no [`Fault`]. `true` if this let the endpoint in again.
     #[inline]
     pub fn succeeded(&self, now: Instant) -> bool {
         match self.phase.get() {
@@ -231,23 +242,27 @@ impl Breaker {
         !matches!(self.phase.get(), Phase::Closed { .. })
     }
 
-    /// Takes one ejection off for each `base` of time spent closed.
+    /// Takes ejections off for time spent closed: one for each first period of
+    /// its kind, so that a restart is forgotten in seconds.
     fn forgive(&self, since: Option<Instant>, policy: &EjectionPolicy, now: Instant) {
         let good = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let periods = good.as_nanos() / policy.base.as_nanos().max(1);
-        let off = u32::try_from(periods).unwrap_or(u32::MAX);
-        self.ejections.set(self.ejections.get().saturating_sub(off));
+        for fault in [Fault::Refused, Fault::Failed] {
+            let periods = good.as_nanos() / fault.times(policy).0.as_nanos().max(1);
+            let ejections = &self.ejections[fault as usize];
+            ejections.set(ejections.get().saturating_sub(u32::try_from(periods).unwrap_or(u32::MAX)));
+        }
     }
 
     fn eject(&self, fault: Fault, policy: &EjectionPolicy, now: Instant) -> Duration {
-        let (base, max) = match fault {
-            Fault::Refused => (REFUSED_BASE.min(policy.base), policy.base),
-            Fault::Failed => (policy.base, policy.max),
-        };
-        let factor = 1_u32.checked_shl(self.ejections.get()).unwrap_or(u32::MAX);
+        let (base, max) = fault.times(policy);
+        let ejections = &self.ejections[fault as usize];
+        let factor = 1_u32.checked_shl(ejections.get()).unwrap_or(u32::MAX);
         let time = base.saturating_mul(factor).min(max);
-        self.ejections.set(self.ejections.get().saturating_add(1));
+        ejections.set(ejections.get().saturating_add(1));
         self.phase.set(Phase::Open { until: now + time });
         time
     }
 }
+
+#[cfg(test)]
+mod tests;

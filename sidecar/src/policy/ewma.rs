@@ -69,8 +69,8 @@ impl PeakEwma {
         self.updated.set(Some(now));
     }
 
-    /// A try failed. Failing fast must not look like answering fast: the
-    /// average doubles, from [`DEFAULT_RTT`] at least to [`MAX_PENALTY`] at most.
+    /// The endpoint took a request and failed. Failing fast must not look like
+    /// answering fast: the average doubles, from [`DEFAULT_RTT`] at least to [`MAX_PENALTY`] at most.
     pub fn failed(&self, now: Instant) {
         let doubled = (self.average.get() * 2.0).clamp(nanos(DEFAULT_RTT), nanos(MAX_PENALTY));
         self.average.set(doubled.max(self.average.get()));
@@ -130,4 +130,120 @@ fn fade(elapsed: Duration) -> f64 {
 #[inline]
 fn nanos(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn measured(rtt: Duration, at: Instant) -> PeakEwma {
+        let load = PeakEwma::default();
+        load.answered(rtt, at);
+        load
+    }
+
+    /// Whether each of two equally weighted ones beats the other: both on a tie.
+    fn compare(a: &PeakEwma, b: &PeakEwma, now: Instant) -> (bool, bool) {
+        (a.beats(b, 1.0, now), b.beats(a, 1.0, now))
+    }
+
+    #[test]
+    fn a_slower_answer_counts_in_full_and_fades_over_the_decay_time() {
+        let start = Instant::now();
+        let load = measured(MS, start);
+        load.answered(100 * MS, start);
+        assert_eq!(load.average(), 100 * MS);
+        load.answered(MS, start + DECAY);
+        // 100/e + 1 × (1 - 1/e) = 37.42
+        let average = load.average().as_secs_f64() * 1e3;
+        assert!((average - 37.42).abs() < 0.01, "{average}");
+    }
+
+    #[test]
+    fn cost_grows_with_requests_in_flight() {
+        let now = Instant::now();
+        let (fast, slow) = (measured(MS, now), measured(3 * MS, now));
+        fast.begin();
+        assert_eq!(compare(&fast, &slow, now), (true, false));
+        fast.begin();
+        assert_eq!(compare(&fast, &slow, now), (true, true));
+        fast.begin();
+        assert_eq!(compare(&fast, &slow, now), (false, true));
+        fast.end();
+        fast.end();
+        fast.end();
+        fast.end();
+        assert_eq!(fast.in_flight(), 0, "one end too many is harmless");
+    }
+
+    #[test]
+    fn what_was_slow_is_tried_again_but_never_looks_faster_than_its_rival() {
+        let start = Instant::now();
+        let (slow, fast) = (measured(100 * MS, start), measured(MS, start));
+        assert_eq!(compare(&slow, &fast, start + DECAY), (false, true));
+        for later in [5, 50, 5000] {
+            assert_eq!(compare(&slow, &fast, start + later * DECAY), (true, true));
+        }
+        slow.begin();
+        assert_eq!(compare(&slow, &fast, start + 5000 * DECAY), (false, true), "no herd");
+    }
+
+    #[test]
+    fn a_new_endpoint_gets_one_request_until_its_first_answer() {
+        let now = Instant::now();
+        let (new, old) = (PeakEwma::default(), measured(MS, now));
+        assert_eq!(compare(&new, &old, now), (true, true));
+        new.begin();
+        (0..100).for_each(|_| old.begin());
+        assert_eq!(compare(&new, &old, now), (false, true));
+        new.answered(2 * MS, now);
+        assert_eq!(compare(&new, &old, now), (true, false));
+    }
+
+    #[test]
+    fn failing_fast_is_no_advantage() {
+        let now = Instant::now();
+        let (failing, working) = (measured(MS, now), measured(20 * MS, now));
+        failing.failed(now);
+        assert_eq!(failing.average(), DEFAULT_RTT);
+        assert_eq!(compare(&failing, &working, now), (false, true));
+        (0..100).for_each(|_| failing.failed(now));
+        assert_eq!(failing.average(), MAX_PENALTY);
+        let slow = measured(5 * MAX_PENALTY, now);
+        slow.failed(now);
+        assert_eq!(slow.average(), 5 * MAX_PENALTY, "a penalty is never a reward");
+    }
+
+    proptest! {
+        /// One of two always wins, and the average stays within what was measured.
+        #[test]
+        fn comparison_is_total_and_averages_stay_in_range(
+            answers in prop::collection::vec((any::<bool>(), 1_u64..1_000_000, 0_u64..20_000_000), 0..50),
+            (flights, share) in ((0_u32..50, 0_u32..50), 0.01_f64..1.99),
+        ) {
+            let mut now = Instant::now();
+            let loads = [PeakEwma::default(), PeakEwma::default()];
+            let mut ranges = [None::<(u64, u64)>; 2];
+            for (which, rtt, passed) in answers {
+                now += Duration::from_micros(passed);
+                let which = usize::from(which);
+                loads[which].answered(Duration::from_micros(rtt), now);
+                let (low, high) = ranges[which].unwrap_or((rtt, rtt));
+                ranges[which] = Some((low.min(rtt), high.max(rtt)));
+            }
+            for (load, range) in loads.iter().zip(ranges) {
+                if let Some((low, high)) = range {
+                    let average = load.average().as_nanos();
+                    prop_assert!(average + 1 >= u128::from(low) * 1000 && average <= u128::from(high) * 1000 + 1);
+                }
+            }
+            (0..flights.0).for_each(|_| loads[0].begin());
+            (0..flights.1).for_each(|_| loads[1].begin());
+            prop_assert!(loads[0].beats(&loads[1], share, now) || loads[1].beats(&loads[0], 2.0 - share, now));
+        }
+    }
 }

@@ -331,3 +331,6 @@ impl<'a> FromIterator<&'a str> for Methods {
         Self(methods.into_iter().map(|method| method.as_bytes().into()).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

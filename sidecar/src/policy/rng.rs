@@ -25,12 +25,20 @@ impl Rng {
     }
 
     /// A number below `bound`, 0 if `bound` is 0. Lemire's multiplication: the
-    /// bias is below `bound / 2^32`, far less than a balancer can notice.
+    /// bias is below `bound / 2^64`, which nothing here can notice.
     #[inline]
-    pub fn below(&self, bound: u32) -> u32 {
+    pub fn below(&self, bound: u64) -> u64 {
         #[expect(clippy::cast_possible_truncation, reason = "the product's high half is below bound")]
-        let number = (((self.bits() >> 32) * u64::from(bound)) >> 32) as u32;
+        let number = ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64;
         number
+    }
+
+    /// An index into something of this length, 0 if it is empty.
+    #[inline]
+    pub fn index(&self, len: usize) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "below a usize")]
+        let index = self.below(len as u64) as usize;
+        index
     }
 
     /// A number in `0.0..1.0`.
@@ -59,7 +67,7 @@ mod tests {
         let rng = Rng::new(1);
         let mut counts = [0_u32; 10];
         for _ in 0..100_000 {
-            counts[rng.below(10) as usize] += 1;
+            counts[rng.index(10)] += 1;
         }
         // Five standard deviations (sqrt(100000 * 0.1 * 0.9) = 95).
         assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 475), "{counts:?}");

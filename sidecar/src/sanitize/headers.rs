@@ -157,9 +157,7 @@ pub fn is_valid_name(name: &[u8]) -> bool {
 /// visible characters, spaces, tabs and bytes above 127.
 pub fn is_valid_value(value: &[u8]) -> bool {
     // Without a branch per byte this becomes vector code.
-    value
-        .iter()
-        .fold(true, |valid, &byte| valid & (byte >= b' ') & (byte != 0x7F) | (valid & (byte == b'\t')))
+    !value.iter().fold(false, |bad, &byte| bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7F))
 }
 
 static TOKEN: [bool; 256] = {

@@ -170,6 +170,12 @@ impl Core {
         }
     }
 
+    /// Entries that take memory.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Links an entry at `due`, or at the next recheck if that is earlier.
     fn link(&mut self, index: u32, due: u64) -> u64 {
         let recheck = (self.now / RECHECK + 1) * RECHECK;
