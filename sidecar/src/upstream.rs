@@ -88,7 +88,7 @@ pub struct Destination {
     pub learned: Cell<Learned>,
     policy: RefCell<Arc<TrafficPolicy>>,
     endpoints: RefCell<Rc<[Rc<Endpoint>]>>,
-    weights: Cell<Weights>,
+    weights: RefCell<Weights>,
     gauge: Rc<EndpointsGauge>,
     usage: Arc<Usage>,
     requests: Cell<usize>,
@@ -179,7 +179,7 @@ impl Destination {
             learned: Cell::new(Learned::Nothing),
             policy: RefCell::new(policy),
             endpoints: RefCell::new(Rc::new([])),
-            weights: Cell::new(Weights::of([])),
+            weights: RefCell::default(),
             gauge,
             usage,
             requests: Cell::new(0),
@@ -191,7 +191,7 @@ impl Destination {
     fn set_single(&self, target: Target, metrics: &Shard) {
         let endpoint = Endpoint::new("self".into(), target, 1, true, self, metrics);
         *self.endpoints.borrow_mut() = Rc::new([endpoint]);
-        self.weights.set(Weights::of([1]));
+        *self.weights.borrow_mut() = Weights::default();
     }
 
     /// Takes over endpoints and policy of a newer state of the service.
@@ -229,7 +229,7 @@ impl Destination {
         for old in before.iter().filter(|old| !endpoints.iter().any(|new| Rc::ptr_eq(old, new))) {
             old.retire();
         }
-        self.weights.set(Weights::of(endpoints.iter().map(|e| e.weight())));
+        *self.weights.borrow_mut() = Weights::of(endpoints.iter().map(|e| e.weight()));
         *self.endpoints.borrow_mut() = endpoints;
         self.show();
         true
@@ -278,11 +278,11 @@ impl Destination {
     ) -> Result<Rc<Endpoint>, Reason> {
         let endpoints = self.endpoints.borrow();
         let exclude = avoid.and_then(|avoid| endpoints.iter().position(|e| Rc::ptr_eq(e, avoid)));
-        let picked = balance::pick(&endpoints, self.weights.get(), exclude, rng, now).or_else(|| {
+        let picked = balance::pick(&endpoints, &self.weights.borrow(), exclude, rng, now).or_else(|| {
             // All ejected ("panic"): a bad endpoint is better than none.
             let healthy = endpoints.iter().filter(|e| e.is_healthy()).count();
-            let nth = rng.below(u32::try_from(healthy).ok().filter(|n| *n > 0)?);
-            endpoints.iter().enumerate().filter(|(_, e)| e.is_healthy()).nth(nth as usize).map(|(i, _)| i)
+            let nth = rng.index(healthy);
+            endpoints.iter().enumerate().filter(|(_, e)| e.is_healthy()).nth(nth).map(|(i, _)| i)
         });
         let endpoint = &endpoints[picked.ok_or(Reason::NoHealthyEndpoint)?];
         endpoint.breaker.begin(now);
