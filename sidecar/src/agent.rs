@@ -1,4 +1,27 @@
-//! Everything of a sidecar that is not traffic.
-pub(crate) mod knowledge;
-pub(crate) mod subscriptions;
-pub(crate) mod validate;
+//! Everything of a sidecar that is not traffic: identity, discovery,
+//! registration and health, in one thread of their own.
+//!
+//! The control plane may be away at any time after the start: certificate,
+//! configuration and readiness then stay as they are. Forwarding is left to
+//! the workers, which read the configuration and the credentials.
+
+mod control_plane;
+mod discovery;
+mod health;
+mod identity;
+mod knowledge;
+mod reconnect;
+mod registration;
+mod subscriptions;
+mod token;
+mod validate;
+
+pub(crate) use control_plane::ControlPlane;
+pub(crate) use discovery::{Discovery, node};
+pub(crate) use identity::{Identity, NoCertificate, timestamp};
+pub(crate) use knowledge::Knowledge;
+pub(crate) use reconnect::Reconnect;
+pub(crate) use registration::Registration;
+pub(crate) use token::TokenSource;
+
+pub(crate) use health::watch as watch_health;

@@ -1,0 +1,215 @@
+//! Whether the application is ready, seen as its callers would: by connecting
+//! to it.
+//!
+//! [`Health`] decides, purely; [`watch`] probes. At first probes follow one
+//! another quickly, so that a workload joins as soon as it listens.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tonic::transport::Endpoint;
+
+use crate::listener::AppDialer;
+use crate::settings::{HealthSpec, Workload};
+
+use super::reconnect::seeded;
+
+/// The first wait between probes of an application that was not ready yet; it
+/// grows by a half each time up to [`INTERVAL`].
+const FIRST: Duration = Duration::from_millis(20);
+
+/// Between probes of an application in steady state.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long one probe may take.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Failures in a row after which a ready application is not ready any more.
+/// One lost probe of a busy application is no reason to send everyone away.
+const FAILURES: u32 = 3;
+
+/// Keeps `ready` up to date, for ever.
+pub(crate) async fn watch(workload: Workload, app: AppDialer, ready: watch::Sender<bool>) {
+    let ports: Vec<u16> = workload.ports.iter().map(|port| port.number).collect();
+    if ports.is_empty() && workload.health == HealthSpec::Tcp {
+        // A workload that only calls others has nothing that could be unready.
+        ready.send_replace(true);
+        return std::future::pending().await;
+    }
+    let rng = seeded();
+    let mut health = Health::default();
+    loop {
+        let result = tokio::time::timeout(TIMEOUT, probe(&workload.health, &ports, &app)).await;
+        let error = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {TIMEOUT:?}")),
+        };
+        if let Some(now) = health.observe(error.is_none()) {
+            match &error {
+                Some(reason) => tracing::warn!(%reason, "the application is not ready any more"),
+                None => tracing::info!("the application is ready"),
+            }
+            ready.send_replace(now);
+        }
+        // A fifth of jitter keeps many sidecars of one machine out of step.
+        tokio::time::sleep(health.wait().mul_f64(0.9 + rng.unit() / 5.0)).await;
+    }
+}
+
+/// The decision: one success makes ready, several failures in a row unready.
+#[derive(Debug, Default)]
+struct Health {
+    ready: bool,
+    /// Failures in a row.
+    failures: u32,
+}
+
+impl Health {
+    /// Notes a probe. Returns the readiness if it changed.
+    fn observe(&mut self, success: bool) -> Option<bool> {
+        self.failures = if success { 0 } else { self.failures.saturating_add(1) };
+        let ready = success || (self.ready && self.failures < FAILURES);
+        (std::mem::replace(&mut self.ready, ready) != ready).then_some(ready)
+    }
+
+    /// How long to wait for the next probe.
+    fn wait(&self) -> Duration {
+        if self.ready {
+            return INTERVAL;
+        }
+        let exponent = i32::try_from(self.failures.saturating_sub(1).min(20)).unwrap_or(20);
+        FIRST.mul_f64(1.5_f64.powi(exponent)).min(INTERVAL)
+    }
+}
+
+async fn probe(health: &HealthSpec, ports: &[u16], app: &AppDialer) -> io::Result<()> {
+    match health {
+        HealthSpec::Tcp => {
+            for port in ports {
+                app.connect(*port).await.map_err(|error| at(*port, &error))?;
+            }
+            Ok(())
+        }
+        HealthSpec::Http { path, port } => {
+            let port = port.or(ports.first().copied()).ok_or_else(no_port)?;
+            http(app, port, path).await.map_err(|error| at(port, &error))
+        }
+        HealthSpec::Grpc => {
+            let port = ports.first().copied().ok_or_else(no_port)?;
+            grpc(app, port).await.map_err(|error| at(port, &error))
+        }
+    }
+}
+
+async fn http(app: &AppDialer, port: u16, path: &str) -> io::Result<()> {
+    let stream = app.connect(port).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let request = http::Request::get(path)
+        .header(http::header::HOST, format!("localhost:{port}"))
+        .header(http::header::USER_AGENT, "heddle-health")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let exchange = sender.send_request(request);
+    // The connection ends with this function: a probe leaves nothing behind.
+    let response = tokio::select! {
+        response = exchange => response.map_err(io::Error::other)?,
+        ended = connection => {
+            ended.map_err(io::Error::other)?;
+            return Err(io::Error::other("the connection was closed without an answer"));
+        }
+    };
+    match response.status().as_u16() {
+        100..400 => Ok(()),
+        status => Err(io::Error::other(format!("GET {path} was answered with {status}"))),
+    }
+}
+
+async fn grpc(app: &AppDialer, port: u16) -> io::Result<()> {
+    let app = app.clone();
+    let connect = tower::service_fn(move |_| {
+        let app = app.clone();
+        async move { app.connect(port).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(connect).await.map_err(io::Error::other)?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.map_err(io::Error::other)?;
+    let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let codec = tonic_prost::ProstCodec::<CheckRequest, CheckResponse>::default();
+    let request = tonic::Request::new(CheckRequest {});
+    let response = client.unary(request, path, codec).await.map_err(io::Error::other)?.into_inner();
+    match response.status {
+        SERVING => Ok(()),
+        status => Err(io::Error::other(format!("grpc.health.v1.Health/Check says status {status}"))),
+    }
+}
+
+/// `grpc.health.v1.HealthCheckRequest` for the server as a whole.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CheckRequest {}
+
+/// `grpc.health.v1.HealthCheckResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING`.
+const SERVING: i32 = 1;
+
+fn at(port: u16, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("port {port}: {error}"))
+}
+
+fn no_port() -> io::Error {
+    io::Error::other("there is no port to check")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn one_success_makes_ready_and_three_failures_unready() {
+        let mut health = Health::default();
+        assert_eq!(health.observe(false), None);
+        assert_eq!(health.observe(true), Some(true));
+        assert_eq!(health.observe(false), None);
+        assert_eq!(health.observe(true), None);
+        assert_eq!([false, false, false].map(|s| health.observe(s)), [None, None, Some(false)]);
+        assert_eq!(health.observe(true), Some(true));
+    }
+
+    #[test]
+    fn probes_are_quick_at_first_and_slow_down() {
+        let mut health = Health::default();
+        health.observe(false);
+        assert_eq!(health.wait(), FIRST);
+        (0..50).for_each(|_| drop(health.observe(false)));
+        assert_eq!(health.wait(), INTERVAL);
+        health.observe(true);
+        assert_eq!(health.wait(), INTERVAL);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_workload_is_ready_once_its_port_listens_and_not_after_it_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let app = AppDialer::direct(None);
+        assert!(probe(&HealthSpec::Tcp, &[port], &app).await.is_err());
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        assert!(probe(&HealthSpec::Tcp, &[port], &app).await.is_ok());
+        drop(listener);
+        assert!(probe(&HealthSpec::Tcp, &[port], &app).await.is_err());
+    }
+}
