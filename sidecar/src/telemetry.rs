@@ -8,5 +8,6 @@
 pub mod access_log;
 mod mailbox;
 pub mod metrics;
+pub mod otlp;
 pub mod span;
 pub mod trace;
