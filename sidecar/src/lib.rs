@@ -12,7 +12,8 @@ mod http2;
 mod inbound;
 pub mod io;
 pub mod listener;
-pub mod namespace;
+mod namespace;
+mod netlink;
 mod outbound;
 pub mod policy;
 pub mod proxy;
@@ -20,8 +21,12 @@ pub mod reason;
 pub mod sanitize;
 mod session;
 pub mod settings;
+<<<<<<< HEAD
 mod tcp;
 pub mod telemetry;
 pub mod upstream;
 pub mod wheel;
 pub mod worker;
+=======
+mod sys;
+>>>>>>> 5507565 (wip)
