@@ -1,0 +1,351 @@
+//! Serves DNS by UDP and TCP on sockets of the application's namespace, on the
+//! agent's thread.
+//!
+//! Replies leave from the address that was asked, because applications may ask
+//! any resolver. Queries, connections and waiting times are bounded.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener as StdListener, UdpSocket as StdUdpSocket};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::{sleep, timeout};
+
+use crate::config::{ConfigHandle, Lookup, Want};
+use crate::dns::addresses::Addresses;
+use crate::dns::forward::{Forwarder, Transport, host_has_ipv6};
+use crate::dns::message::{Code, Query, code_of};
+use crate::dns::subject::Subject;
+use crate::proxy::AgentTask;
+use crate::sys;
+
+/// How long discovery may take to say whether a service exists.
+const DISCOVERY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long applications may keep a mesh name's address. It never changes, but
+/// a short time lets them see a service disappear.
+const TTL: u32 = 30;
+
+/// Queries in progress per socket; more wait in the socket's buffer.
+const QUERIES: usize = 512;
+
+/// Open TCP connections per socket.
+const CONNECTIONS: usize = 64;
+
+/// How long a TCP connection may be silent (RFC 7766 suggests a few seconds).
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The pause after a failing accept: descriptors may be exhausted, and trying
+/// again at once would use up the thread.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The largest query by UDP; real ones have about a hundred bytes.
+const LARGEST_QUERY: usize = 4096;
+
+/// The sockets to serve.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    /// UDP, with packet information enabled.
+    pub(crate) datagrams: Vec<StdUdpSocket>,
+    /// TCP.
+    pub(crate) streams: Vec<StdListener>,
+}
+
+/// The responder for an application in `namespace`, as a task for the agent's thread.
+pub(crate) fn responder(sockets: Sockets, namespace: String, addresses: Addresses) -> AgentTask {
+    Box::new(move |config| {
+        let responder =
+            Responder { namespace, addresses, config, forwarder: Forwarder::host(), ipv6: host_has_ipv6 };
+        Box::pin(async move {
+            if let Err(error) = serve(Rc::new(responder), sockets).await {
+                tracing::error!(%error, "the DNS responder cannot use its sockets");
+            }
+        })
+    })
+}
+
+struct Responder {
+    namespace: String,
+    addresses: Addresses,
+    config: ConfigHandle,
+    forwarder: Forwarder,
+    /// Whether the host can reach IPv6 addresses now.
+    ipv6: fn() -> bool,
+}
+
+/// What discovery says about a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existence {
+    Exists,
+    Absent,
+    Unknown,
+}
+
+impl Responder {
+    /// The reply to one message; `None` if it deserves none.
+    async fn reply(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let query = match Query::read(message) {
+            Ok(query) => query,
+            Err(refusal) => return refusal,
+        };
+        Some(self.answer(&query, transport).await)
+    }
+
+    async fn answer(&self, query: &Query<'_>, transport: Transport) -> Vec<u8> {
+        if !query.internet {
+            return self.forward(query, transport).await;
+        }
+        let cluster_domain = self.config.load().mesh.clone();
+        let cluster_domain =
+            cluster_domain.as_deref().map_or(DEFAULT_CLUSTER_DOMAIN, |mesh| mesh.cluster_domain.as_str());
+        let (name, ours) = match Subject::of(&query.name, &self.namespace, cluster_domain) {
+            Subject::Localhost => {
+                let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+                let wanted: Vec<IpAddr> =
+                    loopback.into_iter().filter(|ip| query.asks_for(ip.is_ipv6())).collect();
+                return query.answer(Code::NoError, &wanted, TTL);
+            }
+            Subject::Nothing => return query.reply(Code::NxDomain),
+            Subject::Foreign => return self.forward(query, transport).await,
+            Subject::Service { name, ours } => (name, ours),
+        };
+        match self.existence(&name).await {
+            Existence::Exists if query.asks_for(false) => match self.addresses.assign(&name) {
+                Ok(address) => query.answer(Code::NoError, &[address.into()], TTL),
+                Err(error) => {
+                    tracing::warn!(%error, service = %name, "no address for a service");
+                    query.reply(Code::ServFail)
+                }
+            },
+            Existence::Exists => query.reply(Code::NoError),
+            Existence::Absent if ours => query.reply(Code::NxDomain),
+            Existence::Absent => self.forward(query, transport).await,
+            Existence::Unknown if ours => query.reply(Code::ServFail),
+            Existence::Unknown => {
+                // Somebody else may know the name; that they do not says nothing about the mesh.
+                let reply = self.forward(query, transport).await;
+                if code_of(&reply) == Some(Code::NxDomain as u8) {
+                    query.reply(Code::ServFail)
+                } else {
+                    reply
+                }
+            }
+        }
+    }
+
+    async fn existence(&self, name: &ServiceName) -> Existence {
+        let known = |config: &ConfigHandle| match config.load().services.get(name) {
+            Some(Lookup::Found(_)) => Some(Existence::Exists),
+            Some(Lookup::Absent) => Some(Existence::Absent),
+            Some(Lookup::Pending) | None => None,
+        };
+        let mut config = self.config.clone();
+        if let Some(existence) = known(&config) {
+            return existence;
+        }
+        if !config.want(Want::Service(name.clone())) {
+            return Existence::Unknown;
+        }
+        let waiting = async {
+            loop {
+                if let Some(existence) = known(&config) {
+                    return existence;
+                }
+                config.changed().await;
+            }
+        };
+        timeout(DISCOVERY_PATIENCE, waiting).await.unwrap_or(Existence::Unknown)
+    }
+
+    async fn forward(&self, query: &Query<'_>, transport: Transport) -> Vec<u8> {
+        if query.kind == crate::dns::message::TYPE_AAAA && !(self.ipv6)() {
+            return query.reply(Code::NoError);
+        }
+        match self.forwarder.ask(query, transport).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                tracing::debug!(%error, name = query.name, "no resolver of the host answered");
+                query.reply(Code::ServFail)
+            }
+        }
+    }
+}
+
+async fn serve(responder: Rc<Responder>, sockets: Sockets) -> io::Result<()> {
+    let datagrams: Vec<UdpSocket> =
+        sockets.datagrams.into_iter().map(UdpSocket::from_std).collect::<io::Result<_>>()?;
+    let streams: Vec<TcpListener> =
+        sockets.streams.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?;
+    let by_udp = join_all(datagrams.iter().map(|socket| serve_datagrams(&responder, socket)));
+    let by_tcp = join_all(streams.iter().map(|listener| serve_streams(&responder, listener)));
+    tokio::join!(by_udp, by_tcp);
+    Ok(())
+}
+
+async fn serve_datagrams(responder: &Responder, socket: &UdpSocket) {
+    let mut pending = FuturesUnordered::new();
+    loop {
+        let mut buffer = [0; LARGEST_QUERY];
+        let receive =
+            socket.async_io(Interest::READABLE, || sys::receive_datagram(socket.as_fd(), &mut buffer));
+        tokio::select! {
+            received = receive, if pending.len() < QUERIES => {
+                let (length, from, asked) = match received {
+                    Ok(received) => received,
+                    Err(error) => {
+                        // An earlier reply that could not be delivered is reported here; nothing is lost.
+                        tracing::debug!(%error, "receiving a DNS query");
+                        continue;
+                    }
+                };
+                let message = buffer[..length].to_vec();
+                pending.push(async move {
+                    if let Some(reply) = responder.reply(&message, Transport::Udp).await
+                        && let Err(error) = sys::send_datagram(socket.as_fd(), &reply, from, asked)
+                    {
+                        // The application asks again, as after any lost datagram.
+                        tracing::debug!(%error, %from, "sending a DNS reply");
+                    }
+                });
+            }
+            Some(()) = pending.next(), if !pending.is_empty() => {}
+        }
+    }
+}
+
+async fn serve_streams(responder: &Responder, listener: &TcpListener) {
+    let mut connections = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok((stream, _)) => connections.push(serve_stream(responder, stream)),
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a DNS connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+/// Queries of one connection, one at a time, each after its length (RFC 7766).
+async fn serve_stream(responder: &Responder, mut stream: TcpStream) -> io::Result<()> {
+    loop {
+        let Ok(length) = timeout(IDLE, stream.read_u16()).await else { return Ok(()) };
+        let mut message = vec![0; length?.into()];
+        timeout(IDLE, stream.read_exact(&mut message)).await??;
+        let Some(reply) = responder.reply(&message, Transport::Tcp).await else { return Ok(()) };
+        let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
+        timeout(IDLE, stream.write_all(&[&length.to_be_bytes()[..], &reply].concat())).await??;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::{self, Publisher, Snapshot};
+    use crate::dns::message::tests::query;
+    use crate::dns::message::{TYPE_A, TYPE_AAAA};
+    use tokio::sync::mpsc::Receiver;
+
+    /// A responder whose only resolver is a closed port.
+    fn responder() -> (Responder, Publisher, Receiver<Want>) {
+        let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (publisher, config, wants) = config::channel();
+        let responder = Responder {
+            namespace: "shop".into(),
+            addresses: Addresses::default(),
+            config,
+            forwarder: Forwarder::to(vec![closed]),
+            ipv6: || true,
+        };
+        (responder, publisher, wants)
+    }
+
+    fn publish(publisher: &Publisher, name: &str, lookup: Lookup<()>) {
+        let name: ServiceName = name.parse().unwrap();
+        let lookup = match lookup {
+            Lookup::Found(()) => Lookup::Found(Arc::new(crate::config::Service {
+                name: name.clone(),
+                ports: vec![],
+                endpoints: vec![],
+                policy: Arc::new(crate::config::TrafficPolicy {
+                    source: String::new(),
+                    connect_timeout: Duration::from_secs(1),
+                    request_timeout: None,
+                    per_try_timeout: None,
+                    idle_timeout: None,
+                    retry: Default::default(),
+                    ejection: Default::default(),
+                    limits: crate::config::Limits {
+                        connections: 1,
+                        pending_requests: 1,
+                        requests: 1,
+                        requests_per_connection: None,
+                    },
+                }),
+                usage: Arc::default(),
+            })),
+            Lookup::Absent => Lookup::Absent,
+            Lookup::Pending => Lookup::Pending,
+        };
+        publisher.publish(Snapshot { services: HashMap::from([(name, lookup)]), ..Snapshot::default() });
+    }
+
+    async fn code(responder: &Responder, name: &str, kind: u16) -> (u8, Option<[u8; 4]>) {
+        let reply = responder.reply(&query(name, kind), Transport::Udp).await.unwrap();
+        let address = (reply[7] == 1).then(|| *reply.last_chunk::<4>().unwrap());
+        (code_of(&reply).unwrap(), address)
+    }
+
+    #[tokio::test]
+    async fn a_service_is_asked_for_on_demand_and_gets_its_address() {
+        let (responder, publisher, mut wants) = responder();
+        let discovery = async {
+            assert_eq!(wants.recv().await, Some(Want::Service("shop/users".parse().unwrap())));
+            publish(&publisher, "shop/users", Lookup::Pending);
+            tokio::task::yield_now().await;
+            publish(&publisher, "shop/users", Lookup::Found(()));
+        };
+        let ((code_a, address), ()) =
+            tokio::join!(code(&responder, "USERS.shop.svc.cluster.local", TYPE_A), discovery);
+        assert_eq!((code_a, address.map(|a| [a[0], a[1]])), (0, Some([240, 240])));
+        let address = IpAddr::from(address.unwrap());
+        assert_eq!(responder.addresses.service(address), Some("shop/users".parse().unwrap()));
+        assert_eq!(code(&responder, "users", TYPE_AAAA).await, (0, None));
+    }
+
+    #[tokio::test]
+    async fn absent_services_do_not_exist_under_our_domains_and_are_forwarded_elsewhere() {
+        let (responder, publisher, _wants) = responder();
+        publish(&publisher, "com/example", Lookup::Absent);
+        assert_eq!(code(&responder, "example.com.svc.cluster.local", TYPE_A).await.0, Code::NxDomain as u8);
+        assert_eq!(code(&responder, "x.y.z.cluster.local", TYPE_A).await.0, Code::NxDomain as u8);
+        assert_eq!(code(&responder, "example.com", TYPE_A).await.0, Code::ServFail as u8);
+    }
+
+    #[tokio::test]
+    async fn silent_discovery_is_a_failure_and_never_a_denial() {
+        let (responder, _publisher, _wants) = responder();
+        tokio::time::pause();
+        assert_eq!(code(&responder, "users.shop.svc", TYPE_A).await.0, Code::ServFail as u8);
+    }
+
+    #[tokio::test]
+    async fn foreign_ipv6_addresses_are_withheld_where_the_host_has_no_route() {
+        let (mut responder, _publisher, _wants) = responder();
+        responder.ipv6 = || false;
+        assert_eq!(code(&responder, "www.example.com", TYPE_AAAA).await.0, Code::NoError as u8);
+    }
+}
