@@ -21,12 +21,9 @@ pub mod reason;
 pub mod sanitize;
 mod session;
 pub mod settings;
-<<<<<<< HEAD
+mod sys;
 mod tcp;
 pub mod telemetry;
 pub mod upstream;
 pub mod wheel;
 pub mod worker;
-=======
-mod sys;
->>>>>>> 5507565 (wip)
