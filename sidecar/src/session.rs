@@ -1,6 +1,8 @@
 //! What is known about a client's connection before its first request: who it
 //! is, which side of us it came in at, and how its destination is found.
 
+mod record;
+
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -14,6 +16,8 @@ use crate::telemetry::metrics::{
 };
 use crate::upstream::{DEFAULT_ROUTE, Destination, Endpoint};
 use crate::worker::Worker;
+
+pub use self::record::Exchange;
 
 /// A client's connection.
 pub struct Session {
@@ -127,17 +131,7 @@ impl Session {
     ) -> Rc<RequestMetrics> {
         match (self.direction, endpoint) {
             (Direction::Outbound, Some(endpoint)) => endpoint.requests.clone(),
-            _ => {
-                let (service, namespace) = self.labels(destination);
-                self.worker.metrics.requests(&RequestLabels {
-                    direction: self.direction,
-                    service,
-                    namespace,
-                    route: DEFAULT_ROUTE.into(),
-                    peer: self.peer.clone(),
-                    tls: self.tls,
-                })
-            }
+            _ => self.worker.metrics.requests(&self.request_labels(destination, None)),
         }
     }
 
@@ -155,6 +149,26 @@ impl Session {
                     tls: self.tls,
                 })
             }
+        }
+    }
+
+    fn request_labels(
+        &self,
+        destination: Option<&Destination>,
+        endpoint: Option<&Endpoint>,
+    ) -> RequestLabels {
+        let (service, namespace) = self.labels(destination);
+        let (peer, tls) = match (self.direction, endpoint) {
+            (Direction::Outbound, Some(endpoint)) => (endpoint.peer.clone(), endpoint.tls()),
+            _ => (self.peer.clone(), self.tls),
+        };
+        RequestLabels {
+            direction: self.direction,
+            service,
+            namespace,
+            route: DEFAULT_ROUTE.into(),
+            peer,
+            tls,
         }
     }
 

@@ -28,7 +28,9 @@ use self::accept::Accepted;
 use crate::config::{ConfigHandle, Lookup, TrafficPolicy};
 use crate::listener::{AppDialer, InboundKind, Plumbing};
 use crate::policy::rng::Rng;
+use crate::telemetry::access_log::{AccessLog, AccessLogWriter};
 use crate::telemetry::metrics::{HandshakeSide, Registry, Shard};
+use crate::telemetry::span::{Tracer, Tracing};
 use crate::upstream::{ClientConfigs, Destination, DestinationKey, MeshProtocol};
 use crate::wheel::Wheel;
 
@@ -42,6 +44,10 @@ pub struct Setup {
     pub credentials: Arc<Credentials>,
     /// Where metrics are kept.
     pub registry: Registry,
+    /// Where spans go.
+    pub tracing: Tracing,
+    /// Where the access log goes.
+    pub access_log: AccessLog,
     /// The listeners and the way to the application.
     pub plumbing: Plumbing,
 }
@@ -79,6 +85,8 @@ pub fn start(setup: Setup) -> io::Result<Workers> {
             config: setup.config.clone(),
             credentials: setup.credentials.clone(),
             registry: setup.registry.clone(),
+            tracing: setup.tracing.clone(),
+            access_log: setup.access_log.clone(),
             app: setup.plumbing.app.clone(),
             load: peers[index].load.clone(),
             draining: draining.clone(),
@@ -128,6 +136,8 @@ struct Parts {
     config: ConfigHandle,
     credentials: Arc<Credentials>,
     registry: Registry,
+    tracing: Tracing,
+    access_log: AccessLog,
     app: AppDialer,
     load: Arc<AtomicUsize>,
     draining: watch::Receiver<bool>,
@@ -147,6 +157,11 @@ pub struct Worker {
     pub rng: Rng,
     /// This worker's share of the metrics.
     pub metrics: Shard,
+    /// This worker's tracing.
+    pub tracer: Tracer,
+    pub(crate) access_log: AccessLogWriter,
+    access_logged: Cell<bool>,
+    sampling: Cell<f64>,
     /// How peers are greeted.
     pub(crate) server_config: Arc<rustls::ServerConfig>,
     registry: Registry,
@@ -166,6 +181,18 @@ impl Worker {
     #[inline]
     pub fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Whether exchanges are written to the access log.
+    #[inline]
+    pub fn is_access_logged(&self) -> bool {
+        self.access_logged.get()
+    }
+
+    /// The share of new traces that are sampled.
+    #[inline]
+    pub fn sampling(&self) -> f64 {
+        self.sampling.get()
     }
 
     /// Whole seconds since the start.
@@ -203,6 +230,10 @@ impl Worker {
     /// Brings everything in line with the current snapshot.
     fn follow(&self) {
         let snapshot = self.config.load();
+        if let Some(workload) = &snapshot.workload {
+            self.access_logged.set(workload.access_log);
+            self.sampling.set(workload.sampling);
+        }
         self.destinations.borrow_mut().retain(|key, destination| {
             let kept = match key {
                 DestinationKey::Service(name, _) => match snapshot.services.get(name) {
@@ -282,6 +313,10 @@ async fn run(
         wheel: Wheel::new(Instant::now()),
         rng: Rng::new(seed()),
         metrics: parts.registry.shard(),
+        tracer: parts.tracing.tracer(),
+        access_log: parts.access_log.writer(),
+        access_logged: Cell::new(false),
+        sampling: Cell::new(1.0),
         registry: parts.registry,
         started: Instant::now(),
         draining: Cell::new(false),
@@ -298,8 +333,8 @@ async fn run(
     spawn_local(async move {
         let mut config = follower.config.clone();
         loop {
-            config.changed().await;
             follower.follow();
+            config.changed().await;
         }
     });
     let sweeper = worker.clone();

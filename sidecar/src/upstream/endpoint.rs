@@ -48,12 +48,24 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The address that is dialled, if it is known before.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::App(_) => None,
+            Self::Plain(address) | Self::Mesh { inbound: address, .. } => Some(*address),
+        }
+    }
+}
+
 /// An instance as one worker sees it.
 pub struct Endpoint {
     /// Stable over updates.
     pub id: Arc<str>,
     /// How it is reached.
     pub target: Target,
+    /// What it proves, [`UNKNOWN_PEER`] outside the mesh.
+    pub peer: Arc<str>,
     /// Latency and requests in flight.
     pub load: PeakEwma,
     /// Whether it is left out.
@@ -100,13 +112,14 @@ impl Endpoint {
             direction,
             service: service.clone(),
             namespace: namespace.clone(),
-            peer,
+            peer: peer.clone(),
             tls,
         });
         let circuit = metrics.circuit(&EndpointLabels { service, namespace, endpoint: id.clone() });
         Rc::new(Self {
             id,
             target,
+            peer,
             load: PeakEwma::default(),
             breaker: Breaker::default(),
             requests,
@@ -147,6 +160,11 @@ impl Endpoint {
     /// Whether it is reached with mutual TLS.
     pub fn is_mesh(&self) -> bool {
         matches!(self.target, Target::Mesh { .. })
+    }
+
+    /// How connections to it are protected.
+    pub fn tls(&self) -> Tls {
+        if self.is_mesh() { Tls::Mutual } else { Tls::None }
     }
 
     /// Counts a try in flight until the guard goes.
