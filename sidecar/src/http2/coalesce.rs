@@ -17,6 +17,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is collected before it leaves by itself: the payload of one TLS record
@@ -41,6 +42,8 @@ struct Shared<Io> {
 #[derive(Debug)]
 struct Inner<Io> {
     io: Io,
+    /// Bytes received before h2 took over; read first.
+    early: Bytes,
     /// Collected bytes; those before `sent` are with `io` already.
     collected: Vec<u8>,
     sent: usize,
@@ -64,8 +67,9 @@ impl<Io> Clone for Coalesce<Io> {
 }
 
 impl<Io> Coalesce<Io> {
-    pub(crate) fn new(io: Io) -> Self {
-        let inner = Inner { io, collected: Vec::new(), sent: 0, state: State::Flushed };
+    /// Puts the writer above `io`, from which `early` was read already.
+    pub(crate) fn new(io: Io, early: Bytes) -> Self {
+        let inner = Inner { io, early, collected: Vec::new(), sent: 0, state: State::Flushed };
         Self(Rc::new(Shared { inner: RefCell::new(inner), received: Cell::new(0) }))
     }
 
@@ -178,8 +182,18 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Coalesce<Io> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let mut inner = self.0.inner.borrow_mut();
+        if !inner.early.is_empty() {
+            let part = inner.early.len().min(buffer.remaining());
+            buffer.put_slice(&inner.early[..part]);
+            inner.early.advance(part);
+            if inner.early.is_empty() {
+                inner.early = Bytes::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.0.inner.borrow_mut().io).poll_read(cx, buffer);
+        let read = Pin::new(&mut inner.io).poll_read(cx, buffer);
         let count = buffer.filled().len() - before;
         self.0.received.set(self.0.received.get().wrapping_add(count as u64));
         read
@@ -289,7 +303,7 @@ mod tests {
 
     #[test]
     fn small_frames_leave_together_when_the_turn_ends() {
-        let mut writer = Coalesce::new(Scripted::default());
+        let mut writer = Coalesce::new(Scripted::default(), Bytes::new());
         for frame in [b"one".as_slice(), b"two", b"three"] {
             assert!(matches!(write(&mut writer, &[frame]), Poll::Ready(Ok(n)) if n == frame.len()));
             assert!(Pin::new(&mut writer).poll_flush(&mut cx()).is_ready());
@@ -304,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_big_chunk_passes_with_what_was_collected_in_whole_records() {
-        let mut writer = Coalesce::new(Scripted::default());
+        let mut writer = Coalesce::new(Scripted::default(), Bytes::new());
         assert!(write(&mut writer, &[&[1; 9]]).is_ready());
         let taken = write(&mut writer, &[&[2; 9], &[3; RECORD]]);
         assert!(matches!(taken, Poll::Ready(Ok(n)) if n == RECORD - 9));
@@ -314,8 +328,10 @@ mod tests {
 
     #[test]
     fn what_the_connection_does_not_take_stays_with_h2() {
-        let mut writer =
-            Coalesce::new(Scripted { takes: VecDeque::from([0, 5, 0, 100]), ..Scripted::default() });
+        let mut writer = Coalesce::new(
+            Scripted { takes: VecDeque::from([0, 5, 0, 100]), ..Scripted::default() },
+            Bytes::new(),
+        );
         assert!(write(&mut writer, &[&[1; 10]]).is_ready());
         assert!(write(&mut writer, &[&[2; RECORD]]).is_pending());
         assert!(write(&mut writer, &[&[2; RECORD]]).is_pending());
@@ -324,7 +340,7 @@ mod tests {
 
     #[test]
     fn an_error_surfaces_once_and_then_writing_ends() {
-        let mut writer = Coalesce::new(Scripted { fails: true, ..Scripted::default() });
+        let mut writer = Coalesce::new(Scripted { fails: true, ..Scripted::default() }, Bytes::new());
         assert!(write(&mut writer, &[b"frame"]).is_ready());
         assert!(matches!(writer.poll_send(&mut cx()), Poll::Ready(Err(_))));
         assert!(matches!(writer.poll_send(&mut cx()), Poll::Ready(Ok(()))));
@@ -333,7 +349,8 @@ mod tests {
 
     #[test]
     fn shutdown_sends_what_was_collected_first() {
-        let mut writer = Coalesce::new(Scripted { takes: VecDeque::from([2, 0]), ..Scripted::default() });
+        let mut writer =
+            Coalesce::new(Scripted { takes: VecDeque::from([2, 0]), ..Scripted::default() }, Bytes::new());
         assert!(write(&mut writer, &[b"goaway"]).is_ready());
         assert!(Pin::new(&mut writer).poll_shutdown(&mut cx()).is_pending());
         assert!(!writer.0.inner.borrow().io.shut);
@@ -348,7 +365,7 @@ mod tests {
             chunks in proptest::collection::vec((0usize..40_000, 0usize..300), 1..12),
             takes in proptest::collection::vec(0usize..30_000, 0..40),
         ) {
-            let mut writer = Coalesce::new(Scripted { takes: takes.into(), ..Scripted::default() });
+            let mut writer = Coalesce::new(Scripted { takes: takes.into(), ..Scripted::default() }, Bytes::new());
             let mut expected = Vec::new();
             let mut next = 0u8;
             for (big, small) in chunks {

@@ -1,0 +1,450 @@
+//! One request: its head, its tries, its response and both bodies.
+//!
+//! Everything happens in the downstream connection's task. What either side
+//! gives up ends the other side at once: handles that are dropped reset their
+//! stream (CANCEL upstream; NO_ERROR downstream after a complete response, RFC
+//! 9113, section 8.1). No try begins after a byte of a response, a 1xx
+//! included, went to the client.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::{Request, Response, header, request};
+
+use crate::http2::body::{Body, Broken};
+use crate::http2::seam::{Call, Calls, End, Limits, Refusal};
+use crate::http2::upstream::Slot;
+use crate::http2::{fault, grpc, head};
+use crate::policy::retry::Failure;
+use crate::reason::Reason;
+use crate::sanitize::answer::{Answer, Form};
+use crate::wheel::{Deadline, Wheel};
+
+/// Carries a request from its head to the end of its response.
+pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let started = Instant::now();
+    let (mut head, body) = request.into_parts();
+    let mut client = Client {
+        form: form(&head),
+        wheel: calls.wheel(),
+        deadline: calls.wheel().deadline(),
+        idle: None,
+        respond,
+        informed: false,
+    };
+    if let Err(refusal) = head::sanitize(&mut head, calls.trusts_client()) {
+        calls.refused(&head, refusal.reason, started);
+        client.refuse(&refusal, "", "");
+        return;
+    }
+    let begun = client.unless_gone(calls.begin(&mut head, started)).await;
+    let call = match begun {
+        Ok(Ok(call)) => call,
+        Ok(Err(refusal)) => return client.refuse(&refusal, "", ""),
+        Err(_) => return,
+    };
+    let limits = call.limits();
+    client.limit(limits, &head, started);
+    let upload = Body::new(body, limits.replay);
+    Exchange { call, client, head: Some(head), upload, limits }.run().await;
+}
+
+fn form(head: &request::Parts) -> Form {
+    let field = |name| head.headers.get(name).map(header::HeaderValue::as_bytes);
+    Form::of(field(header::CONTENT_TYPE), field(header::ACCEPT))
+}
+
+/// The client's side of an exchange.
+struct Client<'a> {
+    respond: SendResponse<Bytes>,
+    form: Form,
+    wheel: &'a Wheel,
+    /// The end of the client's patience, or of ours.
+    deadline: Deadline,
+    /// Moved by every byte, by so much.
+    idle: Option<(Deadline, Duration)>,
+    /// Whether it got a 1xx.
+    informed: bool,
+}
+
+/// Why there is no response to pass on.
+enum Stop {
+    /// The client gave up.
+    Gone,
+    /// The exchange took too long.
+    Late,
+    /// A try failed.
+    Failed(Failure, Refusal),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Failed(Failure::Mesh(refusal.reason), refusal)
+    }
+}
+
+struct Exchange<'a, C> {
+    call: C,
+    client: Client<'a>,
+    /// Taken by the last try.
+    head: Option<request::Parts>,
+    upload: Body,
+    limits: Limits,
+}
+
+/// A response of which the head has come.
+struct Answered {
+    response: Response<RecvStream>,
+    up: SendStream<Bytes>,
+    /// Keeps the stream in the books of its connection.
+    _slot: Slot,
+}
+
+impl<C: Call> Exchange<'_, C> {
+    async fn run(mut self) {
+        match self.tries().await {
+            Ok(answered) => self.respond(answered).await,
+            Err(Stop::Gone) => self.finish(None, None, None, true, 0),
+            Err(Stop::Late) => self.refuse(&Reason::Timeout.into()),
+            Err(Stop::Failed(_, refusal)) => self.refuse(&refusal),
+        }
+    }
+
+    /// Tries until there is a response to pass on.
+    async fn tries(&mut self) -> Result<Answered, Stop> {
+        loop {
+            let tried = self.attempt().await;
+            let now = Instant::now();
+            let replayable = self.upload.is_replayable() && self.head.is_some();
+            let (result, again) = match tried {
+                Ok(answered) => {
+                    let (mut head, body) = answered.response.into_parts();
+                    let grpc_status = grpc::status(&head.headers);
+                    let again = !self.client.informed && replayable;
+                    let again = self.call.answered(&mut head, grpc_status, again, now);
+                    (Ok(Answered { response: Response::from_parts(head, body), ..answered }), again)
+                }
+                Err(Stop::Failed(failure, refusal)) => {
+                    let again = self.call.failed(failure, replayable, self.client.informed, now);
+                    (Err(Stop::Failed(failure, refusal)), again)
+                }
+                stopped => return stopped,
+            };
+            let Some(delay) = again else {
+                self.upload.forget();
+                return result;
+            };
+            drop(result);
+            if !delay.is_zero() {
+                let pause = self.client.wheel.deadline();
+                pause.arm(now + delay);
+                self.client.unless_gone(pause.expired()).await?;
+            }
+            self.upload.rewind();
+        }
+    }
+
+    /// One try, until its response head.
+    async fn attempt(&mut self) -> Result<Answered, Stop> {
+        let now = Instant::now();
+        let (links, terms) = self.call.pick(now)?;
+        let limit = self.limits.per_try.map(|limit| {
+            let deadline = self.client.wheel.deadline();
+            deadline.arm(now + limit);
+            deadline
+        });
+        let call = &self.call;
+        let found = {
+            let slot = links.slot(&terms, || call.connect());
+            let within = within(limit.as_ref(), slot);
+            self.client.unless_gone(within).await?
+        };
+        let mut slot = found.ok_or_else(late_try)??;
+        let request = self.request(now).ok_or_else(|| Refusal::from(Reason::Reset))?;
+        let sent = slot.send.send_request(request, self.upload.is_empty());
+        let (response, up) = sent.map_err(|error| failed(&error, &slot))?;
+        let mut started = Started { response, up, sink: true };
+        let head = poll_fn(|cx| self.poll_head(cx, &mut started, limit.as_ref())).await;
+        match head {
+            Ok(response) => Ok(Answered { response, up: started.up, _slot: slot }),
+            Err(Early::Stop(stop)) => Err(stop),
+            Err(Early::Upstream(error)) => Err(failed(&error, &slot)),
+        }
+    }
+
+    /// The request for one try; a copy while there may be another.
+    fn request(&mut self, now: Instant) -> Option<Request<()>> {
+        let mut head = if self.upload.is_replayable() { self.head.clone()? } else { self.head.take()? };
+        self.call.outgoing(&mut head.headers, now);
+        Some(Request::from_parts(head, ()))
+    }
+
+    /// Sends the body while the response head is awaited.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        started: &mut Started,
+        limit: Option<&Deadline>,
+    ) -> Poll<Result<Response<RecvStream>, Early>> {
+        let before = self.upload.sent();
+        if started.sink && !self.upload.is_done() {
+            match self.upload.poll(cx, &mut started.up) {
+                Poll::Ready(Err(Broken::Source(_))) => return Poll::Ready(Err(Stop::Gone.into())),
+                // The response says what there is to say.
+                Poll::Ready(Err(Broken::Sink)) => started.sink = false,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        while let Poll::Ready(Some(Ok(mut interim))) = started.response.poll_informational(cx) {
+            self.client.informed = true;
+            head::strip_mesh(interim.headers_mut());
+            // Fails only if the client is gone, which shows below.
+            let _ = self.client.respond.send_informational(interim);
+        }
+        if let Poll::Ready(result) = pin!(&mut started.response).poll(cx) {
+            return Poll::Ready(result.map_err(Early::Upstream));
+        }
+        if limit.is_some_and(|limit| limit.poll_expired(cx).is_ready()) {
+            return Poll::Ready(Err(late_try().into()));
+        }
+        self.client.poll_patience(cx, before != self.upload.sent()).map(|stop| Err(stop.into()))
+    }
+
+    /// Passes a response on, with what is left of both bodies.
+    async fn respond(mut self, answered: Answered) {
+        let Answered { response, mut up, _slot } = answered;
+        let (head, body) = response.into_parts();
+        let status = head.status.as_u16();
+        let grpc_status = grpc::status(&head.headers);
+        let mesh_reason = head
+            .headers
+            .get(crate::sanitize::answer::ERROR_HEADER)
+            .and_then(|word| Reason::from_wire(word.as_bytes()));
+        let mut download = Body::new(body, None);
+        let complete = download.is_empty();
+        let mut response = Response::from_parts(head, ());
+        response.extensions_mut().clear();
+        let Ok(mut down) = self.client.respond.send_response(response, complete) else {
+            return self.finish(None, None, None, true, 0);
+        };
+        let mut flow = Flow { upload: &mut self.upload, download: &mut download, complete };
+        let ended = poll_fn(|cx| flow.poll(cx, &mut self.client, &mut up, &mut down)).await;
+        let received = download.sent();
+        let grpc_status = download.grpc_status().or(grpc_status);
+        let (reason, cancelled) = match ended {
+            Ended::Complete => (mesh_reason, false),
+            Ended::Gone => (None, true),
+            Ended::Broken(reason, code) if self.client.form == Form::Grpc && code.is_none() => {
+                // A call is ended by a status, so that the caller knows whether to try again.
+                let _ = down.send_trailers(grpc::trailers(reason));
+                return self.finish(Some(status), Some(reason.grpc_status()), Some(reason), false, received);
+            }
+            Ended::Broken(reason, code) => {
+                down.send_reset(code.unwrap_or(h2::Reason::INTERNAL_ERROR));
+                (Some(reason), false)
+            }
+        };
+        self.finish(Some(status), grpc_status, reason, cancelled, received);
+    }
+
+    fn refuse(mut self, refusal: &Refusal) {
+        self.client.refuse(refusal, self.call.service(), self.call.trace_id());
+        let grpc = self.client.form == Form::Grpc;
+        let grpc_status = grpc.then(|| refusal.reason.grpc_status());
+        let status = Answer::new(refusal.reason).status(self.client.form);
+        self.finish(Some(status), grpc_status, Some(refusal.reason), false, 0);
+    }
+
+    fn finish(
+        self,
+        status: Option<u16>,
+        grpc_status: Option<u8>,
+        reason: Option<Reason>,
+        cancelled: bool,
+        received: u64,
+    ) {
+        let sent = self.upload.sent();
+        self.call.ended(End { status, grpc_status, reason, cancelled, sent, received }, Instant::now());
+    }
+}
+
+/// A request that was sent.
+struct Started {
+    response: ResponseFuture,
+    up: SendStream<Bytes>,
+    /// Whether upstream still takes the body.
+    sink: bool,
+}
+
+/// Why there is no response head.
+enum Early {
+    Stop(Stop),
+    Upstream(h2::Error),
+}
+
+impl From<Stop> for Early {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+fn late_try() -> Stop {
+    Refusal::from(Reason::PerTryTimeout).into()
+}
+
+fn failed(error: &h2::Error, slot: &Slot) -> Stop {
+    let reason = fault::reason(error);
+    let stale = reason == Reason::Reset && error.is_io() && slot.is_stale();
+    let failure = if stale { Failure::StaleConnection } else { Failure::Mesh(reason) };
+    Stop::Failed(failure, Refusal::new(reason, error.to_string()))
+}
+
+/// Both bodies of a response under way.
+struct Flow<'a> {
+    upload: &'a mut Body,
+    download: &'a mut Body,
+    /// Whether the client has the whole response.
+    complete: bool,
+}
+
+/// How a response ended.
+enum Ended {
+    Complete,
+    Gone,
+    /// For this reason, with the code that upstream gave to its reset.
+    Broken(Reason, Option<h2::Reason>),
+}
+
+impl Flow<'_> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_>,
+        up: &mut SendStream<Bytes>,
+        down: &mut SendStream<Bytes>,
+    ) -> Poll<Ended> {
+        let before = (self.upload.sent(), self.download.sent());
+        let mut wanted = !self.upload.is_done();
+        if wanted {
+            match self.upload.poll(cx, up) {
+                Poll::Ready(Err(Broken::Source(_))) => return Poll::Ready(Ended::Gone),
+                Poll::Ready(Err(Broken::Sink)) | Poll::Ready(Ok(())) => wanted = false,
+                // After a complete response upstream may not want the rest.
+                Poll::Pending if self.complete && up.poll_reset(cx).is_ready() => wanted = false,
+                Poll::Pending => {}
+            }
+        }
+        if !self.complete {
+            match self.download.poll(cx, down) {
+                Poll::Ready(Ok(())) => self.complete = true,
+                Poll::Ready(Err(Broken::Sink)) => return Poll::Ready(Ended::Gone),
+                Poll::Ready(Err(Broken::Source(error))) => {
+                    let code = (error.is_reset() && error.is_remote()).then(|| fault::code(&error));
+                    return Poll::Ready(Ended::Broken(broken_off(&error), code));
+                }
+                Poll::Pending => {}
+            }
+            if !self.complete && down.poll_reset(cx).is_ready() {
+                return Poll::Ready(Ended::Gone);
+            }
+        }
+        if self.complete && !wanted {
+            return Poll::Ready(Ended::Complete);
+        }
+        let moved = before != (self.upload.sent(), self.download.sent());
+        if client.poll_late(cx, moved).is_ready() {
+            return Poll::Ready(Ended::Broken(Reason::Timeout, None));
+        }
+        Poll::Pending
+    }
+}
+
+/// A response that has begun was processed, whatever the code says.
+fn broken_off(error: &h2::Error) -> Reason {
+    match fault::reason(error) {
+        Reason::BadResponse => Reason::BadResponse,
+        _ => Reason::Reset,
+    }
+}
+
+impl Client<'_> {
+    fn limit(&mut self, limits: Limits, head: &request::Parts, started: Instant) {
+        let asked = if self.form == Form::Grpc { grpc::timeout(&head.headers) } else { None };
+        let limit = [limits.request, asked].into_iter().flatten().min();
+        self.deadline.arm_in(started, limit);
+        self.idle = limits.idle.map(|idle| {
+            let deadline = self.wheel.deadline();
+            deadline.arm_in(started, Some(idle));
+            (deadline, idle)
+        });
+    }
+
+    /// Ready when it took too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<()> {
+        if self.deadline.poll_expired(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match &self.idle {
+            Some((deadline, idle)) => {
+                if moved {
+                    deadline.arm_in(Instant::now(), Some(*idle));
+                }
+                deadline.poll_expired(cx)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// Ready when the client gave up or it took too long, before a response.
+    fn poll_patience(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Stop> {
+        if self.respond.poll_reset(cx).is_ready() {
+            return Poll::Ready(Stop::Gone);
+        }
+        self.poll_late(cx, moved).map(|()| Stop::Late)
+    }
+
+    /// Awaits `future` for as long as the client does.
+    async fn unless_gone<F: Future>(&mut self, future: F) -> Result<F::Output, Stop> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_patience(cx, false).map(Err),
+        })
+        .await
+    }
+
+    /// Answers in the mesh's own name.
+    fn refuse(&mut self, refusal: &Refusal, service: &str, trace_id: &str) {
+        let answer = Answer {
+            reason: refusal.reason,
+            message: &refusal.message,
+            service,
+            policy: &refusal.policy,
+            trace_id,
+        };
+        let (head, body) = answer.http2(self.form);
+        // Fails only if the client is gone.
+        if let Ok(mut down) = self.respond.send_response(head, body.is_empty())
+            && !body.is_empty()
+        {
+            let _ = down.send_data(body, true);
+        }
+    }
+}
+
+/// `None` if the limit comes first.
+async fn within<F: Future>(limit: Option<&Deadline>, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if limit.is_some_and(|limit| limit.poll_expired(cx).is_ready()) => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}

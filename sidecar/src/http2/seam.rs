@@ -1,0 +1,146 @@
+//! What HTTP/2 asks of the rest of the sidecar: where a request goes, whether
+//! it may be tried again, and who counts it.
+//!
+//! [`Calls`] stands for one downstream connection's side, inbound or outbound;
+//! a [`Call`] for one request, from its head to its end. Dropping a call before
+//! [`Call::ended`] means that its connection went away.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, request, response};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::http2::upstream::{Links, Terms};
+use crate::policy::retry::Failure;
+use crate::reason::Reason;
+use crate::wheel::Wheel;
+
+/// Why the mesh answers a request itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The word for it.
+    pub(crate) reason: Reason,
+    /// What exactly, for a person; empty: the reason's general meaning.
+    pub(crate) message: String,
+    /// The policy that asked for it, `namespace/name`; empty if none did.
+    pub(crate) policy: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), policy: String::new() }
+    }
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self::new(reason, "")
+    }
+}
+
+/// Decides about the requests of one downstream connection.
+pub(crate) trait Calls: 'static {
+    /// A request on its way.
+    type Call: Call;
+
+    /// The worker's timers.
+    fn wheel(&self) -> &Wheel;
+
+    /// Whether the client is a sidecar of the mesh, whose `heddle-*` headers are believed.
+    fn trusts_client(&self) -> bool;
+
+    /// Decides where a request goes. Its head is sanitised: `:authority` is set
+    /// and valid, `Host` is gone, the path is normal.
+    ///
+    /// # Errors
+    /// If it goes nowhere; counted by the implementation.
+    fn begin(
+        &self,
+        head: &mut request::Parts,
+        started: Instant,
+    ) -> impl Future<Output = Result<Self::Call, Refusal>>;
+
+    /// A request was refused before it became a call: its head is not acceptable.
+    fn refused(&self, head: &request::Parts, reason: Reason, started: Instant);
+}
+
+/// One request.
+pub(crate) trait Call {
+    /// A connection to an endpoint.
+    type Io: AsyncRead + AsyncWrite + Unpin + 'static;
+
+    /// Its limits.
+    fn limits(&self) -> Limits;
+
+    /// The service it is for, `name.namespace`, for error bodies.
+    fn service(&self) -> &str;
+
+    /// The trace it belongs to, for error bodies; empty if there is none.
+    fn trace_id(&self) -> &str;
+
+    /// Chooses the endpoint for the next try, another than those before.
+    ///
+    /// # Errors
+    /// If there is none.
+    fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal>;
+
+    /// Makes a connection to the endpoint picked last.
+    fn connect(&self) -> impl Future<Output = Result<Self::Io, Refusal>> + 'static;
+
+    /// Adds the headers of this hop; called once per try.
+    fn outgoing(&mut self, headers: &mut HeaderMap, now: Instant);
+
+    /// A response head, or the only one that a trailers-only gRPC call has,
+    /// came from the endpoint picked last; its untrusted `heddle-*` headers are
+    /// to be removed. The delay after which to try again instead of passing it on.
+    fn answered(
+        &mut self,
+        head: &mut response::Parts,
+        grpc_status: Option<u8>,
+        replayable: bool,
+        now: Instant,
+    ) -> Option<Duration>;
+
+    /// A try failed without a response. The delay after which to try again.
+    fn failed(
+        &mut self,
+        failure: Failure,
+        replayable: bool,
+        response_started: bool,
+        now: Instant,
+    ) -> Option<Duration>;
+
+    /// It is over.
+    fn ended(self, end: End, now: Instant);
+}
+
+/// Limits of a request.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limits {
+    /// On the whole exchange.
+    pub(crate) request: Option<Duration>,
+    /// On one try, until its response head.
+    pub(crate) per_try: Option<Duration>,
+    /// On the silence of both sides.
+    pub(crate) idle: Option<Duration>,
+    /// Bytes of the body kept for another try; `None`: there will be no other.
+    pub(crate) replay: Option<usize>,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct End {
+    /// The status that the client got; `None` if it got none.
+    pub(crate) status: Option<u16>,
+    /// The gRPC status that the client got.
+    pub(crate) grpc_status: Option<u8>,
+    /// What the mesh had to say; `None`: all is as the application said.
+    pub(crate) reason: Option<Reason>,
+    /// Whether the client gave up.
+    pub(crate) cancelled: bool,
+    /// Bytes of the request's body that went upstream.
+    pub(crate) sent: u64,
+    /// Bytes of the response's body that went to the client.
+    pub(crate) received: u64,
+}
