@@ -11,23 +11,28 @@
 //! [`seam`].
 
 mod body;
+mod calls;
 mod coalesce;
 mod exchange;
 mod fault;
 mod grpc;
 mod head;
-pub(crate) mod seam;
-pub(crate) mod server;
+mod seam;
+mod server;
 mod turn;
 pub(crate) mod upstream;
-pub(crate) mod vigil;
+mod vigil;
 
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use crate::reason::Reason;
+use bytes::Bytes;
+
+use crate::http2::vigil::Times;
+use crate::io::Connection;
+use crate::session::Session;
 
 /// Largest header list (RFC 9113, section 6.5.2), both ways. Real ones stay below 16 KiB.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
@@ -57,19 +62,22 @@ const MAX_ERROR_RESETS: usize = 100;
 /// How long the peer may take for its preface: it has begun to speak already.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the end of an upstream connection means. A peer that refuses our
-/// certificate says so only after the handshake (TLS 1.3), as an alert in place
-/// of an answer.
-fn broken(error: &std::io::Error) -> Reason {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::AlertReceived(alert)) if *alert != rustls::AlertDescription::CloseNotify => {
-            Reason::TlsRefused
-        }
-        _ => Reason::Reset,
-    }
-}
+/// How long a client may be silent while its streams are open before it is
+/// asked whether it is there, and then until it is given up.
+const CLIENT_SILENCE: Duration = Duration::from_secs(30);
+
+/// How long a client's connection without streams is kept: the application's
+/// own are cheap and it may use them again; peers close theirs before.
+const IDLE_CLIENT: Duration = Duration::from_secs(3600);
 
 /// Serves a client's HTTP/2 connection.
-pub(crate) async fn serve(connection: crate::io::Connection, session: crate::session::Session) {
-    let _ = (connection, session);
+pub(crate) async fn serve(connection: Connection, session: Session) {
+    let Connection { transport, input } = connection;
+    let early = Bytes::copy_from_slice(input.data());
+    drop(input);
+    let client = session.client;
+    let times = Times { silence: CLIENT_SILENCE, idle: IDLE_CLIENT };
+    if let Err(error) = server::serve(transport, early, &calls::Side::new(session), times).await {
+        tracing::debug!(?client, %error, "HTTP/2 connection ended");
+    }
 }

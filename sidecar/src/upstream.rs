@@ -32,7 +32,7 @@ use crate::telemetry::metrics::{DestinationLabels, EndpointsGauge, RetryMetrics,
 
 pub(crate) use self::connect::ClientConfigs;
 pub use self::connect::{ConnectError, MeshProtocol, broken, port_of_server_name};
-pub use self::endpoint::{Endpoint, Target};
+pub use self::endpoint::{Endpoint, InFlight, Target};
 pub use self::pool::Lease;
 
 /// The name of the route that requests take where no route was declared.

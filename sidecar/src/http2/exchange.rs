@@ -15,7 +15,7 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{Request, Response, header, request};
+use http::{Method, Request, Response, header, request};
 
 use crate::http2::body::{Body, Broken};
 use crate::http2::seam::{Call, Calls, End, Limits, Refusal};
@@ -34,9 +34,11 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
         form: form(&head),
         wheel: calls.wheel(),
         deadline: calls.wheel().deadline(),
+        asked: None,
         idle: None,
         respond,
         informed: false,
+        is_stream: false,
     };
     if let Err(refusal) = head::sanitize(&mut head, calls.trusts_client()) {
         calls.refused(&head, refusal.reason, started);
@@ -67,10 +69,14 @@ struct Client<'a> {
     wheel: &'a Wheel,
     /// The end of the client's patience, or of ours.
     deadline: Deadline,
+    /// The end of the client's patience alone.
+    asked: Option<Instant>,
     /// Moved by every byte, by so much.
     idle: Option<(Deadline, Duration)>,
     /// Whether it got a 1xx.
     informed: bool,
+    /// Whether the response may go on for as long as it likes.
+    is_stream: bool,
 }
 
 /// Why there is no response to pass on.
@@ -233,6 +239,7 @@ impl<C: Call> Exchange<'_, C> {
         let Ok(mut down) = self.client.respond.send_response(response, complete) else {
             return self.finish(None, None, None, true, 0);
         };
+        self.client.begun();
         let mut flow = Flow { upload: &mut self.upload, download: &mut download, complete };
         let ended = poll_fn(|cx| flow.poll(cx, &mut self.client, &mut up, &mut down)).await;
         let received = download.sent();
@@ -254,7 +261,7 @@ impl<C: Call> Exchange<'_, C> {
     }
 
     fn refuse(mut self, refusal: &Refusal) {
-        self.client.refuse(refusal, self.call.service(), self.call.trace_id());
+        self.client.refuse(refusal, &self.call.service(), &self.call.trace_id());
         let grpc = self.client.form == Form::Grpc;
         let grpc_status = grpc.then(|| refusal.reason.grpc_status());
         let status = Answer::new(refusal.reason).status(self.client.form);
@@ -376,6 +383,8 @@ fn broken_off(error: &h2::Error) -> Reason {
 impl Client<'_> {
     fn limit(&mut self, limits: Limits, head: &request::Parts, started: Instant) {
         let asked = if self.form == Form::Grpc { grpc::timeout(&head.headers) } else { None };
+        self.asked = asked.and_then(|asked| started.checked_add(asked));
+        self.is_stream = self.form == Form::Grpc || head.method == Method::CONNECT;
         let limit = [limits.request, asked].into_iter().flatten().min();
         self.deadline.arm_in(started, limit);
         self.idle = limits.idle.map(|idle| {
@@ -383,6 +392,16 @@ impl Client<'_> {
             deadline.arm_in(started, Some(idle));
             (deadline, idle)
         });
+    }
+
+    /// A response has begun. A gRPC call may be a stream and a tunnel always
+    /// is one: for as long as it flows, only the client's own limit ends it.
+    fn begun(&self) {
+        match self.asked {
+            _ if !self.is_stream => {}
+            Some(asked) => self.deadline.arm(asked),
+            None => self.deadline.disarm(),
+        }
     }
 
     /// Ready when it took too long.

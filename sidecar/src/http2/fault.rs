@@ -13,7 +13,7 @@ pub(crate) fn reason(error: &h2::Error) -> Reason {
     } else if error.is_library() && error.is_reset() {
         Reason::BadResponse
     } else if let Some(io) = error.get_io() {
-        crate::http2::broken(io)
+        crate::upstream::broken(io)
     } else {
         Reason::Reset
     }

@@ -42,13 +42,18 @@ impl From<Reason> for Refusal {
 /// Decides about the requests of one downstream connection.
 pub(crate) trait Calls: 'static {
     /// A request on its way.
-    type Call: Call;
+    type Call<'a>: Call
+    where
+        Self: 'a;
 
     /// The worker's timers.
     fn wheel(&self) -> &Wheel;
 
     /// Whether the client is a sidecar of the mesh, whose `heddle-*` headers are believed.
     fn trusts_client(&self) -> bool;
+
+    /// Whether the sidecar is leaving. Deadlines wake their tasks when it begins to.
+    fn is_draining(&self) -> bool;
 
     /// Decides where a request goes. Its head is sanitised: `:authority` is set
     /// and valid, `Host` is gone, the path is normal.
@@ -59,7 +64,7 @@ pub(crate) trait Calls: 'static {
         &self,
         head: &mut request::Parts,
         started: Instant,
-    ) -> impl Future<Output = Result<Self::Call, Refusal>>;
+    ) -> impl Future<Output = Result<Self::Call<'_>, Refusal>>;
 
     /// A request was refused before it became a call: its head is not acceptable.
     fn refused(&self, head: &request::Parts, reason: Reason, started: Instant);
@@ -74,10 +79,10 @@ pub(crate) trait Call {
     fn limits(&self) -> Limits;
 
     /// The service it is for, `name.namespace`, for error bodies.
-    fn service(&self) -> &str;
+    fn service(&self) -> String;
 
     /// The trace it belongs to, for error bodies; empty if there is none.
-    fn trace_id(&self) -> &str;
+    fn trace_id(&self) -> String;
 
     /// Chooses the endpoint for the next try, another than those before.
     ///

@@ -45,17 +45,10 @@ pub(crate) enum Broken {
 }
 
 /// Serves a connection from which `early` was read already, until it ends.
-/// Once `drain` is ready, no new streams are taken.
 ///
 /// # Errors
 /// If it did not end orderly.
-pub(crate) async fn serve<C, Io>(
-    io: Io,
-    early: Bytes,
-    calls: &C,
-    times: Times,
-    drain: impl Future<Output = ()>,
-) -> Result<(), Broken>
+pub(crate) async fn serve<C, Io>(io: Io, early: Bytes, calls: &C, times: Times) -> Result<(), Broken>
 where
     C: Calls,
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -65,11 +58,10 @@ where
     let mut vigil = Vigil::new(times, calls.wheel(), connection.ping_pong(), Instant::now());
     let mut opened = 0;
     let mut streams = pin!(FuturesUnordered::new());
-    let mut drain = pin!(drain);
     let mut draining = false;
     let turn = Turn::new();
     let mut round = |cx: &mut Context<'_>| -> Poll<Result<(), Broken>> {
-        if !draining && drain.as_mut().poll(cx).is_ready() {
+        if !draining && calls.is_draining() {
             draining = true;
             connection.graceful_shutdown();
         }

@@ -11,6 +11,7 @@ use heddle_api::spiffe::SpiffeId;
 use super::pool::Idle;
 use super::{Connections, DEFAULT_ROUTE, Destination, DestinationKey};
 use crate::config;
+use crate::http2::upstream::Links;
 use crate::policy::balance::Candidate;
 use crate::policy::ejection::{Breaker, CircuitState};
 use crate::policy::ewma::PeakEwma;
@@ -74,6 +75,8 @@ pub struct Endpoint {
     pub requests: Rc<RequestMetrics>,
     /// Metrics of opaque connections to it.
     pub tcp: Rc<TcpMetrics>,
+    /// Its HTTP/2 connections.
+    pub(crate) http2: Links,
     pub(super) idle: [RefCell<Vec<Idle>>; 2],
     pub(super) connections: Rc<Connections>,
     weight: Cell<u32>,
@@ -124,6 +127,7 @@ impl Endpoint {
             breaker: Breaker::default(),
             requests,
             tcp,
+            http2: Links::default(),
             idle: Default::default(),
             connections: destination.connections.clone(),
             weight: Cell::new(weight.max(1)),
@@ -142,6 +146,7 @@ impl Endpoint {
     /// It is gone from its destination: idle connections end, others when they are done.
     pub(super) fn retire(&self) {
         self.retired.set(true);
+        self.http2.retire();
         for pool in &self.idle {
             self.connections.closed(pool.take().len());
         }

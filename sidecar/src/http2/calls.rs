@@ -1,0 +1,325 @@
+//! Where HTTP/2 requests go: [`seam`](super::seam), answered by destinations,
+//! their policies and their metrics.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, request, response};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::config::TrafficPolicy;
+use crate::http2::head::strip_mesh;
+use crate::http2::seam::{Call, Calls, End, Limits, Refusal};
+use crate::http2::upstream::{Links, Terms};
+use crate::http2::vigil::Times;
+use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
+use crate::reason::Reason;
+use crate::sanitize::answer::ERROR_HEADER;
+use crate::session::Session;
+use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
+use crate::upstream::{Admitted, Destination, Endpoint, Lease, MeshProtocol};
+use crate::wheel::Wheel;
+
+/// Upstream connections without streams are kept as long as HTTP/1's are.
+const IDLE_LINK: Duration = Duration::from_secs(60);
+
+/// How long a peer may be silent while streams are open before it is asked,
+/// and then until it is given up. Servers tolerate a PING per 10 s or less;
+/// gRPC's default limit is one per 5 minutes only without streams.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// The requests of one client connection.
+pub(super) struct Side {
+    session: Session,
+    /// Metrics of the requests that go to the same destination as the one before.
+    inbound: RefCell<Option<(Rc<Destination>, Rc<RequestMetrics>)>>,
+}
+
+impl Side {
+    pub(super) fn new(session: Session) -> Self {
+        Self { session, inbound: RefCell::default() }
+    }
+
+    /// Metrics of a request to an endpoint, without a look-up where there was one before.
+    fn metrics(&self, destination: &Rc<Destination>, endpoint: &Endpoint) -> Rc<RequestMetrics> {
+        if self.session.direction == Direction::Outbound {
+            return self.session.requests(Some(destination), Some(endpoint));
+        }
+        let mut known = self.inbound.borrow_mut();
+        match &*known {
+            Some((before, metrics)) if Rc::ptr_eq(before, destination) => metrics.clone(),
+            _ => {
+                let metrics = self.session.requests(Some(destination), Some(endpoint));
+                *known = Some((destination.clone(), metrics.clone()));
+                metrics
+            }
+        }
+    }
+
+    fn count_refused(&self, destination: Option<&Destination>, reason: Reason, started: Instant) {
+        let outcome = Outcome { code: reason.status(), grpc_status: None, error: Some(reason) };
+        self.session.requests(destination, None).begin().finish(outcome, started.elapsed());
+    }
+}
+
+impl Calls for Side {
+    type Call<'a> = Forward<'a>;
+
+    fn wheel(&self) -> &Wheel {
+        &self.session.worker.wheel
+    }
+
+    fn trusts_client(&self) -> bool {
+        self.session.is_from_mesh()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.session.worker.is_draining()
+    }
+
+    async fn begin(&self, head: &mut request::Parts, started: Instant) -> Result<Forward<'_>, Refusal> {
+        let authority = head.uri.authority().map_or(b"".as_slice(), |a| a.as_str().as_bytes());
+        let destination = self.session.destination(authority).await.map_err(|reason| {
+            self.count_refused(None, reason, started);
+            Refusal::from(reason)
+        })?;
+        let policy = destination.policy();
+        let admitted = destination.admit().map_err(|reason| {
+            self.count_refused(Some(&destination), reason, started);
+            Refusal { policy: policy.source.clone(), ..reason.into() }
+        })?;
+        destination.budget.borrow_mut().deposit(started);
+        let progress = Progress {
+            started,
+            retries: 0,
+            method_permitted: policy.retry.methods.permit(head.method.as_str().as_bytes()),
+            response_started: false,
+            replayable: true,
+        };
+        Ok(Forward {
+            side: self,
+            destination,
+            policy,
+            progress,
+            endpoint: None,
+            current: None,
+            counted: None,
+            _admitted: admitted,
+        })
+    }
+
+    fn refused(&self, _: &request::Parts, reason: Reason, started: Instant) {
+        self.count_refused(None, reason, started);
+    }
+}
+
+/// One request on its way.
+pub(super) struct Forward<'a> {
+    side: &'a Side,
+    destination: Rc<Destination>,
+    policy: Arc<TrafficPolicy>,
+    progress: Progress,
+    /// The endpoint of the last try.
+    endpoint: Option<Rc<Endpoint>>,
+    /// The try under way: since when, and its place in the endpoint's load.
+    current: Option<(Instant, crate::upstream::InFlight)>,
+    counted: Option<InFlight>,
+    _admitted: Admitted,
+}
+
+impl Forward<'_> {
+    /// The last try failed: for the books of its endpoint.
+    fn book(&mut self, failure: Failure, now: Instant) {
+        if let (Some(endpoint), Some(_)) = (&self.endpoint, self.current.take()) {
+            self.destination.failed(endpoint, failure, now);
+        }
+    }
+
+    fn decide(&mut self, failure: Failure, now: Instant) -> Option<Duration> {
+        if self.progress.retries > 0 {
+            self.destination.retries.retried(RetryOutcome::Failed);
+        }
+        // The application's port is shut here: only another endpoint can help, and
+        // the client's sidecar knows others.
+        let hopeless = matches!(failure, Failure::Mesh(Reason::ConnectFailure | Reason::ConnectTimeout));
+        if hopeless && self.side.session.direction == Direction::Inbound {
+            return None;
+        }
+        let budget = &mut self.destination.budget.borrow_mut();
+        match self.policy.retry.decide(&self.progress, failure, budget, &self.side.session.worker.rng, now) {
+            Decision::Retry { after } => {
+                self.progress.retries += 1;
+                Some(after)
+            }
+            Decision::GiveUp(why) => {
+                if why == GiveUp::BudgetExhausted {
+                    self.destination.retries.budget_exhausted();
+                }
+                None
+            }
+        }
+    }
+}
+
+impl Call for Forward<'_> {
+    type Io = Leased;
+
+    fn limits(&self) -> Limits {
+        Limits {
+            request: self.policy.request_timeout,
+            per_try: self.policy.per_try_timeout,
+            idle: self.policy.idle_timeout,
+            // With no attempts too: a stale connection is no try.
+            replay: Some(self.policy.retry.buffer_bytes),
+        }
+    }
+
+    fn service(&self) -> String {
+        format!("{}.{}", self.destination.service, self.destination.namespace)
+    }
+
+    fn trace_id(&self) -> String {
+        String::new()
+    }
+
+    fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
+        let worker = &self.side.session.worker;
+        let picked = self.destination.pick(self.endpoint.as_ref(), &worker.rng, now);
+        let endpoint =
+            picked.map_err(|reason| Refusal { policy: self.policy.source.clone(), ..reason.into() })?;
+        self.current = Some((now, endpoint.begin()));
+        self.counted = Some(self.side.metrics(&self.destination, &endpoint).begin());
+        let terms = Terms {
+            wheel: worker.wheel.clone(),
+            times: Times { silence: SILENCE, idle: IDLE_LINK },
+            waiting: self.policy.limits.pending_requests,
+            requests_per_link: self.policy.limits.requests_per_connection,
+        };
+        let links = endpoint.http2.clone();
+        self.endpoint = Some(endpoint);
+        Ok((links, terms))
+    }
+
+    fn connect(&self) -> impl Future<Output = Result<Leased, Refusal>> + 'static {
+        let (destination, endpoint) = (self.destination.clone(), self.endpoint.clone());
+        let worker = self.side.session.worker.clone();
+        async move {
+            let endpoint = endpoint.ok_or(Reason::NoHealthyEndpoint)?;
+            match destination.acquire(&endpoint, MeshProtocol::Http2, &worker).await {
+                Ok(lease) => Ok(Leased(lease)),
+                Err(error) => Err(Refusal::new(error.reason, error.detail)),
+            }
+        }
+    }
+
+    fn outgoing(&mut self, _: &mut HeaderMap, _: Instant) {}
+
+    fn answered(
+        &mut self,
+        head: &mut response::Parts,
+        grpc_status: Option<u8>,
+        replayable: bool,
+        now: Instant,
+    ) -> Option<Duration> {
+        let from_mesh = self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_mesh());
+        let reason = match from_mesh {
+            true => head.headers.get(ERROR_HEADER).and_then(|word| Reason::from_wire(word.as_bytes())),
+            false => {
+                strip_mesh(&mut head.headers);
+                None
+            }
+        };
+        let status = head.status.as_u16();
+        let failure = match (reason, grpc_status) {
+            (Some(reason), _) => Some(Failure::Mesh(reason)),
+            (None, Some(status)) if status > 0 => Some(Failure::Grpc(status)),
+            (None, _) if status >= 400 => Some(Failure::Status(status)),
+            (None, _) => None,
+        };
+        let Some(failure) = failure else {
+            // The guard stays: the endpoint is busy until the response is complete.
+            if let (Some(endpoint), Some((since, _))) = (&self.endpoint, &self.current) {
+                self.destination.succeeded(endpoint, *since, now);
+            }
+            return None;
+        };
+        self.book(failure, now);
+        self.progress.replayable = replayable;
+        self.decide(failure, now)
+    }
+
+    fn failed(
+        &mut self,
+        failure: Failure,
+        replayable: bool,
+        response_started: bool,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.book(failure, now);
+        (self.progress.replayable, self.progress.response_started) = (replayable, response_started);
+        self.decide(failure, now)
+    }
+
+    fn ended(mut self, end: End, now: Instant) {
+        match (end.reason, end.grpc_status) {
+            (Some(reason), _) => self.book(Failure::Mesh(reason), now),
+            (None, Some(status)) if status > 0 => self.book(Failure::Grpc(status), now),
+            _ if self.progress.retries > 0 && !end.cancelled => {
+                self.destination.retries.retried(RetryOutcome::Succeeded);
+            }
+            _ => {}
+        }
+        let outcome =
+            Outcome { code: end.status.unwrap_or(0), grpc_status: end.grpc_status, error: end.reason };
+        let counted = self.counted.take().unwrap_or_else(|| {
+            // It came to no endpoint.
+            self.side.session.requests(Some(&self.destination), None).begin()
+        });
+        counted.finish(outcome, now.saturating_duration_since(self.progress.started));
+    }
+}
+
+/// A connection that counts against its destination's limits until it ends.
+pub(super) struct Leased(Lease);
+
+impl AsyncRead for Leased {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.transport).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Leased {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.transport).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.transport).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.transport).poll_shutdown(cx)
+    }
+}
