@@ -1,0 +1,145 @@
+//! The objects that people write: Heddle's custom resources, one source for
+//! the Rust types, their YAML and their CRD manifests, and the few Kubernetes
+//! objects that are read beside them.
+//!
+//! A value that parsed is possible: ranges and forms live in the types, what
+//! relates two fields is in `validate`. Unknown fields are refused in Heddle's
+//! own kinds and ignored in Kubernetes' kinds, which grow without us. Whether
+//! a version of Heddle enforces a field is not known here.
+
+mod duration;
+mod kubernetes;
+mod manifest;
+mod mesh_config;
+mod number;
+mod size;
+mod telemetry_policy;
+mod traffic_policy;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use duration::{GatewayDuration, InvalidDuration};
+pub use kubernetes::{
+    AddressType, EndpointConditions, EndpointPort, EndpointSlice, IntOrString, Service, ServicePort,
+    ServiceSpec, SliceEndpoint,
+};
+pub use manifest::{manifests, render};
+pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
+pub use number::{Multiplier, Percent, Positive, Ratio};
+pub use size::{ByteSize, InvalidSize};
+pub use telemetry_policy::{AccessLog, MESH_POLICY_NAMESPACE, Selector, TelemetryPolicySpec};
+pub use traffic_policy::{
+    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, Concurrency, ConcurrencyMode, ConsistentHash,
+    Cookie, FailureRate, Fallback, FallbackReason, FallbackResponse, FallbackStep, Growth, GrpcHealthCheck,
+    HalfOpen, HealthCheck, Hedge, HttpHealthCheck, InvalidRetryOn, Limits, LoadBalancer, Locality, Method,
+    OpenState, Retry, RetryBudget, RetryOn, RetryReason, Scope, ServiceRef, SlowCall, SlowStart, StaleCache,
+    TcpHealthCheck, Timeouts, TrafficPolicySpec,
+};
+
+/// The API group of Heddle's kinds.
+pub const GROUP: &str = "heddle.dev";
+
+/// The version that is served and stored.
+pub const VERSION: &str = "v1alpha1";
+
+/// A `TrafficPolicy` object.
+pub type TrafficPolicy = Object<TrafficPolicySpec>;
+
+/// A `TelemetryPolicy` object.
+pub type TelemetryPolicy = Object<TelemetryPolicySpec>;
+
+/// A `MeshConfig` object.
+pub type MeshConfig = Object<MeshConfigSpec>;
+
+/// The `spec` of one of Heddle's kinds.
+pub trait Kind: JsonSchema + for<'de> Deserialize<'de> {
+    /// The kind's name, such as `TrafficPolicy`.
+    const KIND: &'static str;
+    /// The name of its collection in URLs.
+    const PLURAL: &'static str;
+    /// Whether its objects live in namespaces or belong to the whole cluster.
+    const NAMESPACED: bool;
+
+    /// What no single field's type can say, in the object of that namespace and name.
+    fn validate(&self, metadata: &Metadata) -> Vec<Violation>;
+}
+
+/// A value that is impossible together with others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The field, such as `spec.retry.backoff.max`.
+    pub path: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Violation {
+    pub(crate) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+/// An object of one of Heddle's kinds.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Object<S> {
+    /// Group and version.
+    pub api_version: String,
+    /// The kind.
+    pub kind: String,
+    /// Name, labels and age.
+    pub metadata: Metadata,
+    /// What it says.
+    pub spec: S,
+    /// Written by the control plane; manifests exported from a cluster carry it.
+    #[serde(default)]
+    status: Option<serde::de::IgnoredAny>,
+}
+
+/// What every object is known by (meta/v1 `ObjectMeta`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; absent means `default`.
+    pub namespace: Option<String>,
+    /// What selectors match.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// RFC 3339 in UTC with seconds, so that text order is time order. Absent in files.
+    pub creation_timestamp: Option<String>,
+    /// Counts the changes of `spec`; 0 in files.
+    #[serde(default)]
+    pub generation: i64,
+}
+
+impl Metadata {
+    /// The namespace that it is in.
+    pub fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
+}
+
+/// What a policy attaches to, in the policy's own namespace (Gateway API,
+/// `LocalPolicyTargetReferenceWithSectionName`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TargetRef {
+    /// The API group; empty for Kubernetes' core.
+    #[schemars(length(max = 253))]
+    pub group: String,
+    /// The kind, such as `Service`.
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+    /// The object's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// A part of it: a port of a Service, a rule of a route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub section_name: Option<String>,
+}

@@ -1,0 +1,212 @@
+//! The Kubernetes objects that services are made of, reduced to what Heddle
+//! reads. Fields that Heddle does not read are ignored.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+
+use super::{Metadata, Violation};
+
+/// A service (core/v1 `Service`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Service {
+    /// Name and namespace.
+    pub metadata: Metadata,
+    /// Ports and addresses.
+    pub spec: ServiceSpec,
+}
+
+/// Ports and addresses of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceSpec {
+    /// `ExternalName` makes it an alias of a name outside.
+    pub r#type: Option<String>,
+    /// What clients dial.
+    #[serde(default)]
+    pub ports: Vec<ServicePort>,
+    /// The first of `cluster_ips`, or `None` as a text.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: Option<String>,
+    /// Its own addresses, one per family.
+    #[serde(default, rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Its name; may be absent where it is the only one.
+    #[serde(default)]
+    pub name: String,
+    /// `TCP` if absent.
+    pub protocol: Option<String>,
+    /// What the application speaks on it.
+    pub app_protocol: Option<String>,
+    /// What clients dial.
+    pub port: u16,
+    /// The application's port, by number or by name; absent: the same as `port`.
+    pub target_port: Option<IntOrString>,
+}
+
+/// A port by number or by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IntOrString {
+    /// By number.
+    Int(u16),
+    /// By name.
+    String(String),
+}
+
+impl<'de> Deserialize<'de> for IntOrString {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = IntOrString;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port's number or name")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<IntOrString, E> {
+                match u16::try_from(number) {
+                    Ok(port) if port > 0 => Ok(IntOrString::Int(port)),
+                    _ => Err(E::custom(format_args!("{number} is no port"))),
+                }
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<IntOrString, E> {
+                Ok(IntOrString::String(name.into()))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Some endpoints of a service (discovery.k8s.io/v1 `EndpointSlice`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSlice {
+    /// Its label `kubernetes.io/service-name` names the service.
+    pub metadata: Metadata,
+    /// What its addresses are.
+    pub address_type: AddressType,
+    /// Where they are.
+    #[serde(default)]
+    pub endpoints: Vec<SliceEndpoint>,
+    /// The ports that all of them have.
+    #[serde(default)]
+    pub ports: Vec<EndpointPort>,
+}
+
+/// What the addresses of a slice are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum AddressType {
+    /// IPv4 addresses.
+    IPv4,
+    /// IPv6 addresses.
+    IPv6,
+    /// Names; deprecated by Kubernetes.
+    #[serde(rename = "FQDN")]
+    Fqdn,
+}
+
+/// One instance.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceEndpoint {
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Whether it may get traffic.
+    #[serde(default)]
+    pub conditions: EndpointConditions,
+    /// The zone that it runs in.
+    pub zone: Option<String>,
+}
+
+/// Whether an endpoint may get traffic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct EndpointConditions {
+    /// It may; absent means that it may.
+    pub ready: Option<bool>,
+    /// It is able to serve, even while it terminates.
+    pub serving: Option<bool>,
+    /// It is about to end.
+    pub terminating: Option<bool>,
+}
+
+/// A port of a slice's endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointPort {
+    /// The name of the service's port; absent is the same as empty.
+    #[serde(default)]
+    pub name: String,
+    /// `TCP` if absent.
+    pub protocol: Option<String>,
+    /// The number; absent means all ports, which Heddle cannot use.
+    pub port: Option<u16>,
+}
+
+impl Service {
+    /// What no single field's type can say.
+    pub fn validate(&self) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        let addresses = self.spec.cluster_ips.iter().enumerate();
+        let addresses = addresses.map(|(index, address)| (format!("spec.clusterIPs[{index}]"), address));
+        let single = self.spec.cluster_ip.iter().map(|address| ("spec.clusterIP".to_owned(), address));
+        for (path, address) in addresses.chain(single) {
+            if !matches!(address.as_str(), "" | "None") && address.parse::<std::net::IpAddr>().is_err() {
+                violations.push(Violation::new(path, format!("{address:?} is no IP address")));
+            }
+        }
+        for (index, port) in self.spec.ports.iter().enumerate() {
+            if port.port == 0 {
+                violations.push(Violation::new(format!("spec.ports[{index}].port"), "0 is no port"));
+            }
+            if self.spec.ports.len() > 1 && port.name.is_empty() {
+                let message = "is needed where a service has several ports";
+                violations.push(Violation::new(format!("spec.ports[{index}].name"), message));
+            }
+            if self.spec.ports[..index].iter().any(|other| !port.name.is_empty() && other.name == port.name) {
+                violations.push(Violation::new(
+                    format!("spec.ports[{index}].name"),
+                    format!("{:?} is there twice", port.name),
+                ));
+            }
+        }
+        violations
+    }
+}
+
+impl EndpointSlice {
+    /// What no single field's type can say.
+    pub fn validate(&self) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            if endpoint.addresses.is_empty() {
+                violations.push(Violation::new(format!("endpoints[{index}].addresses"), "is empty"));
+            }
+            for (position, address) in endpoint.addresses.iter().enumerate() {
+                let (fits, family) = match self.address_type {
+                    AddressType::IPv4 => (address.parse::<std::net::Ipv4Addr>().is_ok(), "IPv4"),
+                    AddressType::IPv6 => (address.parse::<std::net::Ipv6Addr>().is_ok(), "IPv6"),
+                    AddressType::Fqdn => continue,
+                };
+                if !fits {
+                    let path = format!("endpoints[{index}].addresses[{position}]");
+                    violations.push(Violation::new(path, format!("{address:?} is no {family} address")));
+                }
+            }
+        }
+        for (index, port) in self.ports.iter().enumerate() {
+            if port.port == Some(0) {
+                violations.push(Violation::new(format!("ports[{index}].port"), "0 is no port"));
+            }
+        }
+        violations
+    }
+}

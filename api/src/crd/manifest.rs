@@ -1,0 +1,236 @@
+//! The CustomResourceDefinitions of Heddle's kinds, made from the Rust types.
+//!
+//! Kubernetes wants a *structural* schema: no `$ref`, one type per value, no
+//! `additionalProperties: false` (unknown fields are refused there by field
+//! validation). What schemars writes is reduced to that here.
+
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use super::{GROUP, Kind, MeshConfigSpec, TelemetryPolicySpec, TrafficPolicySpec, VERSION};
+
+/// The definition of each kind, with the name of the file that holds it.
+pub fn manifests() -> Vec<(String, Value)> {
+    vec![manifest::<MeshConfigSpec>(), manifest::<TelemetryPolicySpec>(), manifest::<TrafficPolicySpec>()]
+}
+
+/// All definitions as one stream of YAML documents.
+pub fn render() -> String {
+    manifests().iter().map(|(_, definition)| yaml(definition)).collect::<Vec<_>>().join("---\n")
+}
+
+/// One definition as a YAML document.
+fn yaml(definition: &Value) -> String {
+    serde_saphyr::to_string(definition).expect("a JSON value is a YAML value")
+}
+
+fn manifest<K: Kind>() -> (String, Value) {
+    let name = format!("{}.{GROUP}", K::PLURAL);
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": { "name": name },
+        "spec": {
+            "group": GROUP,
+            "scope": if K::NAMESPACED { "Namespaced" } else { "Cluster" },
+            "names": {
+                "kind": K::KIND,
+                "listKind": format!("{}List", K::KIND),
+                "plural": K::PLURAL,
+                "singular": K::KIND.to_ascii_lowercase(),
+                "categories": ["heddle"],
+            },
+            "versions": [{
+                "name": VERSION,
+                "served": true,
+                "storage": true,
+                "subresources": { "status": {} },
+                "additionalPrinterColumns": [
+                    {
+                        "name": "Accepted",
+                        "type": "string",
+                        "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status",
+                    },
+                    { "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" },
+                ],
+                "schema": { "openAPIV3Schema": {
+                    "type": "object",
+                    "required": ["spec"],
+                    "properties": {
+                        "apiVersion": { "type": "string" },
+                        "kind": { "type": "string" },
+                        "metadata": { "type": "object" },
+                        "spec": structural_schema::<K>(),
+                        "status": { "type": "object", "x-kubernetes-preserve-unknown-fields": true },
+                    },
+                }},
+            }],
+        },
+    });
+    (format!("{GROUP}_{}.yaml", K::PLURAL), definition)
+}
+
+fn structural_schema<K: Kind>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<K>().to_value();
+    make_structural(&mut schema);
+    schema
+}
+
+fn make_structural(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    for keyword in ["$schema", "title", "default"] {
+        object.remove(keyword);
+    }
+    if object.get("additionalProperties") == Some(&Value::Bool(false)) {
+        object.remove("additionalProperties");
+    }
+    unwrap_optional(object);
+    merge_constants(object);
+    if let Some(Value::String(format)) = object.get("format")
+        && format.starts_with("uint")
+    {
+        object.insert("format".into(), "int64".into());
+    }
+    if let Some(Value::String(description)) = object.get_mut("description") {
+        // Line breaks of the source are no paragraphs of the text.
+        *description = description.replace("\n\n", "\0").replace('\n', " ").replace('\0', "\n\n");
+    }
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        properties.values_mut().for_each(make_structural);
+    }
+    for keyword in ["items", "additionalProperties"] {
+        if let Some(inner) = object.get_mut(keyword) {
+            make_structural(inner);
+        }
+    }
+}
+
+/// `Option<T>` may be `null` in JSON; in Kubernetes a null field is an absent one.
+fn unwrap_optional(object: &mut Map<String, Value>) {
+    if let Some(Value::Array(types)) = object.get("type")
+        && let Some(only) = types.iter().find(|name| *name != "null").cloned()
+    {
+        object.insert("type".into(), only);
+    }
+    if let Some(Value::Array(values)) = object.get_mut("enum") {
+        values.retain(|value| !value.is_null());
+    }
+    let null = json!({ "type": "null" });
+    if let Some(Value::Array(choices)) = object.get("anyOf")
+        && choices.contains(&null)
+        && let Some(Value::Object(inner)) = choices.iter().find(|choice| **choice != null).cloned()
+    {
+        object.remove("anyOf");
+        for (keyword, value) in inner {
+            object.entry(keyword).or_insert(value);
+        }
+        unwrap_optional(object);
+    }
+}
+
+/// A documented enum comes as one constant per variant; Kubernetes knows `enum` only.
+/// What the variants mean moves into the description.
+fn merge_constants(object: &mut Map<String, Value>) {
+    let Some(Value::Array(choices)) = object.get("oneOf") else { return };
+    let Some(constants) =
+        choices.iter().map(|choice| choice.get("const").cloned()).collect::<Option<Vec<_>>>()
+    else {
+        return;
+    };
+    let meanings: Vec<String> = choices
+        .iter()
+        .filter_map(|choice| {
+            Some(format!("{}: {}", choice.get("const")?.as_str()?, choice.get("description")?.as_str()?))
+        })
+        .collect();
+    let description = object.get("description").and_then(Value::as_str).unwrap_or_default();
+    let description = format!("{description}\n\n{}", meanings.join("\n\n"));
+    object.remove("oneOf");
+    object.insert("description".into(), description.into());
+    object.insert("type".into(), "string".into());
+    object.insert("enum".into(), constants.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Set to write the files instead of comparing them.
+    const UPDATE: &str = "HEDDLE_UPDATE_MANIFESTS";
+
+    #[test]
+    fn the_files_in_the_repository_are_up_to_date() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/crds");
+        for (file, definition) in manifests() {
+            let (path, expected) = (folder.join(&file), yaml(&definition));
+            if std::env::var_os(UPDATE).is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&path, &expected).unwrap();
+            }
+            let found = std::fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(found, expected, "{file} is old; run the tests of heddle-api with {UPDATE}=1");
+        }
+    }
+
+    #[test]
+    fn the_stream_reads_back_as_the_definitions() {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&render()).unwrap();
+        let definitions: Vec<Value> = manifests().into_iter().map(|(_, definition)| definition).collect();
+        assert_eq!(documents, definitions);
+    }
+
+    /// Structural schemas: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
+    #[test]
+    fn schemas_use_only_what_kubernetes_knows() {
+        const KNOWN: [&str; 17] = [
+            "additionalProperties",
+            "description",
+            "enum",
+            "format",
+            "items",
+            "maxItems",
+            "maxLength",
+            "maximum",
+            "minItems",
+            "minLength",
+            "minProperties",
+            "minimum",
+            "pattern",
+            "properties",
+            "required",
+            "type",
+            "x-kubernetes-int-or-string",
+        ];
+
+        fn check(path: &str, schema: &Value) {
+            let object = schema.as_object().unwrap_or_else(|| panic!("{path} is {schema}"));
+            for keyword in object.keys() {
+                assert!(KNOWN.contains(&keyword.as_str()), "{path} has {keyword}");
+            }
+            let typed = object.get("type").is_some_and(Value::is_string);
+            assert!(typed || object.contains_key("x-kubernetes-int-or-string"), "{path} has no type");
+            if object.get("type") == Some(&json!("integer")) {
+                let format = object.get("format").and_then(Value::as_str);
+                assert!(matches!(format, None | Some("int32" | "int64")), "{path}: {format:?}");
+            }
+            for (name, inner) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                check(&format!("{path}.{name}"), inner);
+            }
+            for keyword in ["items", "additionalProperties"] {
+                if let Some(inner) = object.get(keyword) {
+                    check(&format!("{path}[]"), inner);
+                }
+            }
+        }
+
+        check("MeshConfig.spec", &structural_schema::<MeshConfigSpec>());
+        check("TelemetryPolicy.spec", &structural_schema::<TelemetryPolicySpec>());
+        check("TrafficPolicy.spec", &structural_schema::<TrafficPolicySpec>());
+    }
+}

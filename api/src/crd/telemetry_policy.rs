@@ -1,0 +1,113 @@
+//! `TelemetryPolicy`: what is recorded about requests, for the mesh, a
+//! namespace, or workloads by label.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GROUP, Kind, MESH_NAME, Metadata, Ratio, TargetRef, Violation};
+
+/// Where policies for the whole mesh live, so that nobody sets them by the
+/// right to write policies of another namespace.
+pub const MESH_POLICY_NAMESPACE: &str = "heddle-system";
+
+/// What is recorded about requests. Exactly one of `targetRefs` and `selector`
+/// says for whom.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TelemetryPolicySpec {
+    /// The policy's own namespace (kind `Namespace`), or from `heddle-system`
+    /// the whole mesh (group `heddle.dev`, kind `MeshConfig`, name `mesh`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub target_refs: Vec<TargetRef>,
+    /// Workloads of the policy's namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
+    /// Access logs. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
+    /// The share of new traces that are sampled. Default: 1; a caller's decision is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Ratio>,
+}
+
+/// Workloads by their labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Selector {
+    /// Labels that a workload must carry, all of them.
+    #[schemars(extend("minProperties" = 1))]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// Access logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessLog {
+    /// Whether each request is written as a line of JSON.
+    pub enabled: bool,
+}
+
+impl Kind for TelemetryPolicySpec {
+    const KIND: &'static str = "TelemetryPolicy";
+    const PLURAL: &'static str = "telemetrypolicies";
+    const NAMESPACED: bool = true;
+
+    fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        match (&self.selector, self.target_refs.is_empty()) {
+            (None, true) => violations.push(Violation::new(
+                "spec",
+                "says for whom by neither targetRefs nor selector; one is needed",
+            )),
+            (Some(_), false) => violations.push(Violation::new(
+                "spec.selector",
+                "stands beside targetRefs; only one of them may be given",
+            )),
+            (Some(selector), true) if selector.match_labels.is_empty() => violations.push(Violation::new(
+                "spec.selector.matchLabels",
+                "is empty; for all workloads target the Namespace",
+            )),
+            _ => {}
+        }
+        for (index, target) in self.target_refs.iter().enumerate() {
+            let path = format!("spec.targetRefs[{index}]");
+            match (target.group.as_str(), target.kind.as_str()) {
+                ("", "Namespace") if target.name != metadata.namespace() => violations.push(Violation::new(
+                    format!("{path}.name"),
+                    format!(
+                        "{:?} is not the policy's own namespace, {:?}",
+                        target.name,
+                        metadata.namespace()
+                    ),
+                )),
+                (GROUP, "MeshConfig") if target.name != MESH_NAME => violations.push(Violation::new(
+                    format!("{path}.name"),
+                    format!("{:?}: the mesh's one MeshConfig is named {MESH_NAME:?}", target.name),
+                )),
+                (GROUP, "MeshConfig") if metadata.namespace() != MESH_POLICY_NAMESPACE => {
+                    violations.push(Violation::new(
+                        path,
+                        format!(
+                            "only a policy in namespace {MESH_POLICY_NAMESPACE} may target the whole mesh"
+                        ),
+                    ));
+                }
+                ("", "Namespace") | (GROUP, "MeshConfig") => {}
+                (group, kind) => violations.push(Violation::new(
+                    format!("{path}.kind"),
+                    format!("{kind:?} of group {group:?} is no target; Namespace and {GROUP} MeshConfig are"),
+                )),
+            }
+            if target.section_name.is_some() {
+                violations.push(Violation::new(
+                    format!("spec.targetRefs[{index}].sectionName"),
+                    "a namespace and the mesh have no sections",
+                ));
+            }
+        }
+        violations
+    }
+}

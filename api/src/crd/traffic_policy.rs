@@ -1,0 +1,293 @@
+//! `TrafficPolicy`: how clients treat the traffic to a service. All of the
+//! kind is here; which fields this version enforces is decided where policies
+//! are compiled, and the others are refused there by name.
+
+mod resilience;
+mod retry;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GatewayDuration, Kind, Metadata, Percent, Positive, TargetRef, Violation};
+
+pub use resilience::{
+    CircuitBreaker, Concurrency, ConcurrencyMode, FailureRate, Fallback, FallbackReason, FallbackResponse,
+    FallbackStep, Growth, GrpcHealthCheck, HalfOpen, HealthCheck, HttpHealthCheck, OpenState, Scope,
+    ServiceRef, SlowCall, StaleCache, TcpHealthCheck,
+};
+pub use retry::{
+    Backoff, BackoffStrategy, Hedge, InvalidRetryOn, Method, Retry, RetryBudget, RetryOn, RetryReason,
+};
+
+/// How clients treat the traffic to a service. The most specific attachment
+/// wins field by field; on a tie the oldest object. What nobody says has the
+/// default that is noted here.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficPolicySpec {
+    /// What it attaches to: Services or routes of its own namespace.
+    #[schemars(length(min = 1, max = 16))]
+    pub target_refs: Vec<TargetRef>,
+    /// How endpoints are chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_balancer: Option<LoadBalancer>,
+    /// Limits on time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<Timeouts>,
+    /// When and how a failed try is repeated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// When an endpoint or the service is left alone for a while.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// Bounds on what the service may take from one client workload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// An adaptive bound on requests in flight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+    /// Probes of each endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// What is answered in place of an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+}
+
+/// How endpoints are chosen.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoadBalancer {
+    /// Default: `PeakEwma`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<Algorithm>,
+    /// What `ConsistentHash` hashes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistent_hash: Option<ConsistentHash>,
+    /// New endpoints ramp up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
+    /// Whether endpoints of the client's zone come first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<Locality>,
+    /// Below this percentage of healthy endpoints, health is ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub panic_threshold: Option<Percent>,
+}
+
+/// How one endpoint is chosen among many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Algorithm {
+    /// The better of two, by recent peak latency and load.
+    PeakEwma,
+    /// The less loaded of two.
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// Any.
+    Random,
+    /// The same for equal keys.
+    ConsistentHash,
+}
+
+/// The key of `ConsistentHash`: exactly one field.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConsistentHash {
+    /// A request header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub header: Option<String>,
+    /// A cookie, set where it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<Cookie>,
+    /// The client's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ip: Option<bool>,
+    /// A query parameter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub query: Option<String>,
+}
+
+/// A cookie that binds a client to an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cookie {
+    /// Its name.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// How long it lives; absent: the browser's session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<GatewayDuration>,
+    /// Its path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// How new endpoints ramp up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SlowStart {
+    /// The time until an endpoint gets its full share.
+    pub window: GatewayDuration,
+}
+
+/// Whether endpoints of the client's zone come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Locality {
+    /// They do, and traffic spills over when the zone runs hot or short.
+    PreferZone,
+    /// Zones are ignored.
+    None,
+}
+
+/// Limits on time. `0s` means no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Timeouts {
+    /// On making one connection, TLS handshake included. Default: 1s; cannot be without limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect: Option<GatewayDuration>,
+    /// On the whole exchange with its retries. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<GatewayDuration>,
+    /// On one try. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_try: Option<GatewayDuration>,
+    /// On the silence of an open connection or stream. Default: 1h.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<GatewayDuration>,
+}
+
+/// Bounds on what the service may take from one client workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Open connections. Default: 1024.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Positive>,
+    /// Requests that wait for a connection. Default: 1024.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::number::unsigned")]
+    pub pending_requests: Option<u32>,
+    /// Requests in flight. Default: 1024.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Positive>,
+    /// Requests that a connection serves before it is replaced; 0 (the default): no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::number::unsigned")]
+    pub requests_per_connection: Option<u32>,
+}
+
+impl Kind for TrafficPolicySpec {
+    const KIND: &'static str = "TrafficPolicy";
+    const PLURAL: &'static str = "trafficpolicies";
+    const NAMESPACED: bool = true;
+
+    fn validate(&self, _: &Metadata) -> Vec<Violation> {
+        let mut violations = Violations::default();
+        if self.target_refs.is_empty() || self.target_refs.len() > 16 {
+            violations.add("spec.targetRefs", "has to name between 1 and 16 targets");
+        }
+        for (index, target) in self.target_refs.iter().enumerate() {
+            if self.target_refs[..index].contains(target) {
+                violations.add(format!("spec.targetRefs[{index}]"), "is named twice");
+            }
+        }
+        if let Some(load_balancer) = &self.load_balancer {
+            load_balancer.validate(&mut violations);
+        }
+        if let Some(timeouts) = &self.timeouts {
+            timeouts.validate(&mut violations);
+        }
+        if let Some(retry) = &self.retry {
+            retry.validate(&mut violations);
+        }
+        if let Some(breaker) = &self.circuit_breaker {
+            breaker.validate(&mut violations);
+        }
+        if let Some(concurrency) = &self.concurrency {
+            concurrency.validate(&mut violations);
+        }
+        if let Some(check) = &self.health_check {
+            check.validate(&mut violations);
+        }
+        if let Some(fallback) = &self.fallback {
+            fallback.validate(&mut violations);
+        }
+        violations.0
+    }
+}
+
+impl LoadBalancer {
+    fn validate(&self, violations: &mut Violations) {
+        let path = "spec.loadBalancer.consistentHash";
+        match (&self.consistent_hash, self.algorithm == Some(Algorithm::ConsistentHash)) {
+            (None, true) => violations.add(path, "is needed by algorithm ConsistentHash"),
+            (Some(_), false) => violations.add(path, "has a meaning only with algorithm ConsistentHash"),
+            _ => {}
+        }
+        if let Some(hash) = &self.consistent_hash {
+            let given = [
+                hash.header.is_some(),
+                hash.cookie.is_some(),
+                hash.source_ip == Some(true),
+                hash.query.is_some(),
+            ];
+            violations.exactly_one(path, &given, "header, cookie, sourceIp and query");
+        }
+        if let Some(slow_start) = &self.slow_start {
+            violations.positive("spec.loadBalancer.slowStart.window", Some(slow_start.window));
+        }
+    }
+}
+
+impl Timeouts {
+    fn validate(&self, violations: &mut Violations) {
+        violations.positive("spec.timeouts.connect", self.connect);
+        if let (Some(request), Some(per_try)) = (self.request, self.per_try)
+            && !request.is_zero()
+            && per_try > request
+        {
+            violations.add("spec.timeouts.perTry", format!("{per_try} is longer than request, {request}"));
+        }
+    }
+}
+
+/// Collects what is wrong, with the paths.
+#[derive(Default)]
+struct Violations(Vec<Violation>);
+
+impl Violations {
+    fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Violation::new(path, message));
+    }
+
+    fn positive(&mut self, path: &str, duration: Option<GatewayDuration>) {
+        if duration.is_some_and(GatewayDuration::is_zero) {
+            self.add(path, "has to be longer than 0s");
+        }
+    }
+
+    /// `base` has to be positive and at most `max`.
+    fn growing(&mut self, path: &str, base: Option<GatewayDuration>, max: Option<GatewayDuration>) {
+        self.positive(&format!("{path}.base"), base);
+        self.positive(&format!("{path}.max"), max);
+        if let (Some(base), Some(max)) = (base, max)
+            && base > max
+        {
+            self.add(format!("{path}.max"), format!("{max} is shorter than base, {base}"));
+        }
+    }
+
+    fn exactly_one(&mut self, path: &str, given: &[bool], names: &str) {
+        let count = given.iter().filter(|given| **given).count();
+        if count != 1 {
+            self.add(path, format!("has {count} of {names}; exactly one is needed"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,323 @@
+//! What keeps a failing service from failing its clients: circuit breaking,
+//! concurrency limits, health checks and fallbacks.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Violations;
+use crate::crd::{ByteSize, GatewayDuration, Percent, Positive};
+
+/// When an endpoint or the service is left alone for a while.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CircuitBreaker {
+    /// What is left alone. Default: `Endpoint`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+    /// Opens after this many failures in a row. Default: 5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consecutive_failures: Option<Positive>,
+    /// Opens when too many of the recent requests failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure_rate: Option<FailureRate>,
+    /// Opens when too many of the recent requests were slow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_call: Option<SlowCall>,
+    /// How long it stays open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open: Option<OpenState>,
+    /// What is let through to find out whether it may close.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_open: Option<HalfOpen>,
+    /// At most this share of a service's endpoints is ejected at once. Default: 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ejected_percent: Option<Percent>,
+}
+
+/// What a circuit breaker leaves alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Scope {
+    /// The endpoint that fails is ejected.
+    Endpoint,
+    /// Requests to the whole service fail fast.
+    Service,
+}
+
+/// A share of failed requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FailureRate {
+    /// The share that is too much.
+    pub percent: Percent,
+    /// Fewer requests than this in the window say nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_requests: Option<Positive>,
+    /// How far back requests count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<GatewayDuration>,
+}
+
+/// A share of slow requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SlowCall {
+    /// A longer request is slow.
+    pub duration: GatewayDuration,
+    /// The share that is too much.
+    pub percent: Percent,
+}
+
+/// How long a circuit stays open.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OpenState {
+    /// The first time. Default: 30s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<GatewayDuration>,
+    /// At most. Default: 5m.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<GatewayDuration>,
+    /// How it grows when it opens again and again. Default: `Exponential`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub growth: Option<Growth>,
+}
+
+/// How a time grows from one occasion to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Growth {
+    /// It doubles.
+    Exponential,
+    /// By its first length.
+    Linear,
+    /// Not at all.
+    Fixed,
+}
+
+/// What a half-open circuit lets through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HalfOpen {
+    /// How many requests.
+    pub requests: Positive,
+    /// The share of them that has to succeed.
+    pub success_percent: Percent,
+}
+
+/// A bound on requests in flight that follows the measured latency.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Concurrency {
+    /// How the bound is found.
+    pub mode: ConcurrencyMode,
+    /// The latency to keep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_latency: Option<GatewayDuration>,
+    /// The bound is never less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<Positive>,
+    /// The bound is never more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<Positive>,
+}
+
+/// How a concurrency bound is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConcurrencyMode {
+    /// By the gradient of latency.
+    Adaptive,
+}
+
+/// Probes of each endpoint, by exactly one of `http`, `tcp` and `grpc`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HealthCheck {
+    /// A GET that has to be answered with 2xx.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpHealthCheck>,
+    /// A connection that has to be accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpHealthCheck>,
+    /// The gRPC health checking protocol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcHealthCheck>,
+    /// Between two probes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<GatewayDuration>,
+    /// On one probe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<GatewayDuration>,
+    /// Successes in a row that make an endpoint healthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy_after: Option<Positive>,
+    /// Failures in a row that make it unhealthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unhealthy_after: Option<Positive>,
+}
+
+/// A probe by HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpHealthCheck {
+    /// What is asked for.
+    #[schemars(length(max = 1024), regex(pattern = "^/"))]
+    pub path: String,
+}
+
+/// A probe by connecting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TcpHealthCheck {}
+
+/// A probe by gRPC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcHealthCheck {
+    /// The gRPC service asked for; absent: the whole server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// What is answered in place of an error: the first step that can.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Fallback {
+    /// The errors that are replaced.
+    #[schemars(length(min = 1, max = 8))]
+    pub on: Vec<FallbackReason>,
+    /// What is tried, in order.
+    #[schemars(length(min = 1, max = 8))]
+    pub steps: Vec<FallbackStep>,
+}
+
+/// An error that a fallback replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FallbackReason {
+    /// The circuit breaker is open.
+    CircuitOpen,
+    /// No endpoint may be used.
+    NoHealthyEndpoint,
+    /// The request took too long.
+    Timeout,
+}
+
+/// One thing to try: exactly one field.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FallbackStep {
+    /// The last good response to the same GET.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_cache: Option<StaleCache>,
+    /// Another service of the same namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceRef>,
+    /// A fixed response.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response: Option<FallbackResponse>,
+}
+
+/// Good responses that are kept for bad times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StaleCache {
+    /// Older ones are not used.
+    pub max_age: GatewayDuration,
+    /// What all of them may take.
+    pub max_bytes: ByteSize,
+}
+
+/// A service of the same namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+}
+
+/// A fixed response.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FallbackResponse {
+    /// Its status.
+    #[schemars(schema_with = "status_schema")]
+    pub status: u16,
+    /// Its headers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Its body.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = MAX_BODY))]
+    pub body: String,
+}
+
+/// A policy is configuration, not a file server.
+const MAX_BODY: usize = 64 << 10;
+
+fn status_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "integer", "minimum": 200, "maximum": 599 })
+}
+
+impl CircuitBreaker {
+    pub(super) fn validate(&self, violations: &mut Violations) {
+        if let Some(open) = &self.open {
+            violations.growing("spec.circuitBreaker.open", open.base, open.max);
+        }
+        if let Some(rate) = &self.failure_rate {
+            violations.positive("spec.circuitBreaker.failureRate.window", rate.window);
+        }
+        if let Some(slow) = &self.slow_call {
+            violations.positive("spec.circuitBreaker.slowCall.duration", Some(slow.duration));
+        }
+    }
+}
+
+impl Concurrency {
+    pub(super) fn validate(&self, violations: &mut Violations) {
+        violations.positive("spec.concurrency.targetLatency", self.target_latency);
+        if let (Some(min), Some(max)) = (self.min, self.max)
+            && min > max
+        {
+            violations.add("spec.concurrency.max", format!("{} is less than min, {}", max.get(), min.get()));
+        }
+    }
+}
+
+impl HealthCheck {
+    pub(super) fn validate(&self, violations: &mut Violations) {
+        let given = [self.http.is_some(), self.tcp.is_some(), self.grpc.is_some()];
+        violations.exactly_one("spec.healthCheck", &given, "http, tcp and grpc");
+        if self.http.as_ref().is_some_and(|http| !http.path.starts_with('/')) {
+            violations.add("spec.healthCheck.http.path", "has to begin with /");
+        }
+        violations.positive("spec.healthCheck.interval", self.interval);
+        violations.positive("spec.healthCheck.timeout", self.timeout);
+    }
+}
+
+impl Fallback {
+    pub(super) fn validate(&self, violations: &mut Violations) {
+        if self.on.is_empty() {
+            violations.add("spec.fallback.on", "is empty");
+        }
+        if self.steps.is_empty() {
+            violations.add("spec.fallback.steps", "is empty");
+        }
+        for (index, step) in self.steps.iter().enumerate() {
+            let path = format!("spec.fallback.steps[{index}]");
+            let given = [step.stale_cache.is_some(), step.service.is_some(), step.response.is_some()];
+            violations.exactly_one(&path, &given, "staleCache, service and response");
+            if let Some(response) = &step.response {
+                if !(200..=599).contains(&response.status) {
+                    let message = format!("{} is not between 200 and 599", response.status);
+                    violations.add(format!("{path}.response.status"), message);
+                }
+                if response.body.len() > MAX_BODY {
+                    violations
+                        .add(format!("{path}.response.body"), format!("is longer than {MAX_BODY} bytes"));
+                }
+            }
+        }
+    }
+}

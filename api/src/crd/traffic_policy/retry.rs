@@ -1,0 +1,286 @@
+//! When and how a failed try is repeated.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::Violations;
+use crate::crd::{GatewayDuration, Multiplier, Percent, Ratio};
+
+/// When and how a failed try is repeated.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retry {
+    /// Retries after the first try; 0 disables them. Default: 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::crd::number::unsigned")]
+    pub attempts: Option<u32>,
+    /// What is retried beside `ConnectFailure` and `RefusedStream`, which provably reached no
+    /// application and are always among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub on: Option<Vec<RetryOn>>,
+    /// The methods for which opted-in reasons count. Default: the idempotent ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub methods: Option<Vec<Method>>,
+    /// The pause before a retry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Backoff>,
+    /// No retry begins later than this after the first try. Default: no limit but the request's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_elapsed: Option<GatewayDuration>,
+    /// The share of traffic that retries may add.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<RetryBudget>,
+    /// Request bodies up to this size are kept for a retry; larger ones are streamed and not
+    /// retried after they began. Default: 65536.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = MAX_BUFFER_BYTES))]
+    pub buffer_bytes: Option<u64>,
+    /// Races a second try.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
+}
+
+/// More than this per request in flight would make a burst of requests a matter of gigabytes.
+const MAX_BUFFER_BYTES: u64 = 16 << 20;
+
+/// The pause before a retry.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Backoff {
+    /// How it grows. Default: `Exponential`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<BackoffStrategy>,
+    /// Before the first retry. Default: 25ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<GatewayDuration>,
+    /// At most. Default: 1s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<GatewayDuration>,
+    /// The factor of `Exponential`. Default: 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multiplier: Option<Multiplier>,
+    /// The step of `Linear`. Default: `base`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub increment: Option<GatewayDuration>,
+    /// The share of the pause that is random. Default: 0.25.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Ratio>,
+}
+
+/// How a pause grows from try to try.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BackoffStrategy {
+    /// By a factor.
+    #[default]
+    Exponential,
+    /// By a step.
+    Linear,
+    /// Not at all.
+    Fixed,
+}
+
+/// The share of traffic that retries may add.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RetryBudget {
+    /// Retries per hundred requests. Default: 20.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<Percent>,
+    /// Retries that are always allowed, per second. Default: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::crd::number::unsigned")]
+    pub min_per_second: Option<u32>,
+}
+
+/// Races a second try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hedge {
+    /// When the first one has not answered after this time.
+    pub after: GatewayDuration,
+}
+
+impl Retry {
+    pub(super) fn validate(&self, violations: &mut Violations) {
+        let path = "spec.retry";
+        if self.on.as_ref().is_some_and(Vec::is_empty) {
+            violations.add(format!("{path}.on"), "is empty; attempts: 0 disables retries");
+        }
+        if self.methods.as_ref().is_some_and(Vec::is_empty) {
+            violations.add(format!("{path}.methods"), "is empty; attempts: 0 disables retries");
+        }
+        violations.positive("spec.retry.maxElapsed", self.max_elapsed);
+        if let Some(bytes) = self.buffer_bytes.filter(|bytes| *bytes > MAX_BUFFER_BYTES) {
+            violations.add(format!("{path}.bufferBytes"), format!("{bytes} is more than {MAX_BUFFER_BYTES}"));
+        }
+        if let Some(hedge) = &self.hedge {
+            violations.positive("spec.retry.hedge.after", Some(hedge.after));
+        }
+        if let Some(backoff) = &self.backoff {
+            let path = "spec.retry.backoff";
+            violations.growing(path, backoff.base, backoff.max);
+            let strategy = backoff.strategy.unwrap_or_default();
+            if backoff.multiplier.is_some() && strategy != BackoffStrategy::Exponential {
+                violations.add(format!("{path}.multiplier"), "has a meaning only with strategy Exponential");
+            }
+            if backoff.increment.is_some() && strategy != BackoffStrategy::Linear {
+                violations.add(format!("{path}.increment"), "has a meaning only with strategy Linear");
+            }
+        }
+    }
+}
+
+/// One thing that is retried: a reason by name, a status (`"503"`) or a class of statuses (`"5xx"`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RetryOn {
+    /// How the try failed.
+    Reason(RetryReason),
+    /// An HTTP status from 400 to 599.
+    Status(u16),
+    /// The hundreds of a class of statuses, 4 or 5.
+    Class(u8),
+}
+
+/// How a try failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RetryReason {
+    /// No connection could be made.
+    ConnectFailure,
+    /// The upstream refused the stream before processing it.
+    RefusedStream,
+    /// The upstream broke off before it answered.
+    Reset,
+    /// It answered 502, 503 or 504.
+    GatewayError,
+    /// It took longer than `timeouts.perTry`.
+    PerTryTimeout,
+    /// gRPC status 1.
+    GrpcCancelled,
+    /// gRPC status 4.
+    GrpcDeadlineExceeded,
+    /// gRPC status 8.
+    GrpcResourceExhausted,
+    /// gRPC status 14.
+    GrpcUnavailable,
+}
+
+const REASONS: [(&str, RetryReason); 9] = [
+    ("ConnectFailure", RetryReason::ConnectFailure),
+    ("RefusedStream", RetryReason::RefusedStream),
+    ("Reset", RetryReason::Reset),
+    ("GatewayError", RetryReason::GatewayError),
+    ("PerTryTimeout", RetryReason::PerTryTimeout),
+    ("GrpcCancelled", RetryReason::GrpcCancelled),
+    ("GrpcDeadlineExceeded", RetryReason::GrpcDeadlineExceeded),
+    ("GrpcResourceExhausted", RetryReason::GrpcResourceExhausted),
+    ("GrpcUnavailable", RetryReason::GrpcUnavailable),
+];
+
+/// A text that names nothing that can be retried.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is nothing that can be retried: a status such as \"503\", a class (\"4xx\", \"5xx\"), ConnectFailure, \
+     RefusedStream, Reset, GatewayError, PerTryTimeout, GrpcCancelled, GrpcDeadlineExceeded, \
+     GrpcResourceExhausted or GrpcUnavailable"
+)]
+pub struct InvalidRetryOn(String);
+
+impl FromStr for RetryOn {
+    type Err = InvalidRetryOn;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRetryOn> {
+        if let Some((_, reason)) = REASONS.iter().find(|(name, _)| *name == text) {
+            return Ok(Self::Reason(*reason));
+        }
+        match text.as_bytes() {
+            [class @ (b'4' | b'5'), b'x', b'x'] => Ok(Self::Class(class - b'0')),
+            [b'4' | b'5', b'0'..=b'9', b'0'..=b'9'] => {
+                text.parse().map(Self::Status).map_err(|_| InvalidRetryOn(text.into()))
+            }
+            _ => Err(InvalidRetryOn(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for RetryOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reason(reason) => {
+                let (name, _) = REASONS[*reason as usize];
+                f.write_str(name)
+            }
+            Self::Status(status) => write!(f, "{status}"),
+            Self::Class(class) => write!(f, "{class}xx"),
+        }
+    }
+}
+
+impl Serialize for RetryOn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RetryOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for RetryOn {
+    fn schema_name() -> Cow<'static, str> {
+        "RetryOn".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<&str> = REASONS.iter().map(|(name, _)| *name).collect();
+        let pattern = format!("^({}|[45]xx|[45][0-9]{{2}})$", names.join("|"));
+        json_schema!({ "type": "string", "pattern": pattern })
+    }
+}
+
+/// An HTTP method: a token in capitals.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Method(String);
+
+impl Method {
+    /// The method as it stands in a request.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let token = |byte: u8| byte.is_ascii_uppercase() || byte == b'-' || byte == b'_';
+        if text.is_empty() || text.len() > 32 || !text.bytes().all(token) {
+            return Err(de::Error::custom(format_args!("{text:?} is no method (such as GET or PUT)")));
+        }
+        Ok(Self(text))
+    }
+}
+
+impl JsonSchema for Method {
+    fn schema_name() -> Cow<'static, str> {
+        "Method".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[A-Z_-]{1,32}$" })
+    }
+}

@@ -1,0 +1,98 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn metadata() -> Metadata {
+    Metadata { name: "users".into(), ..Metadata::default() }
+}
+
+fn spec(mut value: Value) -> Result<TrafficPolicySpec, serde_json::Error> {
+    value["targetRefs"] = json!([{"group": "", "kind": "Service", "name": "users"}]);
+    serde_json::from_value(value)
+}
+
+fn paths(value: Value) -> Vec<String> {
+    let violations = spec(value).unwrap().validate(&metadata());
+    violations.into_iter().map(|violation| violation.path).collect()
+}
+
+/// The example of the design, word for word.
+fn full() -> Value {
+    json!({
+        "loadBalancer": {"algorithm": "ConsistentHash", "consistentHash": {"header": "x-user-id"},
+            "slowStart": {"window": "30s"}, "locality": "PreferZone", "panicThreshold": 50},
+        "timeouts": {"connect": "1s", "request": "15s", "perTry": "5s", "idle": "1h"},
+        "retry": {"attempts": 2, "on": ["ConnectFailure", "RefusedStream", "5xx", "429"],
+            "methods": ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"],
+            "backoff": {"strategy": "Exponential", "base": "25ms", "max": "1s", "multiplier": 2, "jitter": 0.25},
+            "maxElapsed": "10s", "budget": {"percent": 20, "minPerSecond": 10}, "bufferBytes": 65536,
+            "hedge": {"after": "50ms"}},
+        "circuitBreaker": {"scope": "Endpoint", "consecutiveFailures": 5,
+            "failureRate": {"percent": 60, "minRequests": 20, "window": "10s"},
+            "slowCall": {"duration": "2s", "percent": 60},
+            "open": {"base": "30s", "max": "5m", "growth": "Exponential"},
+            "halfOpen": {"requests": 5, "successPercent": 60}, "maxEjectedPercent": 50},
+        "limits": {"connections": 1024, "pendingRequests": 1024, "requests": 1024, "requestsPerConnection": 0},
+        "concurrency": {"mode": "Adaptive", "targetLatency": "50ms", "min": 1, "max": 1000},
+        "healthCheck": {"http": {"path": "/healthz"}, "interval": "10s", "timeout": "1s",
+            "healthyAfter": 2, "unhealthyAfter": 3},
+        "fallback": {"on": ["CircuitOpen", "NoHealthyEndpoint", "Timeout"], "steps": [
+            {"staleCache": {"maxAge": "5m", "maxBytes": "16Mi"}},
+            {"service": {"name": "users-readonly"}},
+            {"response": {"status": 200, "headers": {"content-type": "application/json"},
+                "body": "{\"degraded\":true}"}}]}
+    })
+}
+
+#[test]
+fn the_whole_kind_parses_and_writes_back() {
+    let parsed = spec(full()).unwrap();
+    assert_eq!(parsed.validate(&metadata()), []);
+    let written = serde_json::to_value(&parsed).unwrap();
+    assert_eq!(serde_json::from_value::<TrafficPolicySpec>(written).unwrap(), parsed);
+}
+
+#[test]
+fn impossible_values_do_not_parse() {
+    for value in [
+        json!({"retry": {"budget": {"percent": 150}}}),
+        json!({"retry": {"backoff": {"jitter": 2}}}),
+        json!({"retry": {"on": ["200"]}}),
+        json!({"retry": {"on": ["Everything"]}}),
+        json!({"retry": {"methods": ["get"]}}),
+        json!({"timeouts": {"request": "fast"}}),
+        json!({"limits": {"connections": 0}}),
+        json!({"retry": {"unknown": 1}}),
+        json!({"loadBalancer": {"algorithm": "Best"}}),
+    ] {
+        assert!(spec(value.clone()).is_err(), "{value}");
+    }
+}
+
+#[test]
+fn impossible_pairs_are_named_by_their_path() {
+    for (value, path) in [
+        (json!({"timeouts": {"request": "1s", "perTry": "2s"}}), "spec.timeouts.perTry"),
+        (json!({"timeouts": {"connect": "0s"}}), "spec.timeouts.connect"),
+        (json!({"retry": {"backoff": {"base": "2s", "max": "1s"}}}), "spec.retry.backoff.max"),
+        (
+            json!({"retry": {"backoff": {"strategy": "Fixed", "multiplier": 2}}}),
+            "spec.retry.backoff.multiplier",
+        ),
+        (json!({"retry": {"on": []}}), "spec.retry.on"),
+        (json!({"retry": {"bufferBytes": 1_000_000_000}}), "spec.retry.bufferBytes"),
+        (json!({"loadBalancer": {"algorithm": "ConsistentHash"}}), "spec.loadBalancer.consistentHash"),
+        (json!({"healthCheck": {}}), "spec.healthCheck"),
+        (json!({"fallback": {"on": ["Timeout"], "steps": [{}]}}), "spec.fallback.steps[0]"),
+    ] {
+        assert_eq!(paths(value.clone()), [path], "{value}");
+    }
+    assert!(paths(json!({"timeouts": {"request": "0s", "perTry": "2s"}})).is_empty(), "0s is no limit");
+}
+
+#[test]
+fn what_is_retried_prints_as_it_was_written() {
+    for text in ["ConnectFailure", "GrpcUnavailable", "PerTryTimeout", "503", "5xx", "4xx"] {
+        assert_eq!(text.parse::<RetryOn>().unwrap().to_string(), text);
+    }
+}
