@@ -4,12 +4,20 @@
 //! [`SourceError`] beside the objects, and its last good content stays in
 //! force. Judging policies is left to [`crate::compile`].
 
+mod document;
+mod folder;
+mod object;
+mod tree;
+
+use std::collections::HashSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+
+pub use object::{ObjectName, Objects, Origin, Sourced};
 
 /// All sources' objects at one moment.
 #[derive(Debug, Default, Clone)]
@@ -21,10 +29,6 @@ pub struct Content {
     /// How many errors have appeared since the start, for a counter.
     pub errors_total: u64,
 }
-
-/// Typed objects by namespace and name.
-#[derive(Debug, Default)]
-pub struct Objects {}
 
 /// Where to read objects from: `dir:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,12 +63,68 @@ impl fmt::Display for SourceSpec {
 
 /// Reads every source once, then keeps watching them until all receivers are gone.
 pub async fn watch(sources: Vec<SourceSpec>) -> watch::Receiver<Content> {
-    let _ = sources;
-    watch::channel(Content::default()).1
+    // One update per source may wait: the next scan of a source waits for its last to be taken.
+    let (updates, mut received) = mpsc::channel(sources.len().max(1));
+    let mut parts = Vec::with_capacity(sources.len());
+    for (index, SourceSpec::Folder(path)) in sources.into_iter().enumerate() {
+        parts.push(folder::watch(path, index, updates.clone()).await);
+    }
+    let mut content = Content::default();
+    merge(&parts, &mut content);
+    let (sender, receiver) = watch::channel(content);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = sender.closed() => return,
+                update = received.recv() => {
+                    let Some((index, part)) = update else { return };
+                    parts[index] = part;
+                    sender.send_modify(|content| merge(&parts, content));
+                }
+            }
+        }
+    });
+    receiver
+}
+
+/// What one source holds.
+#[derive(Debug, Default)]
+struct Part {
+    objects: Vec<object::Object>,
+    errors: Vec<SourceError>,
+}
+
+/// Makes `content` that of `parts`, and logs and counts the errors that are new.
+fn merge(parts: &[Part], content: &mut Content) {
+    let mut objects = Objects::default();
+    let mut errors: Vec<SourceError> = parts.iter().flat_map(|part| part.errors.iter().cloned()).collect();
+    for object in parts.iter().flat_map(|part| &part.objects) {
+        errors.extend(objects.insert(object).err());
+    }
+    let known: HashSet<&SourceError> = content.errors.iter().collect();
+    let mut appeared = 0;
+    for error in errors.iter().filter(|error| !known.contains(error)) {
+        tracing::error!(
+            file = %error.location.file.display(),
+            line = error.location.line,
+            field = error.field,
+            "{}; what was read last stays in force",
+            error.message
+        );
+        appeared += 1;
+    }
+    if errors.is_empty() && !content.errors.is_empty() {
+        tracing::info!("all sources can be read again");
+    }
+    *content = Content {
+        objects: Arc::new(objects),
+        errors: errors.into(),
+        errors_total: content.errors_total + appeared,
+    };
 }
 
 /// Why a part of a source is not in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SourceError {
     /// Where it is written.
     pub location: Location,
@@ -85,10 +145,10 @@ impl fmt::Display for SourceError {
 }
 
 /// A place in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Location {
     /// The file.
-    pub file: Arc<std::path::Path>,
+    pub file: Arc<Path>,
     /// Line, from 1; 0 if unknown.
     pub line: u32,
     /// Column in characters, from 1; 0 if unknown.
@@ -102,24 +162,5 @@ impl fmt::Display for Location {
             write!(f, ":{}:{}", self.line, self.column)?;
         }
         Ok(())
-    }
-}
-
-/// An object's namespace and name; the namespace is empty for kinds of the whole cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectName {
-    /// The namespace.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
-}
-
-impl fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() {
-            f.write_str(&self.name)
-        } else {
-            write!(f, "{}/{}", self.namespace, self.name)
-        }
     }
 }

@@ -1,0 +1,242 @@
+//! From the text of one file to objects.
+//!
+//! A file is read as a whole or not at all: with one error nothing of it
+//! counts. Kinds that Heddle has no use for are noted; kinds of Heddle's own
+//! group that this version does not know are errors, because what they ask
+//! for would not be enforced.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use heddle_api::crd::{self, Kind, Violation};
+use heddle_api::name::ServiceName;
+
+use super::object::{Object, ObjectName, Origin, Sourced};
+use super::tree::{self, Misfit, Node};
+use super::{Location, SourceError};
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct FileContent {
+    pub(super) objects: Vec<Object>,
+    /// What was left out, as "KIND namespace/name" with the reason.
+    pub(super) skipped: Vec<(String, &'static str)>,
+}
+
+/// Reads the documents of `text`.
+///
+/// # Errors
+/// Everything that is wrong in the file, in the order of its lines.
+pub(super) fn read(file: &Arc<Path>, text: &str) -> Result<FileContent, Vec<SourceError>> {
+    let mut reader = Reader { file, content: FileContent::default(), errors: Vec::new() };
+    match tree::parse(text) {
+        Ok(documents) => documents.iter().for_each(|document| reader.document(document)),
+        Err(misfit) => reader.misfit(misfit),
+    }
+    if reader.errors.is_empty() { Ok(reader.content) } else { Err(reader.errors) }
+}
+
+struct Reader<'a> {
+    file: &'a Arc<Path>,
+    content: FileContent,
+    errors: Vec<SourceError>,
+}
+
+const CUSTOM: &str = "heddle.dev/v1alpha1";
+
+impl Reader<'_> {
+    fn document(&mut self, node: &Node) {
+        if matches!(node.value, tree::Value::Null) {
+            return;
+        }
+        let (api, kind) =
+            match (node.field("apiVersion").and_then(Node::text), node.field("kind").and_then(Node::text)) {
+                (Some(api), Some(kind)) => (api, kind),
+                (None, _) => {
+                    return self.error(node, "apiVersion", "is needed: this is no Kubernetes object");
+                }
+                (_, None) => return self.error(node, "kind", "is needed: this is no Kubernetes object"),
+            };
+        match (api, kind) {
+            ("v1", "List") => {
+                node.field("items")
+                    .and_then(Node::list)
+                    .unwrap_or_default()
+                    .iter()
+                    .for_each(|item| self.document(item));
+            }
+            ("v1", "Service") => self.service(node),
+            ("discovery.k8s.io/v1", "EndpointSlice") => self.endpoint_slice(node),
+            (CUSTOM, "TrafficPolicy") => self.custom(node, Object::TrafficPolicy),
+            (CUSTOM, "TelemetryPolicy") => self.custom(node, Object::TelemetryPolicy),
+            (CUSTOM, "MeshConfig") => self.custom(node, Object::MeshConfig),
+            _ if api.split('/').next() == Some(crd::GROUP) => {
+                let message =
+                    format!("{kind} of {api} is not supported by this version, so it cannot be enforced");
+                self.error(node, "kind", &message);
+            }
+            _ => self.skip(node, kind, "Heddle has no use for this kind"),
+        }
+    }
+
+    fn service(&mut self, node: &Node) {
+        let Some(service) = self.typed::<crd::Service>(node) else { return };
+        if service.spec.r#type.as_deref() == Some("ExternalName") {
+            return self.skip(node, "Service", "type ExternalName is not supported by this version");
+        }
+        let name = namespaced(&service.metadata);
+        let mut violations = service.validate();
+        if let Err(error) = ServiceName::new(&name.namespace, &name.name) {
+            violations.push(Violation { path: "metadata.name".into(), message: error.to_string() });
+        }
+        self.add(node, name, service, violations, Object::Service);
+    }
+
+    fn endpoint_slice(&mut self, node: &Node) {
+        let Some(slice) = self.typed::<crd::EndpointSlice>(node) else { return };
+        if slice.address_type == crd::AddressType::Fqdn {
+            return self.skip(node, "EndpointSlice", "addressType FQDN is not supported by this version");
+        }
+        let (name, violations) = (namespaced(&slice.metadata), slice.validate());
+        self.add(node, name, slice, violations, Object::EndpointSlice);
+    }
+
+    fn custom<K: Kind>(&mut self, node: &Node, wrap: fn(Arc<Sourced<crd::Object<K>>>) -> Object) {
+        let Some(object) = self.typed::<crd::Object<K>>(node) else { return };
+        let mut name = namespaced(&object.metadata);
+        if !K::NAMESPACED {
+            name.namespace.clear();
+        }
+        let violations = object.spec.validate(&object.metadata);
+        self.add(node, name, object, violations, wrap);
+    }
+
+    fn typed<'n, T: serde::Deserialize<'n>>(&mut self, node: &'n Node) -> Option<T> {
+        node.read().map_err(|misfit| self.misfit(misfit)).ok()
+    }
+
+    fn add<T>(
+        &mut self,
+        node: &Node,
+        name: ObjectName,
+        value: T,
+        violations: Vec<Violation>,
+        wrap: fn(Arc<Sourced<T>>) -> Object,
+    ) {
+        let origin = Origin::new(self.file.clone(), node.positions());
+        if violations.is_empty() {
+            self.content.objects.push(wrap(Arc::new(Sourced { name, value, origin })));
+        } else {
+            self.errors.extend(violations.into_iter().map(|violation| SourceError {
+                location: origin.locate(&violation.path),
+                field: violation.path,
+                message: violation.message,
+            }));
+        }
+    }
+
+    fn skip(&mut self, node: &Node, kind: &str, reason: &'static str) {
+        let name = |field| node.field("metadata")?.field(field)?.text();
+        let object = match (name("namespace"), name("name").unwrap_or("without a name")) {
+            (Some(namespace), name) => format!("{kind} {namespace}/{name}"),
+            (None, name) => format!("{kind} {name}"),
+        };
+        self.content.skipped.push((object, reason));
+    }
+
+    fn misfit(&mut self, misfit: Misfit) {
+        let position = misfit.position.unwrap_or_default();
+        let location = Location { file: self.file.clone(), line: position.line, column: position.column };
+        self.errors.push(SourceError { location, field: misfit.field(), message: misfit.message });
+    }
+
+    fn error(&mut self, node: &Node, field: &str, message: &str) {
+        let mut positions = BTreeMap::from([(String::new(), node.position)]);
+        if let Some(inner) = node.field(field) {
+            positions.insert(field.into(), inner.position);
+        }
+        let location = Origin::new(self.file.clone(), positions).locate(field);
+        self.errors.push(SourceError { location, field: field.into(), message: message.into() });
+    }
+}
+
+fn namespaced(metadata: &crd::Metadata) -> ObjectName {
+    ObjectName { namespace: metadata.namespace().into(), name: metadata.name.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<FileContent, Vec<SourceError>> {
+        super::read(&Arc::from(Path::new("mesh.yaml")), text)
+    }
+
+    fn only_error(text: &str) -> (String, u32, String) {
+        let errors = read(text).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        (errors[0].field.clone(), errors[0].location.line, errors[0].message.clone())
+    }
+
+    const POLICY: &str = "apiVersion: heddle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: users, namespace: shop}
+spec:
+  targetRefs: [{group: \"\", kind: Service, name: users}]
+  retry:
+    backoff:
+      base: 25ms
+";
+
+    #[test]
+    fn documents_of_many_kinds_are_told_apart() {
+        let text = format!(
+            "{POLICY}---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: users, namespace: shop}}\n---\n\
+             apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata: {{name: users}}\n  \
+             spec: {{ports: [{{port: 80, targetPort: http}}], selector: {{app: users}}}}\n"
+        );
+        let content = read(&text).unwrap();
+        assert_eq!(content.objects.len(), 2);
+        assert_eq!(
+            content.skipped,
+            [("Deployment shop/users".to_owned(), "Heddle has no use for this kind")]
+        );
+    }
+
+    #[test]
+    fn an_impossible_value_is_reported_with_field_and_line() {
+        let (field, line, message) = only_error(&format!("{POLICY}      jitter: 2\n"));
+        assert_eq!((field.as_str(), line), ("spec.retry.backoff.jitter", 9));
+        assert_eq!(message, "2 is not between 0 and 1");
+        let (field, line, _) = only_error(&format!("{POLICY}      max: 1ms\n"));
+        assert_eq!((field.as_str(), line), ("spec.retry.backoff.max", 9));
+        let (field, line, message) = only_error(&format!("{POLICY}      jiter: 1\n"));
+        assert_eq!((field.as_str(), line), ("spec.retry.backoff.jiter", 9));
+        assert!(message.contains("unknown field"), "{message}");
+    }
+
+    #[test]
+    fn kinds_of_heddle_that_cannot_be_enforced_are_errors() {
+        let (field, line, message) =
+            only_error("apiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n");
+        assert_eq!((field.as_str(), line), ("kind", 2));
+        assert!(message.contains("not supported by this version"), "{message}");
+    }
+
+    #[test]
+    fn an_address_of_the_wrong_family_is_an_error() {
+        let (field, line, _) = only_error(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}\naddressType: IPv4\n\
+             endpoints:\n- addresses: [10.0.0.1]\n- addresses:\n  - \"::1\"\n",
+        );
+        assert_eq!((field.as_str(), line), ("endpoints[1].addresses[0]", 8));
+    }
+
+    #[test]
+    fn what_is_no_object_is_an_error() {
+        assert_eq!(only_error("hello: world\n").0, "apiVersion");
+        assert_eq!(only_error("apiVersion: v1\n").0, "kind");
+        assert!(read("# only a comment\n").unwrap().objects.is_empty());
+    }
+}

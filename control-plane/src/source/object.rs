@@ -1,0 +1,130 @@
+//! Typed objects, each with the place where it is written.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use heddle_api::crd;
+
+use super::tree::Position;
+use super::{Location, SourceError};
+
+/// Typed objects by namespace and name.
+#[derive(Debug, Default, Clone)]
+pub struct Objects {
+    /// core/v1 `Service`.
+    pub services: BTreeMap<ObjectName, Arc<Sourced<crd::Service>>>,
+    /// discovery.k8s.io/v1 `EndpointSlice`.
+    pub endpoint_slices: BTreeMap<ObjectName, Arc<Sourced<crd::EndpointSlice>>>,
+    /// `TrafficPolicy`.
+    pub traffic_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TrafficPolicy>>>,
+    /// `TelemetryPolicy`.
+    pub telemetry_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TelemetryPolicy>>>,
+    /// `MeshConfig`: one at most, by validation of its name.
+    pub mesh_configs: BTreeMap<ObjectName, Arc<Sourced<crd::MeshConfig>>>,
+}
+
+impl Objects {
+    /// Adds an object. Of two with the same kind and name the first stays.
+    pub(super) fn insert(&mut self, object: &Object) -> Result<(), SourceError> {
+        match object {
+            Object::Service(object) => insert(&mut self.services, "Service", object),
+            Object::EndpointSlice(object) => insert(&mut self.endpoint_slices, "EndpointSlice", object),
+            Object::TrafficPolicy(object) => insert(&mut self.traffic_policies, "TrafficPolicy", object),
+            Object::TelemetryPolicy(object) => {
+                insert(&mut self.telemetry_policies, "TelemetryPolicy", object)
+            }
+            Object::MeshConfig(object) => insert(&mut self.mesh_configs, "MeshConfig", object),
+        }
+    }
+}
+
+fn insert<T>(
+    map: &mut BTreeMap<ObjectName, Arc<Sourced<T>>>,
+    kind: &str,
+    object: &Arc<Sourced<T>>,
+) -> Result<(), SourceError> {
+    match map.entry(object.name.clone()) {
+        Entry::Vacant(entry) => {
+            entry.insert(object.clone());
+            Ok(())
+        }
+        Entry::Occupied(first) => {
+            let other = first.get().origin.locate("");
+            let message = format!("{kind} {} is there twice; the one of {other} is in force", object.name);
+            Err(SourceError { location: object.origin.locate(""), field: String::new(), message })
+        }
+    }
+}
+
+/// An object of any kind that Heddle reads.
+#[derive(Debug, Clone)]
+pub(super) enum Object {
+    Service(Arc<Sourced<crd::Service>>),
+    EndpointSlice(Arc<Sourced<crd::EndpointSlice>>),
+    TrafficPolicy(Arc<Sourced<crd::TrafficPolicy>>),
+    TelemetryPolicy(Arc<Sourced<crd::TelemetryPolicy>>),
+    MeshConfig(Arc<Sourced<crd::MeshConfig>>),
+}
+
+/// An object and where it comes from.
+#[derive(Debug)]
+pub struct Sourced<T> {
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// What it says.
+    pub value: T,
+    /// Where it is written.
+    pub origin: Origin,
+}
+
+/// Where an object is written.
+#[derive(Debug)]
+pub struct Origin {
+    file: Arc<Path>,
+    positions: BTreeMap<String, Position>,
+}
+
+impl Origin {
+    pub(super) fn new(file: Arc<Path>, positions: BTreeMap<String, Position>) -> Self {
+        Self { file, positions }
+    }
+
+    /// Where a field is written, or else the nearest that contains it. The
+    /// empty path is the object itself.
+    pub fn locate(&self, field: &str) -> Location {
+        let mut path = field;
+        let position = loop {
+            if let Some(position) = self.positions.get(path) {
+                break *position;
+            }
+            match path.rfind(['.', '[']) {
+                Some(end) => path = &path[..end],
+                None if path.is_empty() => break Position::default(),
+                None => path = "",
+            }
+        };
+        Location { file: self.file.clone(), line: position.line, column: position.column }
+    }
+}
+
+/// An object's namespace and name; the namespace is empty for kinds of the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
