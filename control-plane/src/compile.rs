@@ -1,14 +1,31 @@
 //! From objects and registrations to the model: one pure function, without
 //! I/O and without a clock.
+//!
+//! The model depends on what the inputs hold, not on their order. A policy
+//! counts as a whole or not at all; where it is refused, the version that the
+//! previous model accepted stays in force. Everything else is made anew each
+//! time, and what came out equal keeps its bytes.
 
+mod endpoints;
+mod policies;
+mod protocol;
+mod services;
+mod telemetry;
+mod traffic;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use heddle_api::discovery::v1;
-use heddle_api::name::ServiceName;
+use heddle_api::crd::{EgressMode, Violation};
+use heddle_api::discovery::{MESH, ResourceType, v1};
 use heddle_api::spiffe::TrustDomain;
 
-use crate::model::{Model, RegisteredPort, Registration, ResourceKey};
+use crate::model::{Model, Registration, Resource, ResourceKey};
 use crate::source::Objects;
+
+pub(crate) use policies::Accepted;
+pub(crate) use services::Declared;
+pub(crate) use telemetry::Telemetry;
 
 /// What a model is made from.
 #[derive(Debug, Clone)]
@@ -34,8 +51,85 @@ pub struct MeshDefaults {
 /// refused now stay as they were accepted there, and resources that did not
 /// change keep its bytes. The first compilation takes `Model::default()`.
 pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
-    let _ = (inputs, previous);
-    Model::default()
+    let services = services::compile(inputs);
+    let (mut accepted, mut statuses) = (Accepted::default(), Vec::new());
+    accepted.mesh = policies::judge(
+        &inputs.objects.mesh_configs,
+        &previous.accepted.mesh,
+        &mut statuses,
+        |config| {
+            let trust_domain = config.spec.trust_domain.as_deref();
+            let other = trust_domain.filter(|name| *name != inputs.mesh.trust_domain.as_str());
+            let violation = other.map(|name| Violation {
+                path: "spec.trustDomain".into(),
+                message: format!(
+                    "{name:?} is not that of the mesh's authority, {}",
+                    inputs.mesh.trust_domain
+                ),
+            });
+            violation.into_iter().collect()
+        },
+        |_| Vec::new(),
+    );
+    accepted.telemetry = policies::judge(
+        &inputs.objects.telemetry_policies,
+        &previous.accepted.telemetry,
+        &mut statuses,
+        |_| Vec::new(),
+        |_| Vec::new(),
+    );
+    accepted.traffic = policies::judge(
+        &inputs.objects.traffic_policies,
+        &previous.accepted.traffic,
+        &mut statuses,
+        |policy| traffic::unsupported(&policy.spec),
+        |policy| traffic::unresolved(policy, &services.resources),
+    );
+    let mut resources = Resources { previous, made: BTreeMap::new() };
+    let mut policies = traffic::by_service(&accepted.traffic);
+    for (name, mut service) in services.resources {
+        service.policy = policies.remove(&name);
+        resources.add(name.as_str(), &service);
+    }
+    for (address, service) in services.addresses {
+        let message = v1::Address { namespace: service.namespace().into(), name: service.name().into() };
+        resources.add(&address.to_string(), &message);
+    }
+    let egress = match accepted.mesh.values().find_map(|config| config.value.spec.egress) {
+        Some(EgressMode::RegistryOnly) => v1::EgressMode::RegistryOnly,
+        Some(EgressMode::AllowAny) | None => v1::EgressMode::AllowAny,
+    };
+    let mesh = v1::Mesh {
+        trust_domain: inputs.mesh.trust_domain.as_str().into(),
+        egress: egress.into(),
+        cluster_domain: inputs.mesh.cluster_domain.clone(),
+    };
+    resources.add(MESH, &mesh);
+    Model {
+        resources: resources.made,
+        statuses,
+        telemetry: Telemetry::new(&accepted.telemetry),
+        declared: services.declared,
+        accepted,
+    }
+}
+
+/// Encodes resources, keeping the bytes of those that did not change.
+struct Resources<'a> {
+    previous: &'a Model,
+    made: BTreeMap<ResourceKey, Arc<Resource>>,
+}
+
+impl Resources<'_> {
+    fn add<T: ResourceType>(&mut self, name: &str, message: &T) {
+        let key = ResourceKey { type_url: T::TYPE_URL, name: name.into() };
+        let resource = Resource::encode(message);
+        let resource = match self.previous.resources.get(&key) {
+            Some(same) if **same == resource => same.clone(),
+            _ => Arc::new(resource),
+        };
+        self.made.insert(key, resource);
+    }
 }
 
 /// What differs between two models.
@@ -49,25 +143,13 @@ pub struct Changes {
 
 /// The changes that lead from `old` to `new`.
 pub fn diff(old: &Model, new: &Model) -> Changes {
-    let _ = (old, new);
-    Changes::default()
+    let unchanged = |key: &ResourceKey, resource: &Arc<Resource>| {
+        old.resources.get(key).is_some_and(|before| Arc::ptr_eq(before, resource) || before == resource)
+    };
+    let changed = new.resources.iter().filter(|(key, resource)| !unchanged(key, resource));
+    let removed = old.resources.keys().filter(|key| !new.resources.contains_key(key));
+    Changes { changed: changed.map(|(key, _)| key.clone()).collect(), removed: removed.cloned().collect() }
 }
 
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Accepted;
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Telemetry;
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Declared;
-
-impl Telemetry {
-    pub(crate) fn of(&self, _: &Registration) -> v1::Telemetry {
-        v1::Telemetry { access_log: false, sampling: 1.0 }
-    }
-}
-
-impl Declared {
-    pub(crate) fn port(&self, _: &ServiceName, port: &RegisteredPort) -> v1::ServicePort {
-        v1::ServicePort { port: port.port.into(), name: port.name.clone(), protocol: port.protocol.into() }
-    }
-}
+#[cfg(test)]
+mod tests;

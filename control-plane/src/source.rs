@@ -61,6 +61,18 @@ impl fmt::Display for SourceSpec {
     }
 }
 
+#[cfg(test)]
+impl Objects {
+    /// The objects that `text` would be in a file named `file`.
+    pub(crate) fn parse(file: &Path, text: &str) -> Result<Self, Vec<SourceError>> {
+        let mut objects = Self::default();
+        for object in document::read(&file.into(), text)?.objects {
+            objects.insert(&object).map_err(|error| vec![error])?;
+        }
+        Ok(objects)
+    }
+}
+
 /// Reads every source once, then keeps watching them until all receivers are gone.
 pub async fn watch(sources: Vec<SourceSpec>) -> watch::Receiver<Content> {
     // One update per source may wait: the next scan of a source waits for its last to be taken.

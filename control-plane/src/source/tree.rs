@@ -323,7 +323,9 @@ impl<'de> SeqAccess<'de> for Items<'de> {
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
-        seed.deserialize(node).map(Some).map_err(|misfit| misfit.within(format!("[{index}]")))
+        seed.deserialize(node)
+            .map(Some)
+            .map_err(|misfit| misfit.at(node.position).within(format!("[{index}]")))
     }
 }
 
@@ -344,7 +346,8 @@ impl<'de> MapAccess<'de> for Entries<'de> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Misfit> {
         let (key, node) = self.value.take().expect("serde asks for a value after its key");
-        seed.deserialize(node).map_err(|misfit| misfit.within(key.text.clone()))
+        // Types that judge what they have read do so after the node was left.
+        seed.deserialize(node).map_err(|misfit| misfit.at(node.position).within(key.text.clone()))
     }
 }
 

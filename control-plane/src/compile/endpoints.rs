@@ -1,0 +1,262 @@
+//! The endpoints of one service: its registered workloads, and what its
+//! EndpointSlices add to them.
+//!
+//! An address and port that belong to a registered workload *are* that
+//! workload, whoever lists them, and are spoken to under its identity. What
+//! else a slice lists is outside the mesh. No (address, port) appears twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use heddle_api::crd::{EndpointConditions, EndpointSlice};
+use heddle_api::discovery::v1;
+use heddle_api::name::ServiceName;
+
+use super::services::{Port, is_tcp};
+use crate::model::Registration;
+
+/// The registered workloads, by service and by address.
+pub(super) struct Workloads<'a> {
+    by_service: BTreeMap<&'a ServiceName, Vec<&'a Registration>>,
+    by_address: HashMap<SocketAddr, &'a Registration>,
+}
+
+impl<'a> Workloads<'a> {
+    pub(super) fn new(registrations: &'a [Arc<Registration>]) -> Self {
+        let mut by_service: BTreeMap<_, Vec<&Registration>> = BTreeMap::new();
+        for workload in registrations {
+            by_service.entry(&workload.service).or_default().push(workload);
+        }
+        let mut by_address = HashMap::new();
+        for workloads in by_service.values_mut() {
+            workloads.sort_by(|a, b| {
+                (&a.instance, a.address, a.inbound_port).cmp(&(&b.instance, b.address, b.inbound_port))
+            });
+            workloads.dedup_by(|a, b| a.instance == b.instance);
+            for workload in workloads.iter() {
+                let inbound = SocketAddr::new(workload.address, workload.inbound_port);
+                by_address.entry(inbound).or_insert(*workload);
+                if let Some(address) = workload.app_address {
+                    by_address.entry(address).or_insert(*workload);
+                }
+            }
+        }
+        Self { by_service, by_address }
+    }
+
+    /// The services that have workloads.
+    pub(super) fn services(&self) -> impl Iterator<Item = &'a ServiceName> {
+        self.by_service.keys().copied()
+    }
+
+    /// The workloads of a service, by instance.
+    pub(super) fn of(&self, service: &ServiceName) -> &[&'a Registration] {
+        self.by_service.get(service).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// The endpoints of `service`.
+pub(super) fn compile(
+    service: &ServiceName,
+    ports: &[Port],
+    slices: &[&EndpointSlice],
+    workloads: &Workloads<'_>,
+) -> Vec<v1::Endpoint> {
+    let mut endpoints = Endpoints { service, ports, made: BTreeMap::new(), plain: HashMap::new() };
+    for workload in workloads.of(service) {
+        let bindings = ports.iter().filter_map(|port| Some((port.number, port.resolve(workload)?)));
+        endpoints.join(workload, bindings.collect(), Health::of(workload), "");
+    }
+    for slice in slices {
+        endpoints.add_slice(slice, workloads);
+    }
+    endpoints.made.into_values().map(Draft::finish).collect()
+}
+
+struct Endpoints<'a> {
+    service: &'a ServiceName,
+    ports: &'a [Port],
+    /// By id, in which order they are sent.
+    made: BTreeMap<String, Draft>,
+    /// The id of the endpoint outside the mesh that a service port reaches at (address, port).
+    plain: HashMap<(u16, SocketAddr), String>,
+}
+
+struct Draft {
+    endpoint: v1::Endpoint,
+    bindings: BTreeMap<u16, u16>,
+    health: Health,
+}
+
+impl Draft {
+    fn finish(self) -> v1::Endpoint {
+        let binding = |(service_port, target_port): (u16, u16)| v1::PortBinding {
+            service_port: service_port.into(),
+            target_port: target_port.into(),
+        };
+        v1::Endpoint {
+            bindings: self.bindings.into_iter().map(binding).collect(),
+            health: self.health.on_the_wire().into(),
+            ..self.endpoint
+        }
+    }
+}
+
+impl Endpoints<'_> {
+    fn add_slice(&mut self, slice: &EndpointSlice, workloads: &Workloads<'_>) {
+        let targets = self.targets(slice);
+        for endpoint in &slice.endpoints {
+            let (health, zone) =
+                (Health::in_slice(endpoint.conditions), endpoint.zone.as_deref().unwrap_or_default());
+            // The source has refused what is no address.
+            for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
+                let mut plain = Vec::new();
+                for (port, target) in &targets {
+                    let target = SocketAddr::new(address, *target);
+                    match workloads.by_address.get(&target) {
+                        Some(workload) => {
+                            let binding =
+                                meshed_port(port, target, workload).map(|target| (port.number, target));
+                            self.join(workload, binding.into_iter().collect(), health, zone);
+                        }
+                        None => plain.push((port.number, target)),
+                    }
+                }
+                self.add_plain(plain, health, zone);
+            }
+        }
+    }
+
+    /// The ports of a slice, each with the service's port that leads there: the one of the same name.
+    fn targets(&self, slice: &EndpointSlice) -> Vec<(Port, u16)> {
+        let mut targets = Vec::new();
+        for port in self.ports {
+            let namesakes = self.ports.iter().filter(|other| other.name == port.name).count();
+            let target = slice.ports.iter().filter(|candidate| is_tcp(candidate.protocol.as_deref())).find(
+                |candidate| {
+                    // Workloads without a Service object may have several ports without a name.
+                    candidate.name == port.name && (namesakes == 1 || candidate.port == Some(port.number))
+                },
+            );
+            if let Some(target) = target.and_then(|target| target.port) {
+                targets.push((port.clone(), target));
+            }
+        }
+        targets
+    }
+
+    /// Adds a workload, or what another source knows about it.
+    fn join(&mut self, workload: &Registration, bindings: BTreeMap<u16, u16>, health: Health, zone: &str) {
+        if bindings.is_empty() {
+            return;
+        }
+        let id = if workload.service == *self.service {
+            workload.instance.clone()
+        } else {
+            // Instances are told apart only within their own service.
+            format!("{}/{}", workload.service, workload.instance)
+        };
+        let draft = self.made.entry(id.clone()).or_insert_with(|| Draft {
+            endpoint: v1::Endpoint {
+                id,
+                address: workload.address.to_string(),
+                identity: workload.identity.as_str().into(),
+                mesh_port: workload.inbound_port.into(),
+                zone: if workload.zone.is_empty() { zone.into() } else { workload.zone.clone() },
+                ..v1::Endpoint::default()
+            },
+            bindings: BTreeMap::new(),
+            health: Health::of(workload),
+        });
+        // Each of the two may take the workload out, neither may put it back.
+        draft.health = draft.health.max(health);
+        for (port, target) in bindings {
+            draft.bindings.entry(port).or_insert(target);
+        }
+    }
+
+    /// Adds an address outside the mesh, or what another slice knows about it.
+    fn add_plain(&mut self, bindings: Vec<(u16, SocketAddr)>, health: Health, zone: &str) {
+        let known = bindings.iter().find_map(|binding| self.plain.get(binding)).cloned();
+        let Some((port, first)) = bindings.first() else { return };
+        let id = known.unwrap_or_else(|| match first.to_string() {
+            // Another port of the service leads there already, as a part of another instance.
+            taken if self.made.contains_key(&taken) => format!("{taken}@{port}"),
+            free => free,
+        });
+        let draft = match self.made.get_mut(&id) {
+            Some(draft) => {
+                // While slices are replaced, one endpoint is in two of them: it serves if either says so.
+                draft.health = draft.health.min(health);
+                draft
+            }
+            None => self.made.entry(id.clone()).or_insert(Draft {
+                endpoint: v1::Endpoint {
+                    id: id.clone(),
+                    address: first.ip().to_string(),
+                    zone: zone.into(),
+                    ..v1::Endpoint::default()
+                },
+                bindings: BTreeMap::new(),
+                health,
+            }),
+        };
+        let mut others = Vec::new();
+        for (port, target) in bindings {
+            let bound = *draft.bindings.entry(port).or_insert(target.port());
+            if bound == target.port() {
+                self.plain.insert((port, target), id.clone());
+            } else if !self.plain.contains_key(&(port, target)) {
+                others.push((port, target));
+            }
+        }
+        // The same host, but another instance on it.
+        self.add_plain(others, health, zone);
+    }
+}
+
+/// The application port that a service's port means at a workload that a slice listed by `target`.
+fn meshed_port(port: &Port, target: SocketAddr, workload: &Registration) -> Option<u16> {
+    port.resolve(workload)
+        .or_else(|| workload.ports.iter().map(|port| port.port).find(|number| *number == target.port()))
+        .or_else(|| match workload.ports.as_slice() {
+            [only] => Some(only.port),
+            _ => None,
+        })
+}
+
+/// Whether an endpoint may get traffic; the greater is the worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Health {
+    Healthy,
+    Unhealthy,
+    Draining,
+}
+
+impl Health {
+    fn of(workload: &Registration) -> Self {
+        match (workload.draining, workload.ready) {
+            (true, _) => Self::Draining,
+            (false, true) => Self::Healthy,
+            (false, false) => Self::Unhealthy,
+        }
+    }
+
+    /// Absent conditions are good news (discovery/v1, `EndpointConditions`).
+    fn in_slice(conditions: EndpointConditions) -> Self {
+        match (conditions.terminating.unwrap_or(false), conditions.ready.unwrap_or(true)) {
+            (true, _) => Self::Draining,
+            (false, true) => Self::Healthy,
+            (false, false) => Self::Unhealthy,
+        }
+    }
+
+    fn on_the_wire(self) -> v1::EndpointHealth {
+        match self {
+            Self::Healthy => v1::EndpointHealth::Healthy,
+            Self::Unhealthy => v1::EndpointHealth::Unhealthy,
+            Self::Draining => v1::EndpointHealth::Draining,
+        }
+    }
+}

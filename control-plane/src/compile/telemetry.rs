@@ -1,0 +1,77 @@
+//! What is recorded about a workload's requests.
+
+use std::sync::Arc;
+
+use heddle_api::crd::{Object, TelemetryPolicy, TelemetryPolicySpec};
+use heddle_api::discovery::v1;
+
+use super::policies::{Policies, oldest_first};
+use crate::model::Registration;
+use crate::source::Sourced;
+
+/// New traces are sampled unless someone says otherwise, as OpenTelemetry's
+/// default sampler (`parentbased_always_on`) does; without an exporter they cost nothing.
+const DEFAULT_SAMPLING: f64 = 1.0;
+
+/// The telemetry policies in force, the most specific first, then the oldest.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Telemetry(Vec<(Scope, Arc<Sourced<TelemetryPolicy>>)>);
+
+/// Whom a policy is for; the more specific comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    Workloads,
+    Namespace,
+    Mesh,
+}
+
+impl Telemetry {
+    pub(super) fn new(policies: &Policies<TelemetryPolicySpec>) -> Self {
+        let mut scoped: Vec<_> = oldest_first(policies)
+            .into_iter()
+            .flat_map(|policy| scopes(&policy.value).into_iter().map(|scope| (scope, policy.clone())))
+            .collect();
+        scoped.sort_by_key(|(scope, _)| *scope);
+        Self(scoped)
+    }
+
+    /// What applies to one workload.
+    pub(crate) fn of(&self, workload: &Registration) -> v1::Telemetry {
+        let applying: Vec<_> = self
+            .0
+            .iter()
+            .filter(|(scope, policy)| applies(*scope, policy, workload))
+            .map(|(_, policy)| &policy.value.spec)
+            .collect();
+        let access_log = applying.iter().find_map(|spec| spec.access_log);
+        let sampling = applying.iter().find_map(|spec| spec.sampling);
+        v1::Telemetry {
+            access_log: access_log.is_some_and(|log| log.enabled),
+            sampling: sampling.map_or(DEFAULT_SAMPLING, |share| share.get()),
+        }
+    }
+}
+
+fn scopes(policy: &Object<TelemetryPolicySpec>) -> Vec<Scope> {
+    let targets = policy.spec.target_refs.iter().map(|target| match target.kind.as_str() {
+        "Namespace" => Scope::Namespace,
+        // Validation lets no other kind through.
+        _ => Scope::Mesh,
+    });
+    targets.chain(policy.spec.selector.iter().map(|_| Scope::Workloads)).collect()
+}
+
+fn applies(scope: Scope, policy: &Sourced<TelemetryPolicy>, workload: &Registration) -> bool {
+    let same_namespace = policy.name.namespace == workload.service.namespace();
+    match scope {
+        Scope::Mesh => true,
+        Scope::Namespace => same_namespace,
+        Scope::Workloads => {
+            let selector = policy.value.spec.selector.as_ref();
+            same_namespace
+                && selector.is_some_and(|selector| {
+                    selector.match_labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+                })
+        }
+    }
+}

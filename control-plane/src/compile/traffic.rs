@@ -1,0 +1,294 @@
+//! TrafficPolicies, merged field by field and written as sidecars read them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use heddle_api::crd::{
+    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, GatewayDuration, Growth, Limits, LoadBalancer,
+    OpenState, Retry, RetryOn, RetryReason, Scope, TargetRef, Timeouts, TrafficPolicy, TrafficPolicySpec,
+    Violation,
+};
+use heddle_api::discovery::v1;
+use heddle_api::name::ServiceName;
+
+use super::policies::{Policies, oldest_first};
+use crate::source::Sourced;
+
+/// What the object asks for and this version would not do. Every field is
+/// named here, so that a new one cannot be forgotten.
+pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
+    let TrafficPolicySpec {
+        target_refs,
+        load_balancer,
+        timeouts: _,
+        retry,
+        circuit_breaker,
+        limits: _,
+        concurrency,
+        health_check,
+        fallback,
+    } = spec;
+    let mut found = Vec::new();
+    let mut refuse = |given: bool, path: &str, what: &str| {
+        if given {
+            let message = format!("{what} is not supported by this version");
+            found.push(Violation { path: path.into(), message });
+        }
+    };
+    for (index, target) in target_refs.iter().enumerate() {
+        let TargetRef { group, kind, name: _, section_name } = target;
+        let path = format!("spec.targetRefs[{index}]");
+        let service = group.is_empty() && kind == "Service";
+        refuse(!service, &format!("{path}.kind"), &format!("a target of kind {kind:?} in group {group:?}"));
+        refuse(section_name.is_some(), &format!("{path}.sectionName"), "a part of a target");
+    }
+    if let Some(LoadBalancer { algorithm, consistent_hash, slow_start, locality, panic_threshold }) =
+        load_balancer
+    {
+        let path = "spec.loadBalancer";
+        if let Some(other) = algorithm.filter(|algorithm| *algorithm != Algorithm::PeakEwma) {
+            refuse(true, &format!("{path}.algorithm"), &format!("algorithm {other:?}"));
+        }
+        refuse(consistent_hash.is_some(), &format!("{path}.consistentHash"), "consistent hashing");
+        refuse(slow_start.is_some(), &format!("{path}.slowStart"), "slow start");
+        refuse(locality.is_some(), &format!("{path}.locality"), "locality");
+        refuse(panic_threshold.is_some(), &format!("{path}.panicThreshold"), "a panic threshold");
+    }
+    if let Some(Retry {
+        attempts: _,
+        on: _,
+        methods: _,
+        backoff: _,
+        max_elapsed: _,
+        budget: _,
+        buffer_bytes: _,
+        hedge,
+    }) = retry
+    {
+        refuse(hedge.is_some(), "spec.retry.hedge", "hedging");
+    }
+    if let Some(CircuitBreaker {
+        scope,
+        consecutive_failures: _,
+        failure_rate,
+        slow_call,
+        open,
+        half_open,
+        max_ejected_percent: _,
+    }) = circuit_breaker
+    {
+        let path = "spec.circuitBreaker";
+        refuse(*scope == Some(Scope::Service), &format!("{path}.scope"), "scope Service");
+        refuse(failure_rate.is_some(), &format!("{path}.failureRate"), "a failure rate");
+        refuse(slow_call.is_some(), &format!("{path}.slowCall"), "a share of slow calls");
+        refuse(half_open.is_some(), &format!("{path}.halfOpen"), "a half-open state");
+        let growth = open.as_ref().and_then(|open| open.growth);
+        if let Some(other) = growth.filter(|growth| *growth != Growth::Exponential) {
+            refuse(true, &format!("{path}.open.growth"), &format!("growth {other:?}"));
+        }
+    }
+    refuse(concurrency.is_some(), "spec.concurrency", "an adaptive concurrency limit");
+    refuse(health_check.is_some(), "spec.healthCheck", "active health checking");
+    refuse(fallback.is_some(), "spec.fallback", "a fallback");
+    found
+}
+
+/// The targets that do not exist.
+pub(super) fn unresolved(
+    policy: &Sourced<TrafficPolicy>,
+    services: &BTreeMap<ServiceName, v1::Service>,
+) -> Vec<String> {
+    let namespace = &policy.name.namespace;
+    let missing = policy.value.spec.target_refs.iter().filter(|target| {
+        let name = ServiceName::new(namespace, &target.name);
+        !name.is_ok_and(|name| services.contains_key(&name))
+    });
+    missing.map(|target| format!("{} {namespace}/{}", target.kind, target.name)).collect()
+}
+
+/// The policy of each service that has one.
+pub(super) fn by_service(policies: &Policies<TrafficPolicySpec>) -> BTreeMap<ServiceName, v1::TrafficPolicy> {
+    let mut merged: BTreeMap<ServiceName, Merged<'_>> = BTreeMap::new();
+    for policy in oldest_first(policies) {
+        for target in &policy.value.spec.target_refs {
+            let Ok(service) = ServiceName::new(&policy.name.namespace, &target.name) else { continue };
+            merged.entry(service).or_default().0.push(policy);
+        }
+    }
+    merged.into_iter().map(|(service, policies)| (service, policies.compiled())).collect()
+}
+
+/// The policies of one service, the oldest first: it wins wherever it says something.
+#[derive(Default)]
+struct Merged<'a>(Vec<&'a Sourced<TrafficPolicy>>);
+
+impl Merged<'_> {
+    /// The first answer to `field` among the policies that have the section.
+    fn first<S, T>(
+        &self,
+        section: impl Fn(&TrafficPolicySpec) -> Option<&S>,
+        field: impl Fn(&S) -> Option<T>,
+    ) -> Option<T> {
+        self.0.iter().find_map(|policy| section(&policy.value.spec).and_then(&field))
+    }
+
+    fn has<S>(&self, section: impl Fn(&TrafficPolicySpec) -> Option<&S>) -> bool {
+        self.0.iter().any(|policy| section(&policy.value.spec).is_some())
+    }
+
+    fn compiled(&self) -> v1::TrafficPolicy {
+        let names: Vec<String> = self.0.iter().map(|policy| policy.name.to_string()).collect();
+        v1::TrafficPolicy {
+            source: names.join(","),
+            timeouts: self.has(|spec| spec.timeouts.as_ref()).then(|| self.timeouts()),
+            retry: self.has(|spec| spec.retry.as_ref()).then(|| self.retry()),
+            ejection: self.has(|spec| spec.circuit_breaker.as_ref()).then(|| self.ejection()),
+            limits: self.has(|spec| spec.limits.as_ref()).then(|| self.limits()),
+        }
+    }
+
+    fn timeouts(&self) -> v1::Timeouts {
+        let field = |field: fn(&Timeouts) -> Option<GatewayDuration>| {
+            self.first(|spec| spec.timeouts.as_ref(), field).map(|time| duration(time.get()))
+        };
+        v1::Timeouts {
+            connect: field(|timeouts| timeouts.connect),
+            request: field(|timeouts| timeouts.request),
+            per_try: field(|timeouts| timeouts.per_try),
+            idle: field(|timeouts| timeouts.idle),
+        }
+    }
+
+    fn retry(&self) -> v1::Retry {
+        fn section(spec: &TrafficPolicySpec) -> Option<&Retry> {
+            spec.retry.as_ref()
+        }
+        let (on, statuses) =
+            self.first(section, |retry| retry.on.as_deref().map(conditions)).unwrap_or_default();
+        let methods = self.first(section, |retry| {
+            retry
+                .methods
+                .as_ref()
+                .map(|methods| methods.iter().map(|method| method.as_str().into()).collect())
+        });
+        let budget = v1::RetryBudget {
+            percent: self
+                .first(section, |retry| retry.budget.as_ref()?.percent)
+                .map(|share| share.get().into()),
+            min_per_second: self.first(section, |retry| retry.budget.as_ref()?.min_per_second),
+        };
+        v1::Retry {
+            attempts: self.first(section, |retry| retry.attempts),
+            on,
+            statuses,
+            methods: methods.unwrap_or_default(),
+            budget: (budget != v1::RetryBudget::default()).then_some(budget),
+            buffer_bytes: self.first(section, |retry| retry.buffer_bytes),
+            backoff: self.first(section, |retry| retry.backoff.as_ref().map(backoff)),
+            max_elapsed: self.first(section, |retry| retry.max_elapsed).map(|time| duration(time.get())),
+        }
+    }
+
+    fn ejection(&self) -> v1::OutlierEjection {
+        fn section(spec: &TrafficPolicySpec) -> Option<&CircuitBreaker> {
+            spec.circuit_breaker.as_ref()
+        }
+        let open = self.first(section, |breaker| breaker.open.as_ref().map(open_times));
+        v1::OutlierEjection {
+            consecutive_failures: self
+                .first(section, |breaker| breaker.consecutive_failures)
+                .map(|n| n.get()),
+            base: open.map(|(base, _)| duration(base)),
+            max: open.map(|(_, max)| duration(max)),
+            max_ejected_percent: self
+                .first(section, |breaker| breaker.max_ejected_percent)
+                .map(|n| n.get().into()),
+        }
+    }
+
+    fn limits(&self) -> v1::Limits {
+        fn section(spec: &TrafficPolicySpec) -> Option<&Limits> {
+            spec.limits.as_ref()
+        }
+        v1::Limits {
+            connections: self.first(section, |limits| limits.connections).map(|n| n.get()),
+            pending_requests: self.first(section, |limits| limits.pending_requests),
+            requests: self.first(section, |limits| limits.requests).map(|n| n.get()),
+            requests_per_connection: self.first(section, |limits| limits.requests_per_connection),
+        }
+    }
+}
+
+/// Reasons and statuses; what provably reached no application is always among the reasons.
+fn conditions(on: &[RetryOn]) -> (Vec<i32>, Vec<u32>) {
+    let mut reasons = vec![v1::RetryReason::ConnectFailure.into(), v1::RetryReason::RefusedStream.into()];
+    let mut statuses = Vec::new();
+    for condition in on {
+        match condition {
+            RetryOn::Reason(reason) => reasons.push(wire_reason(*reason).into()),
+            RetryOn::Status(status) => statuses.push(u32::from(*status)),
+            RetryOn::Class(class) => statuses.push(u32::from(*class)),
+        }
+    }
+    reasons.sort_unstable();
+    reasons.dedup();
+    statuses.sort_unstable();
+    statuses.dedup();
+    (reasons, statuses)
+}
+
+fn wire_reason(reason: RetryReason) -> v1::RetryReason {
+    match reason {
+        RetryReason::ConnectFailure => v1::RetryReason::ConnectFailure,
+        RetryReason::RefusedStream => v1::RetryReason::RefusedStream,
+        RetryReason::Reset => v1::RetryReason::Reset,
+        RetryReason::GatewayError => v1::RetryReason::GatewayError,
+        RetryReason::PerTryTimeout => v1::RetryReason::PerTryTimeout,
+        RetryReason::GrpcCancelled => v1::RetryReason::GrpcCancelled,
+        RetryReason::GrpcDeadlineExceeded => v1::RetryReason::GrpcDeadlineExceeded,
+        RetryReason::GrpcResourceExhausted => v1::RetryReason::GrpcResourceExhausted,
+        RetryReason::GrpcUnavailable => v1::RetryReason::GrpcUnavailable,
+    }
+}
+
+/// A backoff is one field: its parts have a meaning only together.
+fn backoff(backoff: &Backoff) -> v1::Backoff {
+    let (base, max) = bounds(backoff.base, backoff.max, Duration::from_millis(25), Duration::from_secs(1));
+    let strategy = match backoff.strategy.unwrap_or_default() {
+        BackoffStrategy::Exponential => v1::BackoffStrategy::Exponential,
+        BackoffStrategy::Linear => v1::BackoffStrategy::Linear,
+        BackoffStrategy::Fixed => v1::BackoffStrategy::Fixed,
+    };
+    v1::Backoff {
+        strategy: strategy.into(),
+        base: Some(duration(base)),
+        max: Some(duration(max)),
+        multiplier: backoff.multiplier.map_or(2.0, |factor| factor.get()),
+        increment: Some(duration(backoff.increment.map_or(base, GatewayDuration::get))),
+        jitter: backoff.jitter.map_or(0.25, |share| share.get()),
+    }
+}
+
+fn open_times(open: &OpenState) -> (Duration, Duration) {
+    bounds(open.base, open.max, Duration::from_secs(30), Duration::from_secs(300))
+}
+
+/// `base` and `max` with defaults that give way where only one of them is said.
+fn bounds(
+    base: Option<GatewayDuration>,
+    max: Option<GatewayDuration>,
+    default_base: Duration,
+    default_max: Duration,
+) -> (Duration, Duration) {
+    match (base.map(GatewayDuration::get), max.map(GatewayDuration::get)) {
+        (Some(base), Some(max)) => (base, max),
+        (Some(base), None) => (base, default_max.max(base)),
+        (None, Some(max)) => (default_base.min(max), max),
+        (None, None) => (default_base, default_max),
+    }
+}
+
+fn duration(time: Duration) -> prost_types::Duration {
+    // Four parts of five digits, each of hours, are 46 years.
+    time.try_into().expect("the longest Gateway API duration fits")
+}
