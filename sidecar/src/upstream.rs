@@ -317,11 +317,12 @@ impl Destination {
     /// A try at `endpoint` failed.
     pub fn failed(&self, endpoint: &Endpoint, failure: Failure, now: Instant) {
         let Some(fault) = Fault::of(failure) else { return };
-        endpoint.load.failed(now);
         let policy = self.policy();
         let census =
             || Census::of(self.endpoints.borrow().iter().map(|e| !e.is_healthy() || e.breaker.is_out()));
+        endpoint.load.failed(now);
         if let Some(out) = endpoint.breaker.failed(fault, &policy.ejection, census, now) {
+            endpoint.load.forget();
             tracing::warn!(service = %self.service, namespace = %self.namespace, endpoint = %endpoint.id, ?failure, ?out, "endpoint ejected");
             endpoint.show(now);
             self.show();

@@ -16,14 +16,18 @@ use std::time::{Duration, Instant};
 /// Finagle: longer than a garbage collection, shorter than a deployment.
 pub const DECAY: Duration = Duration::from_secs(10);
 
-/// What an endpoint is taken for of which nothing is known, and the least that
-/// a failure counts. Slower than services in one cluster answer, so that one
-/// known to be fast is preferred; faster than time limits.
-pub const DEFAULT_RTT: Duration = Duration::from_millis(30);
+/// The least that a failure counts: slower than services in one cluster answer,
+/// so that one that works is preferred; faster than time limits.
+pub const MIN_PENALTY: Duration = Duration::from_millis(30);
 
 /// A failure doubles the average up to this. From here it fades to a
 /// millisecond in 70 seconds, and less if others are busy.
 pub const MAX_PENALTY: Duration = Duration::from_secs(1);
+
+/// As how many a request in flight counts until an endpoint's first answer: it
+/// gets one at a time while others have few, and is not starved if answers take
+/// minutes.
+const CAUTION: f64 = 10.0;
 
 /// The load of one endpoint as one worker sees it.
 #[derive(Debug)]
@@ -37,7 +41,7 @@ pub struct PeakEwma {
 
 impl Default for PeakEwma {
     fn default() -> Self {
-        Self { average: Cell::new(nanos(DEFAULT_RTT)), updated: Cell::new(None), in_flight: Cell::new(0) }
+        Self { average: Cell::new(0.0), updated: Cell::new(None), in_flight: Cell::new(0) }
     }
 }
 
@@ -70,11 +74,18 @@ impl PeakEwma {
     }
 
     /// The endpoint took a request and failed. Failing fast must not look like
-    /// answering fast: the average doubles, from [`DEFAULT_RTT`] at least to [`MAX_PENALTY`] at most.
+    /// answering fast: the average doubles, from [`MIN_PENALTY`] at least to [`MAX_PENALTY`] at most.
     pub fn failed(&self, now: Instant) {
-        let doubled = (self.average.get() * 2.0).clamp(nanos(DEFAULT_RTT), nanos(MAX_PENALTY));
+        let doubled = (self.average.get() * 2.0).clamp(nanos(MIN_PENALTY), nanos(MAX_PENALTY));
         self.average.set(doubled.max(self.average.get()));
         self.updated.set(Some(now));
+    }
+
+    /// Takes the endpoint for a new one, for when it comes back after an
+    /// ejection: it has been punished, and has to be tried to be known.
+    pub fn forget(&self) {
+        self.updated.set(None);
+        self.average.set(0.0);
     }
 
     /// Requests in flight.
@@ -110,14 +121,17 @@ impl PeakEwma {
                     (a, (b * fade(now.saturating_duration_since(theirs))).max(a))
                 }
             }
-            // A new endpoint is taken to be as fast as its rival, but gets one
-            // request at a time until the first answer.
-            (None, Some(_)) if self.in_flight.get() > 0 => return false,
-            (Some(_), None) if rival.in_flight.get() > 0 => return true,
+            // A new endpoint is taken to be as fast as its rival.
             _ => (1.0, 1.0),
         };
-        let queue = |in_flight: u32, share: f64| 1.0 + f64::from(in_flight) / share;
-        ours * queue(self.in_flight.get(), share) <= theirs * queue(rival.in_flight.get(), 2.0 - share)
+        ours * self.queue(share) <= theirs * rival.queue(2.0 - share)
+    }
+
+    /// How long a queue a request would join.
+    #[inline]
+    fn queue(&self, share: f64) -> f64 {
+        let caution = if self.is_measured() { 1.0 } else { CAUTION };
+        1.0 + f64::from(self.in_flight.get()) * caution / share
     }
 }
 
@@ -193,15 +207,21 @@ mod tests {
     }
 
     #[test]
-    fn a_new_endpoint_gets_one_request_until_its_first_answer() {
+    fn a_new_endpoint_gets_one_request_at_a_time_until_its_first_answer() {
         let now = Instant::now();
         let (new, old) = (PeakEwma::default(), measured(MS, now));
         assert_eq!(compare(&new, &old, now), (true, true));
         new.begin();
-        (0..100).for_each(|_| old.begin());
+        (0..9).for_each(|_| old.begin());
         assert_eq!(compare(&new, &old, now), (false, true));
+        (0..9).for_each(|_| old.begin());
+        assert_eq!(compare(&new, &old, now), (true, false), "but is not starved");
         new.answered(2 * MS, now);
         assert_eq!(compare(&new, &old, now), (true, false));
+        new.forget();
+        new.end();
+        (0..18).for_each(|_| old.end());
+        assert_eq!(compare(&new, &old, now), (true, true));
     }
 
     #[test]
@@ -209,7 +229,7 @@ mod tests {
         let now = Instant::now();
         let (failing, working) = (measured(MS, now), measured(20 * MS, now));
         failing.failed(now);
-        assert_eq!(failing.average(), DEFAULT_RTT);
+        assert_eq!(failing.average(), MIN_PENALTY);
         assert_eq!(compare(&failing, &working, now), (false, true));
         (0..100).for_each(|_| failing.failed(now));
         assert_eq!(failing.average(), MAX_PENALTY);

@@ -28,9 +28,7 @@ impl Rng {
     /// bias is below `bound / 2^64`, which nothing here can notice.
     #[inline]
     pub fn below(&self, bound: u64) -> u64 {
-        #[expect(clippy::cast_possible_truncation, reason = "the product's high half is below bound")]
-        let number = ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64;
-        number
+        ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
     }
 
     /// An index into something of this length, 0 if it is empty.

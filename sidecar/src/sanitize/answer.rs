@@ -242,3 +242,6 @@ fn is_zero_quality(parameter: &[u8]) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,3 +97,69 @@ fn port(digits: &str) -> Option<u16> {
     let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
     (number != 0).then_some(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn hosts_and_ports_are_told_apart() {
+        for (text, host, port) in [
+            ("users", "users", None),
+            ("users.shop.svc.cluster.local.", "users.shop.svc.cluster.local.", None),
+            ("Users:8080", "Users", Some(8080)),
+            ("users:", "users", None),
+            ("10.0.0.1:1", "10.0.0.1", Some(1)),
+            ("[::1]", "::1", None),
+            ("[fe80::1]:65535", "fe80::1", Some(65535)),
+            ("a_b~c-d", "a_b~c-d", None),
+            ("a:00080", "a", Some(80)),
+        ] {
+            assert_eq!(authority(text.as_bytes()), Ok(Authority { host, port }), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_plain_host_and_port_is_refused() {
+        let long = "a".repeat(261);
+        for (text, expected) in [
+            ("", BadAuthority::Empty),
+            (":80", BadAuthority::Empty),
+            (long.as_str(), BadAuthority::TooLong),
+            ("user@host", BadAuthority::UserInfo),
+            ("user:secret@host", BadAuthority::UserInfo),
+            ("a,b", BadAuthority::BadByte),
+            ("a b", BadAuthority::BadByte),
+            ("a/b", BadAuthority::BadByte),
+            ("a%41", BadAuthority::BadByte),
+            ("a\0", BadAuthority::BadByte),
+            ("é", BadAuthority::BadByte),
+            ("::1", BadAuthority::Empty),
+            ("[::1", BadAuthority::BadAddress),
+            ("[]", BadAuthority::BadAddress),
+            ("[::1%25eth0]", BadAuthority::BadAddress),
+            ("[1.2.3.4]", BadAuthority::BadAddress),
+            ("[::1]x", BadAuthority::BadByte),
+            ("a:0", BadAuthority::BadPort),
+            ("a:65536", BadAuthority::BadPort),
+            ("a:+1", BadAuthority::BadPort),
+            ("a:1:2", BadAuthority::BadPort),
+        ] {
+            assert_eq!(authority(text.as_bytes()), Err(expected), "{text:?}");
+        }
+    }
+
+    proptest! {
+        /// What is accepted has only bytes of hosts, and is valid for `http` too.
+        #[test]
+        fn what_is_accepted_is_an_authority_to_others(value in "[a-zA-Z0-9.:@%,~_\\[\\] -]{0,12}") {
+            if let Ok(parsed) = authority(value.as_bytes()) {
+                let theirs: http::uri::Authority = value.parse().expect("valid for the http crate");
+                prop_assert_eq!(theirs.host().trim_matches(['[', ']']), parsed.host);
+                prop_assert_eq!(theirs.port_u16(), parsed.port);
+            }
+        }
+    }
+}

@@ -186,3 +186,94 @@ static TOKEN: [bool; 256] = {
     }
     token
 };
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [(&str, Known); 14] = [
+        ("connection", Known::Connection),
+        ("keep-alive", Known::KeepAlive),
+        ("proxy-connection", Known::ProxyConnection),
+        ("te", Known::Te),
+        ("upgrade", Known::Upgrade),
+        ("transfer-encoding", Known::TransferEncoding),
+        ("content-length", Known::ContentLength),
+        ("trailer", Known::Trailer),
+        ("host", Known::Host),
+        ("expect", Known::Expect),
+        ("heddle-error", Known::Mesh),
+        ("client-cert", Known::PeerIdentity),
+        ("client-cert-chain", Known::PeerIdentity),
+        ("x-forwarded-client-cert", Known::PeerIdentity),
+    ];
+
+    #[test]
+    fn every_known_name_is_found_in_any_case() {
+        for (name, known) in NAMES {
+            assert_eq!(Known::of(name.as_bytes()), Some(known));
+            assert_eq!(Known::of(name.to_ascii_uppercase().as_bytes()), Some(known));
+        }
+    }
+
+    #[test]
+    fn the_meshs_own_names_are_found_by_their_beginning() {
+        for name in ["heddle-", "Heddle-Error", "HEDDLE-SOMETHING-NEW", "heddle-cert"] {
+            assert_eq!(Known::of(name.as_bytes()), Some(Known::Mesh), "{name}");
+        }
+        for name in ["heddle", "x-heddle-error", "heddl-error", ""] {
+            assert_eq!(Known::of(name.as_bytes()), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn trailers_carry_no_framing_routing_or_credentials() {
+        for name in
+            ["Content-Length", "transfer-encoding", "HOST", "authorization", "Set-Cookie", "heddle-error"]
+        {
+            assert!(is_forbidden_trailer(name.as_bytes()), "{name}");
+        }
+        for name in ["grpc-status", "grpc-message", "x-checksum", "server-timing"] {
+            assert!(!is_forbidden_trailer(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn connection_may_not_remove_what_decides_who_asks_for_what() {
+        for name in ["close", "keep-alive", "TE", "upgrade", "x-custom"] {
+            assert!(may_be_nominated(name.as_bytes()), "{name}");
+        }
+        for name in
+            ["Content-Length", "transfer-encoding", "host", "Authorization", "x-forwarded-for", "heddle-x"]
+        {
+            assert!(!may_be_nominated(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn elements_are_trimmed_and_never_empty() {
+        let list = |value: &'static str| elements(value.as_bytes()).collect::<Vec<_>>();
+        assert_eq!(list(" close ,\tte,,x "), [b"close".as_slice(), b"te", b"x"]);
+        assert!(list(" , ,").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn only_listed_names_are_known(name in "[a-zA-Z-]{0,24}") {
+            let lower = name.to_ascii_lowercase();
+            let listed = NAMES.iter().find(|(known, _)| *known == lower).map(|(_, known)| *known);
+            let expected = listed.or_else(|| lower.starts_with("heddle-").then_some(Known::Mesh));
+            prop_assert_eq!(Known::of(name.as_bytes()), expected);
+        }
+
+        /// Names and values are valid exactly if they are to the `http` crate,
+        /// which takes empty names for invalid as well.
+        #[test]
+        fn validity_equals_that_of_the_http_crate(bytes in prop::collection::vec(any::<u8>(), 0..12)) {
+            prop_assert_eq!(is_valid_name(&bytes), http::HeaderName::from_bytes(&bytes).is_ok());
+            prop_assert_eq!(is_valid_value(&bytes), http::HeaderValue::from_bytes(&bytes).is_ok());
+        }
+    }
+}

@@ -239,3 +239,6 @@ const fn is_unreserved(byte: u8) -> bool {
 const fn is_delimiter(byte: u8) -> bool {
     matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@')
 }
+
+#[cfg(test)]
+mod tests;

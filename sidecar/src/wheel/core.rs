@@ -14,7 +14,9 @@ const NIL: u32 = u32::MAX;
 
 /// A power of two above the recheck distance, so that a tick has one slot and
 /// one word of bits says which are in use.
-const SLOTS: u64 = 128;
+const SLOTS: usize = 128;
+
+const TURN: u64 = SLOTS as u64;
 
 /// Entries are looked at on ticks divisible by this, a whole second, at the
 /// latest: far entries of all connections share one wake-up.
@@ -29,7 +31,7 @@ pub(crate) struct Core {
     /// All slots up to this tick are done.
     now: u64,
     /// Heads of the slots' lists.
-    slots: [u32; SLOTS as usize],
+    slots: [u32; SLOTS],
     /// Bit `n`: slot `n` is not empty.
     occupied: u128,
     entries: Vec<Entry>,
@@ -56,7 +58,7 @@ enum State {
 
 impl Default for Core {
     fn default() -> Self {
-        Self { now: 0, slots: [NIL; SLOTS as usize], occupied: 0, entries: Vec::new(), free: NIL }
+        Self { now: 0, slots: [NIL; SLOTS], occupied: 0, entries: Vec::new(), free: NIL }
     }
 }
 
@@ -126,7 +128,7 @@ impl Core {
     /// Moves on to `now`: whom to wake is appended to `due`, what is not yet
     /// due is put further ahead.
     pub(crate) fn advance(&mut self, now: u64, due: &mut Vec<Waker>) {
-        let passed = now.saturating_sub(self.now).min(SLOTS);
+        let passed = now.saturating_sub(self.now).min(TURN);
         if passed == 0 {
             return;
         }
@@ -213,18 +215,16 @@ impl Core {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "below SLOTS")]
 fn slot_of(tick: u64) -> usize {
-    (tick % SLOTS) as usize
+    (tick % TURN) as usize
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "below SLOTS")]
 fn turn(tick: u64) -> u32 {
-    (tick % SLOTS) as u32
+    (tick % TURN) as u32
 }
 
 /// The bits of `count` slots from the one of tick `first` on.
 fn passed_slots(first: u64, count: u64) -> u128 {
-    let bits = if count >= SLOTS { u128::MAX } else { (1 << count) - 1 };
+    let bits = if count >= TURN { u128::MAX } else { (1 << count) - 1 };
     bits.rotate_left(turn(first))
 }
