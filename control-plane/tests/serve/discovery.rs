@@ -1,0 +1,129 @@
+//! What is pushed, and what is not.
+
+use heddle_api::discovery::xds::DeltaDiscoveryRequest;
+use heddle_api::discovery::{ResourceType, Status, v1};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+use crate::harness::{Home, Sidecar, decode, eventually, service_yaml, write_manifest};
+
+fn address_of(service: &v1::Service) -> &str {
+    &service.endpoints[0].address
+}
+
+#[tokio::test]
+async fn an_edited_file_pushes_only_what_it_changed() {
+    let home = Home::new();
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.1"));
+    write_manifest(&home, "orders.yaml", &service_yaml("orders", "10.0.0.2"));
+    let plane = home.start(&[]);
+    let web = Sidecar::join(&home, &plane, "web").await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::Service>(&["shop/users", "shop/orders"]).await;
+    let first = discovery.next().await.unwrap();
+    assert_eq!(first.resources.len(), 2);
+
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.9"));
+    let second = discovery.next().await.unwrap();
+    assert_eq!(second.resources.len(), 1);
+    assert_eq!(second.resources[0].name, "shop/users");
+    assert_eq!(address_of(&decode(&second.resources[0])), "10.0.0.9");
+    assert!(second.removed_resources.is_empty());
+
+    std::fs::remove_file(home.path("manifests").join("orders.yaml")).unwrap();
+    let third = discovery.next().await.unwrap();
+    assert_eq!(third.removed_resources, ["shop/orders"]);
+    assert!(third.resources.is_empty());
+}
+
+#[tokio::test]
+async fn a_reconnect_brings_only_what_changed_meanwhile() {
+    let home = Home::new();
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.1"));
+    write_manifest(&home, "orders.yaml", &service_yaml("orders", "10.0.0.2"));
+    let plane = home.start(&[]);
+    let mut web = Sidecar::join(&home, &plane, "web").await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::Service>(&["shop/users", "shop/orders"]).await;
+    let first = discovery.next().await.unwrap();
+    let held: Vec<_> = first.resources.iter().map(|r| (r.name.as_str(), r.version.as_str())).collect();
+    let held = [held.as_slice(), &[("shop/gone", "1")]].concat();
+    drop(discovery);
+    plane.kill();
+
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.9"));
+    let plane = home.start(&[]);
+    web.reconnect(&plane).await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe_holding::<v1::Service>(&["shop/users", "shop/orders", "shop/gone"], &held).await;
+    let response = discovery.next().await.unwrap();
+    let names: Vec<_> = response.resources.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["shop/users"], "what did not change keeps its version over a restart");
+    assert_eq!(response.removed_resources, ["shop/gone"]);
+}
+
+#[tokio::test]
+async fn a_refusal_is_counted_and_shown() {
+    let home = Home::new();
+    let plane = home.start(&[]);
+    let web = Sidecar::join(&home, &plane, "web").await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::Mesh>(&["mesh"]).await;
+    let response = discovery.next().await.unwrap();
+    let nack = DeltaDiscoveryRequest {
+        type_url: v1::Mesh::TYPE_URL.into(),
+        response_nonce: response.nonce,
+        error_detail: Some(Status { code: 3, message: "egress: unknown".into() }),
+        ..Default::default()
+    };
+    discovery.requests.send(nack).await.unwrap();
+    eventually("the refusal is counted", || plane.metric("heddle_config_nacks_total{type=\"Mesh\"}") > 0.5)
+        .await;
+    let sidecar = &plane.json("/statuses")["sidecars"][0];
+    assert_eq!(sidecar["instance"], "web-1");
+    assert!(sidecar["lastNack"].as_str().unwrap().ends_with("Mesh: egress: unknown"), "{sidecar}");
+    assert!(plane.log().contains("egress: unknown"));
+}
+
+#[tokio::test]
+async fn new_roots_reach_open_streams() {
+    let home = Home::new();
+    let plane = home.start(&[]);
+    let web = Sidecar::join(&home, &plane, "web").await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::TrustBundle>(&["heddle.local"]).await;
+    discovery
+        .until("heddle.local", |b: Option<&v1::TrustBundle>| b.is_some_and(|b| b.roots.len() == 1))
+        .await;
+
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(home.path("data").join("roots.pem"), root.pem()).unwrap();
+    discovery
+        .until("heddle.local", |b: Option<&v1::TrustBundle>| b.is_some_and(|b| b.roots.len() == 2))
+        .await;
+}
+
+#[tokio::test]
+async fn a_broken_file_changes_nothing_and_is_reported() {
+    let home = Home::new();
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.1"));
+    let plane = home.start(&[]);
+    assert_eq!(plane.json("/errors")["errors"], serde_json::json!([]));
+    write_manifest(
+        &home,
+        "users.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: users, namespace: shop}\nspec: {ports: [{port: many}]}\n",
+    );
+    eventually("the error is served", || plane.json("/errors")["errors"][0].is_object()).await;
+    let error = &plane.json("/errors")["errors"][0];
+    assert!(error["file"].as_str().unwrap().ends_with("users.yaml"), "{error}");
+    assert_eq!(error["line"], 4, "{error}");
+    assert!(plane.metric("heddle_source_errors_total") > 0.5);
+
+    let web = Sidecar::join(&home, &plane, "web").await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::Service>(&["shop/users"]).await;
+    let response = discovery.next().await.unwrap();
+    assert_eq!(address_of(&decode(&response.resources[0])), "10.0.0.1");
+}
