@@ -36,7 +36,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
     let settings = args.resolve()?;
     heddle_control_plane::log::init(&settings.log_level, settings.log_format).context("--log-level")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let shutdown = async move {
@@ -45,6 +45,9 @@ fn serve(args: Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        Ok(heddle_control_plane::run(settings, shutdown).await?)
-    })
+        anyhow::Ok(heddle_control_plane::run(settings, shutdown).await?)
+    });
+    // Work on files that has not ended by now is of no use to anyone.
+    runtime.shutdown_background();
+    result
 }
