@@ -35,6 +35,7 @@ fn main() -> anyhow::Result<()> {
 fn serve(args: Args) -> anyhow::Result<()> {
     let settings = args.resolve()?;
     heddle_control_plane::log::init(&settings.log_level, settings.log_format).context("--log-level")?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -50,4 +51,12 @@ fn serve(args: Args) -> anyhow::Result<()> {
     // Work on files that has not ended by now is of no use to anyone.
     runtime.shutdown_background();
     result
+}
+
+/// Each sidecar is a connection, and many systems allow a process 1024 files unless it asks for more.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where that fails, the limit that there is will do for a while.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

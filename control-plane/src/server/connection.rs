@@ -156,3 +156,79 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use heddle_api::spiffe::{SpiffeId, TrustDomain};
+    use heddle_api::tls::{Credentials, TrustBundle};
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+    use rustls::sign::CertifiedKey;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+    use crate::ca::Authority;
+    use crate::ca::store::read_pem;
+
+    fn authority(lifetime: Duration) -> Authority {
+        let domain: TrustDomain = "mesh.local".parse().unwrap();
+        let (certificate, key) = Authority::create_root(&domain, SystemTime::now()).unwrap();
+        let (chain, key) = read_pem(format!("{certificate}{key}").as_bytes()).unwrap();
+        Authority::new(domain, chain, &key.unwrap(), lifetime, SystemTime::now()).unwrap()
+    }
+
+    fn certificate(authority: &Authority, subject: &Subject) -> CertifiedKey {
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap();
+        let chain = authority.sign(csr.der(), subject, SystemTime::now()).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let key = heddle_api::tls::provider().key_provider.load_private_key(key).unwrap();
+        CertifiedKey::new(chain, key)
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_with_the_certificate_it_stands_on() {
+        let authority = authority(Duration::from_secs(3));
+        let domain = authority.domain().clone();
+        let subject = Subject {
+            identity: "spiffe://mesh.local/ns/shop/sa/users".parse().unwrap(),
+            service: Some("users-v2".into()),
+        };
+        let credentials =
+            || Credentials::new(TrustBundle::new(domain.clone(), vec![authority.root().clone()]).unwrap());
+        let (server, client) = (credentials(), credentials());
+        server.set_certificate(authority.own_certificate(SystemTime::now()).unwrap());
+        client.set_certificate(certificate(&authority, &subject));
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accept = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            TlsAcceptor::from(Arc::new(server.server_config(&[b"h2"], true))).accept(stream).await.unwrap()
+        };
+        let connect = async {
+            let config = client.client_config(SpiffeId::control_plane(&domain), &[b"h2"]);
+            let stream = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("control-plane.heddle.internal").unwrap();
+            let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+            stream.write_all(b"x").await.unwrap();
+            stream
+        };
+        let (accepted, mut silent) = tokio::join!(accept, connect);
+
+        let open = Arc::new(watch::Sender::new(0));
+        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let mut connection = Connection::new(accepted, open.clone(), place).unwrap();
+        assert_eq!(connection.connect_info().subject.as_deref(), Some(&subject));
+        assert_eq!(*open.borrow(), 1);
+        assert_eq!(connection.read_u8().await.unwrap(), b'x');
+        let end = tokio::time::timeout(Duration::from_secs(20), connection.read(&mut [0])).await;
+        assert_eq!(end.unwrap().unwrap(), 0, "the client is still there, its certificate is not");
+        drop(connection);
+        assert_eq!(*open.borrow(), 0);
+        silent.shutdown().await.unwrap();
+    }
+}
