@@ -3,7 +3,9 @@
 //! `ARCHITECTURE.md` at the repository's root is the map of these modules and
 //! of a request's way through them.
 
-pub mod agent;
+mod admin;
+mod agent;
+pub mod cli;
 pub mod config;
 pub mod detect;
 pub mod dns;
@@ -12,6 +14,8 @@ mod http2;
 mod inbound;
 pub mod io;
 pub mod listener;
+pub mod log;
+mod memory;
 mod namespace;
 mod netlink;
 mod outbound;

@@ -1,13 +1,46 @@
 //! A sidecar's life, the same for `proxy` and `run`: start, become ready,
 //! serve, drain, end.
+//!
+//! The calling thread becomes the agent's; workers have threads of their own.
+//! Nothing is accepted before identity and configuration are there: until then
+//! connections wait in the listeners' backlog.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use crate::config::ConfigHandle;
+use anyhow::{Context, bail};
+use heddle_api::discovery::v1;
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_local};
+
+use crate::admin::{self, Admin, Phase};
+use crate::agent::{
+    ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Reconnect, Registration, TokenSource, node,
+    watch_health,
+};
+use crate::config::{self, AppProtocol, ConfigHandle};
 use crate::dns::Addresses;
-use crate::listener::Plumbing;
+use crate::listener::{InboundKind, Plumbing};
 use crate::settings::{SidecarArgs, Workload};
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::Registry;
+use crate::telemetry::otlp::{self, Exporter};
+use crate::telemetry::span::Tracing;
+use crate::worker::{self, Workers};
+use crate::{log, memory};
+
+/// How long the control plane may take to give identity and configuration at
+/// the start. Whoever started us then learns the reason instead of waiting.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A draining sidecar ends when nothing was open for so long: peers that have
+/// not heard yet that it leaves may still come.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How often a draining sidecar looks whether something is open.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 /// What a sidecar is started with.
 pub struct Setup {
@@ -32,7 +65,7 @@ pub type AgentTask = Box<dyn FnOnce(ConfigHandle) -> Pin<Box<dyn Future<Output =
 /// Runs a sidecar until it has drained. Blocks the calling thread, which
 /// becomes the agent's. `ready` is called once, when identity and
 /// configuration are there and the listeners are served; `stop` resolves when
-/// the sidecar is to drain.
+/// the sidecar is to drain. Both run on the agent's thread, in its runtime.
 ///
 /// # Errors
 /// If it cannot start: no join token, no usable admin address, or no identity in time.
@@ -41,6 +74,279 @@ pub fn serve(
     ready: impl FnOnce() + 'static,
     stop: impl Future<Output = ()> + 'static,
 ) -> anyhow::Result<()> {
-    let _ = (setup, ready, stop);
-    anyhow::bail!("the agent is not there yet")
+    log::init(&setup.sidecar.log_level).context("--log-level")?;
+    memory::return_in_background();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, life(setup, ready, stop))
+}
+
+async fn life(
+    setup: Setup,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()> + 'static,
+) -> anyhow::Result<()> {
+    let admin_listener = admin::bind(setup.sidecar.admin)?;
+    let admin_address = admin_listener.local_addr()?;
+    let description = describe(&setup, admin_address)?;
+    let control_plane = ControlPlane::new(setup.sidecar.control_plane());
+    let metrics = Registry::new();
+    let telemetry = Telemetry::start(&description.instance, &setup.workload, &metrics)?;
+    let (publisher, config, wants) = config::channel();
+    let (phase, phases) = watch::channel(Phase::Starting);
+    let (draining, drains) = watch::channel(false);
+    let (registered, is_registered) = watch::channel(false);
+    let (app_ready, is_app_ready) = watch::channel(false);
+    let (channel, channels) = watch::channel(None);
+    let admin = Arc::new(Admin {
+        config: config.clone(),
+        credentials: OnceLock::new(),
+        metrics: metrics.clone(),
+        phase: phases,
+        registered: is_registered,
+        app_ready: is_app_ready.clone(),
+        control_plane: control_plane.address().to_owned(),
+        drain: Notify::new(),
+    });
+    announce(&setup.plumbing, admin_address)?;
+
+    let mut tasks = JoinSet::new();
+    let serving_admin = admin.clone();
+    tasks.spawn_local(async move {
+        if let Err(error) = serving_admin.serve(admin_listener).await {
+            tracing::error!(%error, "the admin listener failed");
+        }
+    });
+    let leaving = admin.clone();
+    let stop = spawn_local(async move {
+        tokio::select! {
+            () = stop => {}
+            () = leaving.drain.notified() => {}
+        }
+    });
+    let mut stop = std::pin::pin!(stop);
+
+    let deadline = tokio::time::Instant::now() + START_TIMEOUT;
+    let tokens = TokenSource::new(setup.sidecar.join_token.clone(), control_plane.address(), &setup.workload);
+    let identity = tokio::select! {
+        identity = identity(&control_plane, &tokens, &metrics, deadline) => identity?,
+        _ = &mut stop => return Ok(()),
+    };
+    let credentials = identity.credentials().clone();
+    let _ = admin.credentials.set(credentials.clone());
+    let discovery = Discovery {
+        control_plane,
+        credentials: credentials.clone(),
+        node: node(&description.instance, setup.workload.service.name(), &setup.workload.zone),
+        knowledge: Knowledge::new(identity.trust_domain(), setup.addresses, Instant::now()),
+        wants,
+        publisher,
+        channel,
+        metrics: metrics.clone(),
+    };
+    let registration =
+        Registration { description, channel: channels, ready: is_app_ready, draining: drains, registered };
+    tasks.spawn_local(identity.keep());
+    tasks.spawn_local(discovery.run());
+    tasks.spawn_local(registration.run());
+    for task in setup.beside {
+        tasks.spawn_local(task(config.clone()));
+    }
+    tokio::select! {
+        known = tokio::time::timeout_at(deadline, first_configuration(config.clone())) => {
+            known.context("the control plane gave no configuration for this workload in time")?;
+        }
+        _ = &mut stop => return Ok(()),
+        ended = tasks.join_next() => bail!("a part of the agent ended: {ended:?}"),
+    }
+
+    let app = setup.plumbing.app.clone();
+    let workers = worker::start(worker::Setup {
+        workers: usize::from(setup.sidecar.workers),
+        config,
+        credentials,
+        registry: metrics,
+        tracing: telemetry.tracing.clone(),
+        access_log: telemetry.access_log.clone(),
+        plumbing: setup.plumbing,
+    })
+    .context("the workers cannot start")?;
+    tasks.spawn_local(watch_health(setup.workload, app, app_ready));
+    phase.send_replace(Phase::Serving);
+    tracing::info!("the sidecar is ready");
+    ready();
+    tokio::select! {
+        _ = &mut stop => {}
+        ended = tasks.join_next() => bail!("a part of the agent ended: {ended:?}"),
+    }
+
+    tracing::info!(timeout = ?setup.sidecar.drain_timeout, "draining");
+    phase.send_replace(Phase::Draining);
+    draining.send_replace(true);
+    drain(&workers, setup.sidecar.drain_timeout).await;
+    workers.stop();
+    telemetry.finish().await;
+    Ok(())
+}
+
+/// What workers record and the agent's thread writes out.
+struct Telemetry {
+    tracing: Tracing,
+    access_log: AccessLog,
+    finished: watch::Sender<bool>,
+    writers: Vec<JoinHandle<()>>,
+}
+
+impl Telemetry {
+    fn start(instance: &str, workload: &Workload, metrics: &Registry) -> anyhow::Result<Self> {
+        let (finished, finish) = watch::channel(false);
+        let end = || {
+            let mut finish = finish.clone();
+            async move { drop(finish.wait_for(|finished| *finished).await) }
+        };
+        let access_log = AccessLog::new(metrics);
+        let mut writers = vec![spawn_local(access_log.clone().run(std::io::stdout(), end()))];
+        let settings = otlp::Settings::read(|variable| std::env::var(variable).ok())?;
+        let tracing = match settings {
+            None => Tracing::off(),
+            Some(settings) => {
+                let resource = [
+                    ("service.name", workload.service.name()),
+                    ("service.namespace", workload.service.namespace()),
+                    ("service.instance.id", instance),
+                ];
+                let (tracing, exporter) = Exporter::new(settings, &resource, metrics);
+                writers.push(spawn_local(exporter.run(end())));
+                tracing
+            }
+        };
+        Ok(Self { tracing, access_log, finished, writers })
+    }
+
+    /// Writes out what is left; each writer limits its own time.
+    async fn finish(self) {
+        self.finished.send_replace(true);
+        for writer in self.writers {
+            let _ = writer.await;
+        }
+    }
+}
+
+/// The first certificate. What may pass by itself is tried again until the deadline.
+async fn identity(
+    control_plane: &ControlPlane,
+    tokens: &TokenSource,
+    metrics: &Registry,
+    deadline: tokio::time::Instant,
+) -> anyhow::Result<Identity> {
+    let mut reconnect = Reconnect::new();
+    loop {
+        let error =
+            match Identity::obtain(control_plane.clone(), tokens.clone(), metrics.certificate_expiry()).await
+            {
+                Ok(identity) => return Ok(identity),
+                Err(error) => error,
+            };
+        let wait = reconnect.next();
+        // A token does not mend itself; a control plane may only be starting.
+        if matches!(error, NoCertificate::Token(_)) || tokio::time::Instant::now() + wait > deadline {
+            return Err(error).context("no identity");
+        }
+        tracing::warn!(%error, "no identity yet");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+async fn first_configuration(mut config: ConfigHandle) {
+    loop {
+        let snapshot = config.load().clone();
+        if snapshot.mesh.is_some() && snapshot.workload.is_some() {
+            return;
+        }
+        config.changed().await;
+    }
+}
+
+/// Waits until nothing is open, or the time is over.
+async fn drain(workers: &Workers, timeout: Duration) {
+    workers.drain();
+    let deadline = Instant::now() + timeout;
+    let mut quiet_since = Instant::now();
+    loop {
+        let (now, open) = (Instant::now(), workers.connections());
+        if open > 0 {
+            quiet_since = now;
+        }
+        if now >= deadline {
+            tracing::warn!(open, "the drain timeout is over; what is open is cut off");
+            return;
+        }
+        if now.saturating_duration_since(quiet_since) >= QUIET {
+            return;
+        }
+        tokio::time::sleep(DRAIN_LOOK.min(deadline - now)).await;
+    }
+}
+
+fn announce(plumbing: &Plumbing, admin: std::net::SocketAddr) -> std::io::Result<()> {
+    for outbound in &plumbing.outbound {
+        log::listening("outbound", outbound.listener.local_addr()?);
+    }
+    for inbound in &plumbing.inbound {
+        let role = match inbound.kind {
+            InboundKind::Mesh => "inbound",
+            InboundKind::Published(_) => "published",
+        };
+        log::listening(role, inbound.listener.local_addr()?);
+    }
+    log::listening("admin", admin);
+    Ok(())
+}
+
+/// What the registry is told about the workload.
+fn describe(setup: &Setup, admin: std::net::SocketAddr) -> anyhow::Result<v1::RegisterRequest> {
+    let workload = &setup.workload;
+    let mesh = setup.plumbing.inbound.iter().find(|inbound| inbound.kind == InboundKind::Mesh);
+    let inbound_port = match mesh {
+        Some(inbound) => u32::from(inbound.listener.local_addr()?.port()),
+        None => bail!("there is no inbound listener for peers"),
+    };
+    let ports = workload.ports.iter().map(|port| v1::RegisteredPort {
+        name: port.name.clone(),
+        port: port.number.into(),
+        protocol: match port.protocol {
+            AppProtocol::Detect => v1::AppProtocol::Unspecified,
+            AppProtocol::Http => v1::AppProtocol::Http,
+            AppProtocol::Http2 if port.grpc => v1::AppProtocol::Grpc,
+            AppProtocol::Http2 => v1::AppProtocol::Http2,
+            AppProtocol::Tcp => v1::AppProtocol::Tcp,
+            AppProtocol::Tls => v1::AppProtocol::Tls,
+        }
+        .into(),
+    });
+    let app = setup.plumbing.app.explicit();
+    Ok(v1::RegisterRequest {
+        instance: instance(workload),
+        service: workload.service.name().to_owned(),
+        address: setup.plumbing.advertise.to_string(),
+        inbound_port,
+        ports: ports.collect(),
+        labels: workload.labels.clone().into_iter().collect(),
+        zone: workload.zone.clone(),
+        ready: false,
+        draining: false,
+        admin: admin.to_string(),
+        pid: setup.app_pid,
+        app_address: match app {
+            Some((ip, Some(port))) => std::net::SocketAddr::new(ip, port).to_string(),
+            Some((ip, None)) => ip.to_string(),
+            None => String::new(),
+        },
+    })
+}
+
+/// A name for this process among those of its service: 64 random bits do not collide.
+fn instance(workload: &Workload) -> String {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("{}-{random:016x}", workload.service.name())
 }

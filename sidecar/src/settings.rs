@@ -20,8 +20,7 @@ use crate::config::AppProtocol;
 pub mod layers;
 
 /// Where a control plane listens unless told otherwise.
-pub const DEFAULT_CONTROL_PLANE: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7200);
+pub const DEFAULT_CONTROL_PLANE: &str = "127.0.0.1:7200";
 
 /// Where a sidecar's admin listener is tried first.
 pub const DEFAULT_ADMIN: SocketAddr =
@@ -77,6 +76,13 @@ pub struct SidecarArgs {
     /// A YAML file with settings: each flag's name in camelCase
     #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
     pub config: Option<PathBuf>,
+}
+
+impl SidecarArgs {
+    /// The control plane's address, as `HOST:PORT`.
+    pub fn control_plane(&self) -> &str {
+        self.control_plane.as_deref().unwrap_or(DEFAULT_CONTROL_PLANE)
+    }
 }
 
 /// The workload beside the sidecar.
@@ -175,7 +181,7 @@ pub struct PortSpec {
 /// A text that describes no port, label or health check.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct InvalidSpec(String);
+pub struct InvalidSpec(pub(crate) String);
 
 impl FromStr for PortSpec {
     type Err = InvalidSpec;

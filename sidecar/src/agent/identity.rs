@@ -85,9 +85,9 @@ impl Identity {
         &self.credentials
     }
 
-    /// The identity.
-    pub(crate) fn id(&self) -> &SpiffeId {
-        &self.id
+    /// The identity's trust domain.
+    pub(crate) fn trust_domain(&self) -> TrustDomain {
+        self.credentials.trust().domain().clone()
     }
 
     /// Renews for ever.

@@ -16,7 +16,6 @@ use heddle_api::discovery::xds::{DeltaDiscoveryResponse, Resource};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 use heddle_api::tls::TrustBundle;
-use prost::Message as _;
 
 use crate::config::{Lookup, Mesh, Service, Snapshot, Usage, Want, Workload, uptime};
 use crate::dns::Addresses;

@@ -1,0 +1,144 @@
+//! What the admin listener shows, as JSON.
+
+use std::sync::Arc;
+
+use heddle_api::join_token::RootHash;
+use heddle_api::tls::{Credentials, spiffe_id};
+use heddle_api::x509;
+use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
+
+use super::{Admin, Phase};
+use crate::agent::timestamp;
+use crate::config::{AppProtocol, Lookup, Port, Service, Snapshot};
+
+/// `/config`: the state of the sidecar, and what it was told.
+pub(super) fn config(admin: &Admin) -> Value {
+    let snapshot = admin.config.load();
+    let mut services: Vec<_> = snapshot.services.iter().collect();
+    services.sort_unstable_by_key(|(name, _)| *name);
+    let mut addresses: Vec<_> = snapshot.addresses.iter().collect();
+    addresses.sort_unstable_by_key(|(address, _)| **address);
+    json!({
+        "phase": match *admin.phase.borrow() {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Draining => "draining",
+        },
+        "controlPlane": admin.control_plane,
+        "registered": *admin.registered.borrow(),
+        "appReady": *admin.app_ready.borrow(),
+        "identity": admin.credentials.get().and_then(identity),
+        "mesh": snapshot.mesh.as_ref().map(|mesh| json!({
+            "trustDomain": mesh.trust_domain,
+            "clusterDomain": mesh.cluster_domain,
+            "egress": if mesh.allow_any_egress { "AllowAny" } else { "RegistryOnly" },
+        })),
+        "workload": snapshot.workload.as_ref().map(|workload| json!({
+            "service": workload.service.as_str(),
+            "ports": ports(&workload.ports),
+            "accessLog": workload.access_log,
+            "sampling": workload.sampling,
+        })),
+        "services": services.into_iter().map(|(name, lookup)| match lookup {
+            Lookup::Pending => json!({"name": name.as_str(), "state": "pending"}),
+            Lookup::Absent => json!({"name": name.as_str(), "state": "absent"}),
+            Lookup::Found(service) => found(service),
+        }).collect::<Vec<_>>(),
+        "addresses": addresses.into_iter().map(|(address, lookup)| json!({
+            "address": address.to_string(),
+            "service": match lookup {
+                Lookup::Found(name) => Some(name.as_str()),
+                Lookup::Pending | Lookup::Absent => None,
+            },
+        })).collect::<Vec<_>>(),
+    })
+}
+
+/// `/endpoints`: where each service is.
+pub(super) fn endpoints(snapshot: &Snapshot) -> Value {
+    let mut found: Vec<&Arc<Service>> = snapshot
+        .services
+        .values()
+        .filter_map(|lookup| match lookup {
+            Lookup::Found(service) => Some(service),
+            Lookup::Pending | Lookup::Absent => None,
+        })
+        .collect();
+    found.sort_unstable_by_key(|service| &service.name);
+    let endpoints = found.into_iter().flat_map(|service| {
+        service.endpoints.iter().map(|endpoint| {
+            json!({
+                "service": service.name.as_str(),
+                "id": endpoint.id,
+                "address": endpoint.address.to_string(),
+                "ports": endpoint.bindings.iter().map(|(service, app)| json!({"service": service, "app": app}))
+                    .collect::<Vec<_>>(),
+                "inbound": endpoint.mesh.as_ref().map(|mesh| mesh.inbound.to_string()),
+                "identity": endpoint.mesh.as_ref().map(|mesh| mesh.identity.as_str()),
+                "zone": endpoint.zone,
+                "weight": endpoint.weight,
+                "healthy": endpoint.healthy,
+            })
+        })
+    });
+    endpoints.collect()
+}
+
+/// `/certs`: our certificate and the roots we trust. Keys are nowhere shown.
+pub(super) fn certificates(credentials: Option<&Arc<Credentials>>) -> Value {
+    let Some(credentials) = credentials else { return json!({"certificate": null, "trust": null}) };
+    let trust = credentials.trust();
+    json!({
+        "certificate": credentials.certificate().and_then(|key| {
+            let leaf = key.cert.first()?;
+            let mut shown = certificate(leaf);
+            shown["identity"] = identity(credentials).into();
+            Some(shown)
+        }),
+        "trust": {
+            "trustDomain": trust.domain().as_str(),
+            "roots": trust.roots().iter().map(certificate).collect::<Vec<_>>(),
+        },
+    })
+}
+
+fn certificate(certificate: &CertificateDer<'_>) -> Value {
+    let validity = x509::validity(certificate).ok();
+    json!({
+        "sha256": RootHash::of(certificate).to_string(),
+        "notBefore": validity.map(|validity| timestamp(validity.not_before)),
+        "notAfter": validity.map(|validity| timestamp(validity.not_after)),
+    })
+}
+
+fn identity(credentials: &Arc<Credentials>) -> Option<String> {
+    let certificate = credentials.certificate()?;
+    spiffe_id(certificate.cert.first()?).ok().map(|id| id.as_str().to_owned())
+}
+
+fn found(service: &Service) -> Value {
+    json!({
+        "name": service.name.as_str(),
+        "state": "found",
+        "ports": ports(&service.ports),
+        "endpoints": service.endpoints.len(),
+        "healthyEndpoints": service.endpoints.iter().filter(|endpoint| endpoint.healthy).count(),
+        "policy": service.policy.source,
+        "lastUsed": service.usage.last(),
+    })
+}
+
+fn ports(ports: &[Port]) -> Vec<Value> {
+    let shown = ports.iter().map(|port| {
+        let protocol = match port.protocol {
+            AppProtocol::Detect => "detect",
+            AppProtocol::Http => "http",
+            AppProtocol::Http2 => "http2",
+            AppProtocol::Tcp => "tcp",
+            AppProtocol::Tls => "tls",
+        };
+        json!({"port": port.number, "protocol": protocol})
+    });
+    shown.collect()
+}
