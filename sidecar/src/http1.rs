@@ -8,7 +8,10 @@
 //! repaired. Which requests are allowed, and where they go, is decided elsewhere.
 
 pub mod body;
+mod connection;
+mod exchange;
 mod fields;
+mod forward;
 mod method;
 pub mod request;
 pub mod response;
@@ -20,6 +23,7 @@ mod trailers;
 #[cfg(test)]
 mod smuggling;
 
+pub(crate) use connection::serve;
 pub use fields::Origin;
 pub use method::Method;
 pub use scan::HeadScan;
@@ -97,6 +101,9 @@ pub enum BadHead {
     /// `Connection` that is malformed or names a field that is no hop's business.
     #[error("the Connection field is malformed or names an end-to-end field")]
     Connection,
+    /// Begun, but not ended in time.
+    #[error("the head did not arrive in time")]
+    TooSlow,
     /// A 101 that nobody asked for.
     #[error("the upstream switched protocols unasked")]
     UnaskedUpgrade,
@@ -121,9 +128,4 @@ impl From<httparse::Error> for BadHead {
             httparse::Error::NewLine | httparse::Error::Status | httparse::Error::Token => Self::StartLine,
         }
     }
-}
-
-/// Serves a client's HTTP/1 connection.
-pub(crate) async fn serve(connection: crate::io::Connection, session: crate::session::Session) {
-    let _ = (connection, session);
 }

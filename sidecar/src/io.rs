@@ -312,10 +312,10 @@ pub struct WriteBuffer {
 const KEPT_OUTPUT: usize = 16 * 1024;
 
 impl WriteBuffer {
-    /// Whether bytes wait to be written.
+    /// Whether bytes wait to be written, or TLS has not passed on all that it took.
     #[inline]
     pub fn is_pending(&self) -> bool {
-        self.sent < self.bytes.len()
+        self.sent < self.bytes.len() || self.unflushed
     }
 
     /// How many bytes wait to be written.

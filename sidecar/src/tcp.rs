@@ -12,7 +12,7 @@ mod relay;
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::leg::{Broken, Leg};
 use self::relay::{Ended, Relay};
@@ -20,7 +20,9 @@ use crate::io::Connection;
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
 use crate::session::Session;
+use crate::telemetry::metrics::OpenConnection;
 use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol};
+use crate::wheel::Deadline;
 
 /// Serves one of the application's connections, or one from a published port.
 pub(crate) async fn serve(connection: Connection, session: Session, destination: &Rc<Destination>) {
@@ -175,7 +177,7 @@ pub(crate) async fn serve_peer(mut connection: Connection, session: Session) {
 }
 
 /// Longer than the peers' own idle limit, so that it is they who close.
-const PEER_IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(90);
+const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// `None` if the mesh connection cannot carry another stream.
 async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &Session) -> Option<()> {
@@ -211,6 +213,19 @@ async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &
             None
         }
     }
+}
+
+/// Carries the bytes of two connections that HTTP has made a tunnel of. `false`
+/// if it did not end cleanly on both sides.
+pub(crate) async fn tunnel(
+    client: &mut Connection,
+    server: &mut Connection,
+    deadline: Deadline,
+    idle: Option<Duration>,
+    metrics: &OpenConnection,
+) -> bool {
+    let mut relay = Relay::new(Leg::raw(), Leg::raw(), deadline, idle, metrics);
+    poll_fn(|cx| relay.poll(cx, client, server)).await == Ended::Cleanly
 }
 
 impl From<Broken> for Ended {

@@ -1,0 +1,549 @@
+//! One request: where it goes, its tries, and what the client gets.
+//!
+//! The client's task owns the upstream connection while it is in use; nothing
+//! is spawned, sent or locked. The request is held up to the policy's bound
+//! until its response begins, so that another endpoint can be tried; a
+//! response that broke off is never passed on as complete.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::config::TrafficPolicy;
+use crate::http1::connection::{Client, Next};
+use crate::http1::exchange::{Broken, Exchange, Sending, Sides, watch};
+use crate::http1::fields::write_field;
+use crate::http1::request::RequestHead;
+use crate::http1::response::{self, ResponseHead, Role};
+use crate::http1::{Method, Origin};
+use crate::io::Connection;
+use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
+use crate::reason::Reason;
+use crate::sanitize::answer::{Answer, Http1};
+use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
+use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol, broken};
+use crate::wheel::Deadline;
+
+/// Forwards the request whose head was just read, and answers it.
+pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
+    let started = Instant::now();
+    for (name, value) in head.trace.of(client.connection.input.data()) {
+        write_field(&mut client.to_upstream.bytes, name, value);
+    }
+    head.finish(&mut client.to_upstream.bytes);
+    client.connection.input.consume(head.consumed);
+    let mut request = Request {
+        sending: Sending {
+            body: head.body.clone(),
+            replayable: true,
+            held: usize::MAX,
+            may_half_close: !head.keep_alive,
+        },
+        limits: Limits { request: None, attempt: None, idle: None },
+        progress: Progress {
+            started,
+            retries: 0,
+            method_permitted: false,
+            response_started: false,
+            replayable: true,
+        },
+        head,
+    };
+    if let Err(bad) = request.sending.take(&mut client.connection.input, &mut client.to_upstream) {
+        return request.refuse(client, None, Reason::BadRequest, &bad.to_string()).await;
+    }
+    let found = match client.session.same_destination(request.head.authority.of(&client.to_upstream.bytes)) {
+        Some(destination) => Ok(destination),
+        None => request.find(client).await,
+    };
+    let admitted = found.and_then(|destination| Ok((destination.admit()?, destination)));
+    match admitted {
+        Ok((_admitted, destination)) => request.serve(client, &destination).await,
+        Err(Stop::Reason(reason)) => request.refuse(client, None, reason, "").await,
+        Err(Stop::ClientLeft) => Next::Abort,
+    }
+}
+
+/// A request and how far it has come.
+struct Request {
+    head: RequestHead,
+    sending: Sending,
+    limits: Limits,
+    progress: Progress,
+}
+
+/// Why a request ends without a response from an upstream.
+enum Stop {
+    Reason(Reason),
+    ClientLeft,
+}
+
+impl From<Reason> for Stop {
+    fn from(reason: Reason) -> Self {
+        Self::Reason(reason)
+    }
+}
+
+/// How a try ended.
+enum Tried {
+    /// The head of the response lies in `to_client`, open and unsent.
+    Response(ResponseHead),
+    /// It failed in a way that another try might not.
+    Failed(Failure),
+    /// It failed for good.
+    Stopped(Stop, &'static str),
+}
+
+impl Request {
+    /// Looks the destination up; discovery may have to be asked first.
+    async fn find(&mut self, client: &mut Client) -> Result<Rc<Destination>, Stop> {
+        // Boxed because it is rare: its size would be every connection's.
+        let authority: Box<[u8]> = self.head.authority.of(&client.to_upstream.bytes).into();
+        let Client { session, connection, deadline, .. } = client;
+        let found = Box::pin(session.destination(&authority));
+        self.limits.arm(deadline, self.progress.started);
+        Ok(wait(found, connection, deadline, &mut self.sending, &mut self.limits).await??)
+    }
+
+    /// Tries endpoints until one answers or nothing is left to try.
+    async fn serve(&mut self, client: &mut Client, destination: &Rc<Destination>) -> Next {
+        let policy = destination.policy();
+        let started = self.progress.started;
+        self.sending.held = client.to_upstream.bytes.len().saturating_add(policy.retry.buffer_bytes);
+        self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
+        self.limits.idle = policy.idle_timeout;
+        destination.budget.borrow_mut().deposit(started);
+        let mut failed: Option<Rc<Endpoint>> = None;
+        let mut now = started;
+        loop {
+            let endpoint = match destination.pick(failed.as_ref(), &client.session.worker.rng, now) {
+                Ok(endpoint) => endpoint,
+                Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
+            };
+            let metrics = client.requests(destination, &endpoint).begin();
+            let load = endpoint.begin();
+            let (tried, mut lease, exchange) =
+                self.attempt(client, destination, &endpoint, &policy, now).await;
+            let sent = std::mem::replace(&mut now, Instant::now());
+            self.progress.response_started |= exchange.passed_on;
+            let after = match tried {
+                Tried::Response(mut response) => {
+                    let failure = failure_of(&response);
+                    match failure {
+                        Some(failure) => destination.failed(&endpoint, failure, now),
+                        None => destination.succeeded(&endpoint, sent, now),
+                    }
+                    let retry =
+                        failure.and_then(|failure| self.retry(client, destination, &policy, failure, now));
+                    let Some(after) = retry else {
+                        self.note_retry(destination, failure.is_none());
+                        let lease = lease.expect("a response came over a connection");
+                        return self
+                            .respond(client, destination, &policy, response, lease, exchange, metrics)
+                            .await;
+                    };
+                    client.to_client.clear();
+                    let unused = lease.take().expect("a response came over a connection");
+                    if exchange.request_sent(&self.sending, &client.to_upstream) {
+                        discard(unused, &mut response, &mut client.to_client.bytes, &policy, now);
+                        client.to_client.clear();
+                    }
+                    after
+                }
+                Tried::Failed(failure) => {
+                    destination.failed(&endpoint, failure, now);
+                    match self.retry(client, destination, &policy, failure, now) {
+                        Some(after) => after,
+                        None => {
+                            self.note_retry(destination, false);
+                            drop(lease);
+                            let reason = match failure {
+                                Failure::Mesh(reason) => reason,
+                                _ => Reason::Reset,
+                            };
+                            return self.answer(client, Some(destination), metrics, reason, "").await;
+                        }
+                    }
+                }
+                Tried::Stopped(Stop::ClientLeft, _) => {
+                    metrics.finish(Outcome::default(), now.saturating_duration_since(started));
+                    return Next::Abort;
+                }
+                Tried::Stopped(Stop::Reason(reason), message) => {
+                    destination.failed(&endpoint, Failure::Mesh(reason), now);
+                    self.note_retry(destination, false);
+                    drop(lease);
+                    return self.answer(client, Some(destination), metrics, reason, message).await;
+                }
+            };
+            drop((metrics, load, lease));
+            self.note_retry(destination, false);
+            self.progress.retries += 1;
+            client.to_upstream.rewind();
+            if !after.is_zero() {
+                match self.pause(client, now + after).await {
+                    Ok(()) => now = Instant::now(),
+                    Err(Stop::ClientLeft) => return Next::Abort,
+                    Err(Stop::Reason(reason)) => {
+                        return self.refuse(client, Some(destination), reason, "").await;
+                    }
+                }
+            }
+            failed = Some(endpoint);
+        }
+    }
+
+    /// Sends the request to one endpoint and waits for the head of its response.
+    async fn attempt(
+        &mut self,
+        client: &mut Client,
+        destination: &Rc<Destination>,
+        endpoint: &Rc<Endpoint>,
+        policy: &TrafficPolicy,
+        now: Instant,
+    ) -> (Tried, Option<Lease>, Exchange) {
+        let mut exchange = Exchange::default();
+        let Client { connection, to_client, to_upstream, deadline, session, .. } = client;
+        self.limits.attempt = policy.per_try_timeout.and_then(|timeout| now.checked_add(timeout));
+        self.limits.arm(deadline, now);
+        let mut lease = match endpoint.idle(MeshProtocol::Http1) {
+            Some(lease) => lease,
+            None => {
+                // Boxed because it is rare: its size would be every connection's.
+                let made = Box::pin(destination.acquire(endpoint, MeshProtocol::Http1, &session.worker));
+                match wait(made, connection, deadline, &mut self.sending, &mut self.limits).await {
+                    Ok(Ok(lease)) => lease,
+                    Ok(Err(error)) => {
+                        session.worker.warn(format_args!("{}: {}", destination.key, error.detail));
+                        return (Tried::Failed(Failure::Mesh(error.reason)), None, exchange);
+                    }
+                    Err(Stop::Reason(Reason::PerTryTimeout)) => {
+                        return (Tried::Failed(Failure::Mesh(Reason::ConnectTimeout)), None, exchange);
+                    }
+                    Err(stop) => return (Tried::Stopped(stop, ""), None, exchange),
+                }
+            }
+        };
+        let origin = if endpoint.is_mesh() { Origin::Mesh } else { Origin::Outside };
+        let expected = response::Exchange::new(&self.head, origin);
+        let ended = poll_fn(|cx| {
+            let mut sides = Sides { client: connection, to_client, upstream: &mut lease, to_upstream };
+            match exchange.poll_head(cx, &mut sides, &mut self.sending, &expected) {
+                Poll::Ready(ended) => Poll::Ready(Ok(ended)),
+                Poll::Pending => self.limits.poll(cx, deadline, &mut exchange.moved, &self.sending).map(Err),
+            }
+        })
+        .await;
+        let tried = match ended {
+            Ok(Ok(response)) => Tried::Response(response),
+            Ok(Err(Broken::Client)) => Tried::Stopped(Stop::ClientLeft, ""),
+            Ok(Err(Broken::Request(_))) => {
+                Tried::Stopped(Stop::Reason(Reason::BadRequest), "the body is malformed")
+            }
+            Ok(Err(Broken::Response)) => Tried::Failed(Failure::Mesh(Reason::BadResponse)),
+            Ok(Err(Broken::Upstream(error))) => {
+                let reason = error.as_ref().map_or(Reason::Reset, broken);
+                Tried::Failed(if lease.is_reused() && !exchange.answered && reason == Reason::Reset {
+                    Failure::StaleConnection
+                } else {
+                    Failure::Mesh(reason)
+                })
+            }
+            Err(Reason::PerTryTimeout) => Tried::Failed(Failure::Mesh(Reason::PerTryTimeout)),
+            Err(reason) => Tried::Stopped(Stop::Reason(reason), ""),
+        };
+        (tried, Some(lease), exchange)
+    }
+
+    /// Passes a response on.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one exchange, taken apart here")]
+    async fn respond(
+        &mut self,
+        client: &mut Client,
+        destination: &Destination,
+        policy: &TrafficPolicy,
+        mut response: ResponseHead,
+        mut lease: Lease,
+        mut exchange: Exchange,
+        metrics: InFlight,
+    ) -> Next {
+        let stays = self.head.keep_alive && !client.session.worker.is_draining();
+        response.finish(stays, &mut client.to_client.bytes);
+        self.sending.let_go(&mut client.to_upstream);
+        self.limits.attempt = None;
+        let Client { connection, to_client, to_upstream, deadline, .. } = client;
+        let ended = poll_fn(|cx| {
+            let mut sides = Sides { client: connection, to_client, upstream: &mut lease, to_upstream };
+            match exchange.poll_body(cx, &mut sides, &mut self.sending, &mut response.body) {
+                Poll::Ready(ended) => Poll::Ready(Ok(ended)),
+                Poll::Pending => self.limits.poll(cx, deadline, &mut exchange.moved, &self.sending).map(Err),
+            }
+        })
+        .await;
+        let error = match ended {
+            Ok(Ok(())) => None,
+            // Whatever was sent, it is not all: the client must not take it for that.
+            Ok(Err(Broken::Client)) => {
+                metrics.finish(self.outcome(&response, None), self.progress.started.elapsed());
+                return Next::Abort;
+            }
+            Ok(Err(Broken::Request(_))) => Some(Reason::BadRequest),
+            Ok(Err(Broken::Response)) => Some(Reason::BadResponse),
+            Ok(Err(Broken::Upstream(_))) => Some(Reason::Reset),
+            Err(reason) => Some(reason),
+        };
+        if let Some(reason) = error {
+            let now = Instant::now();
+            destination.failed(lease.endpoint(), Failure::Mesh(reason), now);
+            metrics
+                .finish(self.outcome(&response, error), now.saturating_duration_since(self.progress.started));
+            return Next::Abort;
+        }
+        if response.role == Role::Tunnel {
+            let endpoint = lease.endpoint().clone();
+            let mut upstream = lease.into_inner();
+            let bytes = client.session.tcp(Some(destination), Some(&endpoint)).open();
+            let deadline = client.session.worker.wheel.deadline();
+            let clean = crate::tcp::tunnel(
+                &mut client.connection,
+                &mut upstream,
+                deadline,
+                policy.idle_timeout,
+                &bytes,
+            )
+            .await;
+            metrics.finish(self.outcome(&response, None), self.progress.started.elapsed());
+            if !clean {
+                upstream.transport.abort();
+                return Next::Abort;
+            }
+            return Next::Close;
+        }
+        let now = Instant::now();
+        client.now = now;
+        metrics.finish(
+            self.outcome(&response, response.mesh_error),
+            now.saturating_duration_since(self.progress.started),
+        );
+        let whole = exchange.request_sent(&self.sending, to_upstream);
+        if response.keep_alive && whole && lease.input.is_empty() {
+            lease.give_back(policy.limits.requests_per_connection, now);
+        }
+        match (stays && !response.close_delimited, self.sending.body.is_complete()) {
+            (_, false) => Next::Linger,
+            (true, true) => Next::KeepAlive,
+            (false, true) => Next::Close,
+        }
+    }
+
+    fn outcome(&self, response: &ResponseHead, error: Option<Reason>) -> Outcome {
+        Outcome { code: response.status, grpc_status: None, error }
+    }
+
+    /// Whether the request is tried again after this failure, and after which delay.
+    fn retry(
+        &mut self,
+        client: &Client,
+        destination: &Destination,
+        policy: &TrafficPolicy,
+        failure: Failure,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.progress.replayable = self.sending.replayable;
+        // The method's token is part of what is held.
+        self.progress.method_permitted = self.sending.replayable
+            && policy.retry.methods.permit(self.head.method_token.of(&client.to_upstream.bytes));
+        let budget = &mut destination.budget.borrow_mut();
+        match policy.retry.decide(&self.progress, failure, budget, &client.session.worker.rng, now) {
+            Decision::Retry { after } => Some(after),
+            Decision::GiveUp(GiveUp::BudgetExhausted) => {
+                destination.retries.budget_exhausted();
+                None
+            }
+            Decision::GiveUp(_) => None,
+        }
+    }
+
+    /// Counts the try that just ended, if it was a retry.
+    fn note_retry(&self, destination: &Destination, succeeded: bool) {
+        if self.progress.retries > 0 {
+            let outcome = if succeeded { RetryOutcome::Succeeded } else { RetryOutcome::Failed };
+            destination.retries.retried(outcome);
+        }
+    }
+
+    /// Waits before a retry.
+    async fn pause(&mut self, client: &mut Client, until: Instant) -> Result<(), Stop> {
+        let Client { connection, deadline, .. } = client;
+        if self.limits.request.is_some_and(|limit| limit <= until) {
+            // No time will be left.
+            return Err(Reason::Timeout.into());
+        }
+        deadline.arm(until);
+        poll_fn(|cx| match deadline.poll_expired(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending => watch(cx, connection, &mut self.sending).map(|_| Err(Stop::ClientLeft)),
+        })
+        .await
+    }
+
+    /// Answers in place of an endpoint that was never chosen.
+    async fn refuse(
+        &mut self,
+        client: &mut Client,
+        destination: Option<&Rc<Destination>>,
+        reason: Reason,
+        message: &str,
+    ) -> Next {
+        let metrics = client.session.requests(destination.map(|d| &**d), None).begin();
+        self.answer(client, destination, metrics, reason, message).await
+    }
+
+    /// Answers in place of the upstream.
+    async fn answer(
+        &mut self,
+        client: &mut Client,
+        destination: Option<&Rc<Destination>>,
+        metrics: InFlight,
+        reason: Reason,
+        message: &str,
+    ) -> Next {
+        let whole = self.sending.body.is_complete();
+        let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
+        let service = destination.map(|d| format!("{}.{}", d.service, d.namespace)).unwrap_or_default();
+        let policy = destination.map(|d| d.policy());
+        let answer = Answer {
+            message,
+            service: &service,
+            policy: policy.as_ref().map_or("", |policy| &policy.source),
+            ..Answer::new(reason)
+        };
+        let how = Http1 { head: self.head.method == Method::Head, close: !stays };
+        answer.write_http1(self.head.form, how, &mut client.to_client.bytes);
+        let next = match (stays, whole) {
+            (true, _) => Next::KeepAlive,
+            (false, true) => Next::Close,
+            (false, false) => Next::Linger,
+        };
+        let next = client.send_answer(next).await;
+        let outcome = Outcome { code: answer.status(self.head.form), grpc_status: None, error: Some(reason) };
+        client.now = Instant::now();
+        metrics.finish(outcome, client.now.saturating_duration_since(self.progress.started));
+        next
+    }
+}
+
+impl Client {
+    /// The metrics of a request to this endpoint.
+    fn requests(&mut self, destination: &Rc<Destination>, endpoint: &Rc<Endpoint>) -> Rc<RequestMetrics> {
+        if self.session.direction == Direction::Outbound {
+            return endpoint.requests.clone();
+        }
+        match &self.metrics {
+            Some((known, metrics)) if Rc::ptr_eq(known, destination) => metrics.clone(),
+            _ => {
+                let metrics = self.session.requests(Some(destination), Some(endpoint));
+                self.metrics = Some((destination.clone(), metrics.clone()));
+                metrics
+            }
+        }
+    }
+}
+
+/// What a response that is there says about a failure.
+fn failure_of(response: &ResponseHead) -> Option<Failure> {
+    match response.mesh_error {
+        Some(reason) => Some(Failure::Mesh(reason)),
+        // 429 may be retried where a policy says so.
+        None if response.status >= 500 || response.status == 429 => Some(Failure::Status(response.status)),
+        None => None,
+    }
+}
+
+/// Keeps the connection of a response that is not passed on, if all of it is
+/// there already: refusals by sidecars are short.
+fn discard(
+    mut lease: Lease,
+    response: &mut ResponseHead,
+    scratch: &mut Vec<u8>,
+    policy: &TrafficPolicy,
+    now: Instant,
+) {
+    let taken = response.body.relay(lease.input.data(), scratch);
+    lease.input.consume(taken.unwrap_or(0));
+    if response.keep_alive && response.body.is_complete() && lease.input.is_empty() {
+        lease.give_back(policy.limits.requests_per_connection, now);
+    }
+}
+
+/// The time limits of a request.
+struct Limits {
+    request: Option<Instant>,
+    attempt: Option<Instant>,
+    idle: Option<Duration>,
+}
+
+impl Limits {
+    /// Sets the deadline to the first of them.
+    fn arm(&self, deadline: &Deadline, now: Instant) {
+        let idle = self.idle.and_then(|idle| now.checked_add(idle));
+        match [self.request, self.attempt, idle].into_iter().flatten().min() {
+            Some(at) => deadline.arm(at),
+            None => deadline.disarm(),
+        }
+    }
+
+    /// Ready with the reason once one of them is over. Whether something moved
+    /// is asked only when the deadline comes by, so silence is noticed after
+    /// one to two times its limit, and moving costs no look at the clock.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        deadline: &Deadline,
+        moved: &mut bool,
+        sending: &Sending,
+    ) -> Poll<Reason> {
+        while deadline.poll_expired(cx).is_ready() {
+            let now = Instant::now();
+            if self.request.is_some_and(|limit| limit <= now) {
+                return Poll::Ready(Reason::Timeout);
+            }
+            if self.attempt.is_some_and(|limit| limit <= now) {
+                return Poll::Ready(Reason::PerTryTimeout);
+            }
+            if !std::mem::take(moved) {
+                let waiting_for_client = !sending.body.is_complete();
+                return Poll::Ready(if waiting_for_client {
+                    Reason::RequestTimeout
+                } else {
+                    Reason::Timeout
+                });
+            }
+            self.arm(deadline, now);
+        }
+        Poll::Pending
+    }
+}
+
+/// Waits for something else than the two connections, but not longer than the
+/// limits and the client do.
+async fn wait<T>(
+    mut what: Pin<Box<impl Future<Output = T>>>,
+    client: &mut Connection,
+    deadline: &Deadline,
+    sending: &mut Sending,
+    limits: &mut Limits,
+) -> Result<T, Stop> {
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = what.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        if watch(cx, client, sending).is_ready() {
+            return Poll::Ready(Err(Stop::ClientLeft));
+        }
+        limits.poll(cx, deadline, &mut false, sending).map(|reason| Err(reason.into()))
+    })
+    .await
+}
