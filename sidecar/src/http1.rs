@@ -12,6 +12,7 @@ mod connection;
 mod exchange;
 mod fields;
 mod forward;
+mod limits;
 mod method;
 pub mod request;
 pub mod response;

@@ -5,33 +5,33 @@
 //! until its response begins, so that another endpoint can be tried; a
 //! response that broke off is never passed on as complete.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::config::TrafficPolicy;
+use crate::http1::body::BadBody;
 use crate::http1::connection::{Client, Next};
 use crate::http1::exchange::{Broken, Exchange, Sending, Sides, watch};
 use crate::http1::fields::write_field;
+use crate::http1::limits::{Limits, Stop, wait};
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
-use crate::http1::{Method, Origin};
-use crate::io::Connection;
+use crate::http1::{Method, Origin, Version};
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::sanitize::answer::{Answer, Http1};
+use crate::session;
+use crate::tcp::tunnel;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
+use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol, broken};
-use crate::wheel::Deadline;
 
 /// Forwards the request whose head was just read, and answers it.
 pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
     let started = Instant::now();
-    for (name, value) in head.trace.of(client.connection.input.data()) {
-        write_field(&mut client.to_upstream.bytes, name, value);
-    }
+    let (trace, in_flight) = trace(client, &head);
     head.finish(&mut client.to_upstream.bytes);
     client.connection.input.consume(head.consumed);
     let mut request = Request {
@@ -41,7 +41,11 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
             held: usize::MAX,
             may_half_close: !head.keep_alive,
         },
-        limits: Limits { request: None, attempt: None, idle: None },
+        limits: Limits::default(),
+        told: client.session.is_recorded(trace.as_ref()).then(|| head.told(&client.to_upstream.bytes)),
+        trace,
+        _in_flight: in_flight,
+        attempts: 0,
         progress: Progress {
             started,
             retries: 0,
@@ -72,18 +76,34 @@ struct Request {
     sending: Sending,
     limits: Limits,
     progress: Progress,
+    /// How often it was sent.
+    attempts: u32,
+    /// Its span, where tracing is on.
+    trace: Option<SpanContext>,
+    /// Says that it is in flight to the application.
+    _in_flight: Option<InboundInFlight>,
+    /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
+    told: Option<Box<[u8]>>,
 }
 
-/// Why a request ends without a response from an upstream.
-enum Stop {
-    Reason(Reason),
-    ClientLeft,
-}
-
-impl From<Reason> for Stop {
-    fn from(reason: Reason) -> Self {
-        Self::Reason(reason)
+/// Writes the trace context for the next hop: our own, or what came where tracing is off.
+fn trace(client: &mut Client, head: &RequestHead) -> (Option<SpanContext>, Option<InboundInFlight>) {
+    let worker = &client.session.worker;
+    let out = &mut client.to_upstream.bytes;
+    let fields = head.trace.of(client.connection.input.data());
+    if !worker.tracer.is_on() {
+        fields.for_each(|(name, value)| write_field(out, name, value));
+        return (None, None);
     }
+    let incoming = Incoming::read(fields);
+    let (span, in_flight) = match client.session.direction {
+        Direction::Inbound => worker.tracer.inbound(incoming, worker.sampling()).unzip(),
+        Direction::Outbound => (worker.tracer.outbound(incoming, worker.sampling()), None),
+    };
+    if let Some(span) = &span {
+        span.write_http1(out);
+    }
+    (span, in_flight)
 }
 
 /// How a try ended.
@@ -93,7 +113,7 @@ enum Tried {
     /// It failed in a way that another try might not.
     Failed(Failure),
     /// It failed for good.
-    Stopped(Stop, &'static str),
+    Stopped(Stop, Option<BadBody>),
 }
 
 impl Request {
@@ -163,19 +183,24 @@ impl Request {
                                 Failure::Mesh(reason) => reason,
                                 _ => Reason::Reset,
                             };
-                            return self.answer(client, Some(destination), metrics, reason, "").await;
+                            return self
+                                .answer(client, Some(destination), Some(&endpoint), metrics, reason, "")
+                                .await;
                         }
                     }
                 }
                 Tried::Stopped(Stop::ClientLeft, _) => {
-                    metrics.finish(Outcome::default(), now.saturating_duration_since(started));
+                    self.finish(client, Some(destination), Some(&endpoint), metrics, Outcome::default(), 0);
                     return Next::Abort;
                 }
-                Tried::Stopped(Stop::Reason(reason), message) => {
+                Tried::Stopped(Stop::Reason(reason), bad) => {
+                    let message = bad.map(|bad| bad.to_string()).unwrap_or_default();
                     destination.failed(&endpoint, Failure::Mesh(reason), now);
                     self.note_retry(destination, false);
                     drop(lease);
-                    return self.answer(client, Some(destination), metrics, reason, message).await;
+                    return self
+                        .answer(client, Some(destination), Some(&endpoint), metrics, reason, &message)
+                        .await;
                 }
             };
             drop((metrics, load, lease));
@@ -222,10 +247,11 @@ impl Request {
                     Err(Stop::Reason(Reason::PerTryTimeout)) => {
                         return (Tried::Failed(Failure::Mesh(Reason::ConnectTimeout)), None, exchange);
                     }
-                    Err(stop) => return (Tried::Stopped(stop, ""), None, exchange),
+                    Err(stop) => return (Tried::Stopped(stop, None), None, exchange),
                 }
             }
         };
+        self.attempts += 1;
         let origin = if endpoint.is_mesh() { Origin::Mesh } else { Origin::Outside };
         let expected = response::Exchange::new(&self.head, origin);
         let ended = poll_fn(|cx| {
@@ -238,10 +264,8 @@ impl Request {
         .await;
         let tried = match ended {
             Ok(Ok(response)) => Tried::Response(response),
-            Ok(Err(Broken::Client)) => Tried::Stopped(Stop::ClientLeft, ""),
-            Ok(Err(Broken::Request(_))) => {
-                Tried::Stopped(Stop::Reason(Reason::BadRequest), "the body is malformed")
-            }
+            Ok(Err(Broken::Client)) => Tried::Stopped(Stop::ClientLeft, None),
+            Ok(Err(Broken::Request(bad))) => Tried::Stopped(Stop::Reason(Reason::BadRequest), Some(bad)),
             Ok(Err(Broken::Response)) => Tried::Failed(Failure::Mesh(Reason::BadResponse)),
             Ok(Err(Broken::Upstream(error))) => {
                 let reason = error.as_ref().map_or(Reason::Reset, broken);
@@ -252,7 +276,7 @@ impl Request {
                 })
             }
             Err(Reason::PerTryTimeout) => Tried::Failed(Failure::Mesh(Reason::PerTryTimeout)),
-            Err(reason) => Tried::Stopped(Stop::Reason(reason), ""),
+            Err(reason) => Tried::Stopped(Stop::Reason(reason), None),
         };
         (tried, Some(lease), exchange)
     }
@@ -282,64 +306,81 @@ impl Request {
             }
         })
         .await;
-        let error = match ended {
-            Ok(Ok(())) => None,
-            // Whatever was sent, it is not all: the client must not take it for that.
-            Ok(Err(Broken::Client)) => {
-                metrics.finish(self.outcome(&response, None), self.progress.started.elapsed());
-                return Next::Abort;
-            }
-            Ok(Err(Broken::Request(_))) => Some(Reason::BadRequest),
-            Ok(Err(Broken::Response)) => Some(Reason::BadResponse),
-            Ok(Err(Broken::Upstream(_))) => Some(Reason::Reset),
-            Err(reason) => Some(reason),
+        // Whatever was sent of it, the client must not take it for complete.
+        let (next, error) = match ended {
+            Ok(Ok(())) => (None, None),
+            Ok(Err(Broken::Client)) => (Some(Next::Abort), None),
+            Ok(Err(Broken::Request(_))) => (Some(Next::Abort), Some(Reason::BadRequest)),
+            Ok(Err(Broken::Response)) => (Some(Next::Abort), Some(Reason::BadResponse)),
+            Ok(Err(Broken::Upstream(_))) => (Some(Next::Abort), Some(Reason::Reset)),
+            Err(reason) => (Some(Next::Abort), Some(reason)),
         };
+        let endpoint = lease.endpoint().clone();
         if let Some(reason) = error {
-            let now = Instant::now();
-            destination.failed(lease.endpoint(), Failure::Mesh(reason), now);
-            metrics
-                .finish(self.outcome(&response, error), now.saturating_duration_since(self.progress.started));
-            return Next::Abort;
+            destination.failed(&endpoint, Failure::Mesh(reason), Instant::now());
         }
-        if response.role == Role::Tunnel {
-            let endpoint = lease.endpoint().clone();
-            let mut upstream = lease.into_inner();
-            let bytes = client.session.tcp(Some(destination), Some(&endpoint)).open();
-            let deadline = client.session.worker.wheel.deadline();
-            let clean = crate::tcp::tunnel(
-                &mut client.connection,
-                &mut upstream,
-                deadline,
-                policy.idle_timeout,
-                &bytes,
-            )
-            .await;
-            metrics.finish(self.outcome(&response, None), self.progress.started.elapsed());
-            if !clean {
-                upstream.transport.abort();
-                return Next::Abort;
+        let outcome =
+            Outcome { code: response.status, grpc_status: None, error: error.or(response.mesh_error) };
+        let mut received = response.body.received();
+        let next = match next {
+            Some(next) => next,
+            None if response.role == Role::Tunnel => {
+                let mut upstream = lease.into_inner();
+                let bytes = client.session.tcp(Some(destination), Some(&endpoint)).open();
+                let deadline = client.session.worker.wheel.deadline();
+                let (client, upstream) = (&mut client.connection, &mut upstream);
+                let clean = Box::pin(tunnel(client, upstream, deadline, policy.idle_timeout, &bytes)).await;
+                received = 0;
+                if clean { Next::Close } else { Next::Abort }
             }
-            return Next::Close;
-        }
-        let now = Instant::now();
-        client.now = now;
-        metrics.finish(
-            self.outcome(&response, response.mesh_error),
-            now.saturating_duration_since(self.progress.started),
-        );
-        let whole = exchange.request_sent(&self.sending, to_upstream);
-        if response.keep_alive && whole && lease.input.is_empty() {
-            lease.give_back(policy.limits.requests_per_connection, now);
-        }
-        match (stays && !response.close_delimited, self.sending.body.is_complete()) {
-            (_, false) => Next::Linger,
-            (true, true) => Next::KeepAlive,
-            (false, true) => Next::Close,
-        }
+            None => {
+                let whole = exchange.request_sent(&self.sending, to_upstream);
+                if response.keep_alive && whole && lease.input.is_empty() {
+                    lease.give_back(policy.limits.requests_per_connection, Instant::now());
+                }
+                match (stays && !response.close_delimited, self.sending.body.is_complete()) {
+                    (_, false) => Next::Linger,
+                    (true, true) => Next::KeepAlive,
+                    (false, true) => Next::Close,
+                }
+            }
+        };
+        self.finish(client, Some(destination), Some(&endpoint), metrics, outcome, received);
+        next
     }
 
-    fn outcome(&self, response: &ResponseHead, error: Option<Reason>) -> Outcome {
-        Outcome { code: response.status, grpc_status: None, error }
+    /// Counts and records the request as ended so.
+    fn finish(
+        &self,
+        client: &mut Client,
+        destination: Option<&Destination>,
+        endpoint: Option<&Endpoint>,
+        metrics: InFlight,
+        outcome: Outcome,
+        bytes_out: u64,
+    ) {
+        client.now = Instant::now();
+        let duration = client.now.saturating_duration_since(self.progress.started);
+        metrics.finish(outcome, duration);
+        if let Some(told) = &self.told {
+            client.session.record(&session::Exchange {
+                method: self.head.method_token.of(told),
+                authority: self.head.authority.of(told),
+                path: self.head.path.of(told),
+                version: match self.head.version {
+                    Version::Http10 => http::Version::HTTP_10,
+                    Version::Http11 => http::Version::HTTP_11,
+                },
+                outcome,
+                duration,
+                bytes_in: self.sending.body.received(),
+                bytes_out,
+                attempts: self.attempts,
+                destination,
+                endpoint,
+                trace: self.trace.as_ref(),
+            });
+        }
     }
 
     /// Whether the request is tried again after this failure, and after which delay.
@@ -398,7 +439,7 @@ impl Request {
         message: &str,
     ) -> Next {
         let metrics = client.session.requests(destination.map(|d| &**d), None).begin();
-        self.answer(client, destination, metrics, reason, message).await
+        self.answer(client, destination, None, metrics, reason, message).await
     }
 
     /// Answers in place of the upstream.
@@ -406,6 +447,7 @@ impl Request {
         &mut self,
         client: &mut Client,
         destination: Option<&Rc<Destination>>,
+        endpoint: Option<&Rc<Endpoint>>,
         metrics: InFlight,
         reason: Reason,
         message: &str,
@@ -414,10 +456,12 @@ impl Request {
         let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
         let service = destination.map(|d| format!("{}.{}", d.service, d.namespace)).unwrap_or_default();
         let policy = destination.map(|d| d.policy());
+        let trace_id = self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default();
         let answer = Answer {
             message,
             service: &service,
             policy: policy.as_ref().map_or("", |policy| &policy.source),
+            trace_id: &trace_id,
             ..Answer::new(reason)
         };
         let how = Http1 { head: self.head.method == Method::Head, close: !stays };
@@ -429,8 +473,7 @@ impl Request {
         };
         let next = client.send_answer(next).await;
         let outcome = Outcome { code: answer.status(self.head.form), grpc_status: None, error: Some(reason) };
-        client.now = Instant::now();
-        metrics.finish(outcome, client.now.saturating_duration_since(self.progress.started));
+        self.finish(client, destination.map(|d| &**d), endpoint.map(|e| &**e), metrics, outcome, 0);
         next
     }
 }
@@ -476,74 +519,4 @@ fn discard(
     if response.keep_alive && response.body.is_complete() && lease.input.is_empty() {
         lease.give_back(policy.limits.requests_per_connection, now);
     }
-}
-
-/// The time limits of a request.
-struct Limits {
-    request: Option<Instant>,
-    attempt: Option<Instant>,
-    idle: Option<Duration>,
-}
-
-impl Limits {
-    /// Sets the deadline to the first of them.
-    fn arm(&self, deadline: &Deadline, now: Instant) {
-        let idle = self.idle.and_then(|idle| now.checked_add(idle));
-        match [self.request, self.attempt, idle].into_iter().flatten().min() {
-            Some(at) => deadline.arm(at),
-            None => deadline.disarm(),
-        }
-    }
-
-    /// Ready with the reason once one of them is over. Whether something moved
-    /// is asked only when the deadline comes by, so silence is noticed after
-    /// one to two times its limit, and moving costs no look at the clock.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        deadline: &Deadline,
-        moved: &mut bool,
-        sending: &Sending,
-    ) -> Poll<Reason> {
-        while deadline.poll_expired(cx).is_ready() {
-            let now = Instant::now();
-            if self.request.is_some_and(|limit| limit <= now) {
-                return Poll::Ready(Reason::Timeout);
-            }
-            if self.attempt.is_some_and(|limit| limit <= now) {
-                return Poll::Ready(Reason::PerTryTimeout);
-            }
-            if !std::mem::take(moved) {
-                let waiting_for_client = !sending.body.is_complete();
-                return Poll::Ready(if waiting_for_client {
-                    Reason::RequestTimeout
-                } else {
-                    Reason::Timeout
-                });
-            }
-            self.arm(deadline, now);
-        }
-        Poll::Pending
-    }
-}
-
-/// Waits for something else than the two connections, but not longer than the
-/// limits and the client do.
-async fn wait<T>(
-    mut what: Pin<Box<impl Future<Output = T>>>,
-    client: &mut Connection,
-    deadline: &Deadline,
-    sending: &mut Sending,
-    limits: &mut Limits,
-) -> Result<T, Stop> {
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = what.as_mut().poll(cx) {
-            return Poll::Ready(Ok(done));
-        }
-        if watch(cx, client, sending).is_ready() {
-            return Poll::Ready(Err(Stop::ClientLeft));
-        }
-        limits.poll(cx, deadline, &mut false, sending).map(|reason| Err(reason.into()))
-    })
-    .await
 }

@@ -62,7 +62,7 @@ const MAX_TRACE_FIELDS: usize = 8;
 
 impl TraceFields {
     /// Name, in lower case, and value of each, given the input they were parsed from.
-    pub fn of(self, input: &[u8]) -> impl Iterator<Item = (&'static [u8], &[u8])> {
+    pub fn of(self, input: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.fields.into_iter().take(self.count).map(|(field, value)| (field.name(), value.of(input)))
     }
 
@@ -96,6 +96,12 @@ impl RequestHead {
             out.truncate(before);
         }
         head.map(Some)
+    }
+
+    /// The part of the head in `out` that the method, the target and the
+    /// authority lie in, to look them up in after `out` is used again.
+    pub(crate) fn told(&self, out: &[u8]) -> Box<[u8]> {
+        out[..self.authority.end()].into()
     }
 
     /// Ends the head in `out`.

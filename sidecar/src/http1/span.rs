@@ -26,6 +26,11 @@ impl Span {
         &buffer[self.start as usize..self.end as usize]
     }
 
+    /// Where it ends.
+    pub(crate) fn end(self) -> usize {
+        self.end as usize
+    }
+
     /// Whether there are none.
     pub fn is_empty(self) -> bool {
         self.start == self.end

@@ -89,8 +89,8 @@ fn a_final_answer_instead_of_100_ends_the_connection_after_it() {
     server.head();
     server.send("HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n");
     assert!(client.head().starts_with("HTTP/1.1 417 No\r\n"));
-    assert_eq!(client.to_end(), (vec![], true));
-    assert!(server.to_end().0.is_empty(), "a connection within a request is not used again");
+    assert_eq!(client.drain(), (vec![], true));
+    assert!(server.drain().0.is_empty(), "a connection within a request is not used again");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_client_of_http_10_gets_content_until_the_end() {
     let mut server = upstream.accept();
     assert_eq!(server.head(), "GET / HTTP/1.1\r\nhost: \r\n\r\n");
     server.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
-    let (bytes, clean) = client.to_end();
+    let (bytes, clean) = client.drain();
     assert_eq!(String::from_utf8_lossy(&bytes), "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc");
     assert!(clean);
 }
@@ -164,10 +164,10 @@ fn an_upgrade_becomes_a_tunnel_with_half_closes() {
     client.send("ping");
     assert_eq!(server.exactly(4), "ping");
     client.socket.shutdown(std::net::Shutdown::Write).expect("open");
-    assert_eq!(server.to_end(), (vec![], true));
+    assert_eq!(server.drain(), (vec![], true));
     server.send("last words");
     drop(server);
-    assert_eq!(client.to_end(), (b"last words".to_vec(), true));
+    assert_eq!(client.drain(), (b"last words".to_vec(), true));
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn large_bodies_pass_both_ways_through_two_sidecars() {
         let (_, received) = peer.response();
         assert!(received == expected, "the request's body arrived as it was sent");
         peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{received}", received.len()));
-        peer.to_end();
+        peer.drain();
     });
     let (sidecar, _server) = Sidecar::pair(address, TrafficPolicy::default());
     let mut client = sidecar.connect();
@@ -229,11 +229,11 @@ fn a_draining_sidecar_says_that_the_connection_ends() {
     other.head();
     other.send(OK);
     idle.response();
-    sidecar.drain();
-    assert_eq!(idle.to_end(), (vec![], true), "an idle connection ends at once");
+    sidecar.leave();
+    assert_eq!(idle.drain(), (vec![], true), "an idle connection ends at once");
     server.send(OK);
     assert!(client.response().0.contains("connection: close\r\n"));
-    assert_eq!(client.to_end(), (vec![], true));
+    assert_eq!(client.drain(), (vec![], true));
 }
 
 /// Answers each request with its path.

@@ -54,7 +54,7 @@ fn an_applications_own_mesh_header_is_not_believed() {
     let address = Upstream::new().serve(|mut peer| {
         peer.head();
         peer.send("HTTP/1.1 503 No\r\nheddle-error: connect_failure\r\ncontent-length: 0\r\n\r\n");
-        peer.to_end();
+        peer.drain();
     });
     let (sidecar, _server) = Sidecar::pair(address, TrafficPolicy::default());
     let (head, _) = sidecar.connect().ask(GET);
@@ -76,7 +76,7 @@ fn a_response_that_breaks_off_is_never_passed_on_as_complete() {
         server.send(response);
         client.until("abc");
         drop(server);
-        let (rest, _) = client.to_end();
+        let (rest, _) = client.drain();
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{told}");
     }
 }
@@ -92,7 +92,7 @@ fn a_client_of_http_10_sees_a_reset_when_a_response_breaks_off() {
     server.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n");
     client.until("abc");
     drop(server);
-    assert!(!client.to_end().1, "only a reset tells it from the end");
+    assert!(!client.drain().1, "only a reset tells it from the end");
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn an_upstream_that_speaks_no_http_is_a_bad_gateway() {
     let address = Upstream::new().serve(|mut peer| {
         peer.head();
         peer.send("220 mail.example ESMTP\r\n");
-        peer.to_end();
+        peer.drain();
     });
     let sidecar = Sidecar::before(&[address]);
     let (head, _) = sidecar.connect().ask(GET);
@@ -208,7 +208,7 @@ fn a_client_that_leaves_takes_its_request_along() {
     let mut server = upstream.accept();
     server.head();
     drop(client);
-    server.to_end();
+    server.drain();
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_request_that_takes_too_long_is_given_up() {
     let mut server = upstream.accept();
     let (head, _) = client.response();
     assert!(head.starts_with("HTTP/1.1 504 ") && head.contains("heddle-error: timeout\r\n"), "{head}");
-    server.to_end();
+    server.drain();
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn refused_heads_are_answered_and_end_the_connection() {
     ] {
         let mut client = sidecar.connect();
         client.send(head);
-        let (bytes, _) = client.to_end();
+        let (bytes, _) = client.drain();
         let answer = String::from_utf8_lossy(&bytes).into_owned();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}: {answer:?}");
         assert!(answer.contains("connection: close\r\n"), "{answer:?}");
@@ -265,7 +265,7 @@ fn refused_heads_are_answered_and_end_the_connection() {
     let mut client = sidecar.connect();
     client.send("GET / HTTP/1.1\r\nhost: a\r\n");
     client.send("x: y\r\n".repeat(20_000));
-    let (bytes, _) = client.to_end();
+    let (bytes, _) = client.drain();
     assert!(bytes.starts_with(b"HTTP/1.1 431 "), "{:?}", String::from_utf8_lossy(&bytes));
 }
 
@@ -279,7 +279,7 @@ fn a_malformed_chunk_is_answered_with_400_and_reaches_the_upstream_as_an_abort()
     server.until("abc\r\n");
     client.send("zz\r\n");
     assert!(client.head().starts_with("HTTP/1.1 400 "));
-    assert!(server.to_end().0.is_empty());
+    assert!(server.drain().0.is_empty());
 }
 
 #[test]

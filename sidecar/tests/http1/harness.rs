@@ -14,7 +14,9 @@ use heddle_sidecar::config::{
     Workload,
 };
 use heddle_sidecar::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
+use heddle_sidecar::telemetry::access_log::AccessLog;
 use heddle_sidecar::telemetry::metrics::Registry;
+use heddle_sidecar::telemetry::span::Tracing;
 use heddle_sidecar::worker::{self, Setup, Workers};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls::sign::CertifiedKey;
@@ -106,7 +108,15 @@ impl Sidecar {
             app: AppDialer::direct(None),
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
         };
-        let setup = Setup { workers: 1, config, credentials, registry: registry.clone(), plumbing };
+        let setup = Setup {
+            workers: 1,
+            config,
+            credentials,
+            tracing: Tracing::off(),
+            access_log: AccessLog::new(&registry),
+            registry: registry.clone(),
+            plumbing,
+        };
         Self {
             registry,
             outbound: outbound_address,
@@ -122,7 +132,7 @@ impl Sidecar {
         Peer::new(TcpStream::connect(self.outbound).expect("the listener accepts"))
     }
 
-    pub(crate) fn drain(&self) {
+    pub(crate) fn leave(&self) {
         self.workers.as_ref().expect("running").drain();
     }
 
@@ -190,7 +200,7 @@ impl Peer {
     }
 
     /// Reads to the end: what came, and whether the end was a clean one.
-    pub(crate) fn to_end(&mut self) -> (Vec<u8>, bool) {
+    pub(crate) fn drain(&mut self) -> (Vec<u8>, bool) {
         let mut buffer = [0; 65536];
         loop {
             match self.socket.read(&mut buffer) {
