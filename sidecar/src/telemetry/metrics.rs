@@ -453,3 +453,6 @@ impl Cells for EndpointCells {
 
     fn retire(&self, _: &Self) {}
 }
+
+#[cfg(test)]
+mod tests;

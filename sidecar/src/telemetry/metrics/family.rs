@@ -138,6 +138,11 @@ impl<L: Labels, C: Cells, H> Local<L, C, H> {
         });
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
     /// Gives everything back, for a worker that ends.
     pub(super) fn clear(&self, family: &Family<L, C>) {
         for (labels, entry) in self.0.borrow_mut().drain() {
