@@ -27,7 +27,7 @@ use super::metrics::{Outcome, RequestLabels, SharedCounter};
 const BUFFER: usize = 1 << 20;
 
 /// Lines per second and worker: what a terminal or a log collector keeps up with. Formatting
-/// costs about a microsecond per line, so this bounds the log at 2 % of a core.
+/// costs between one and two microseconds per line, so this bounds the log at 4 % of a core.
 const LINES_PER_SECOND: u32 = 20_000;
 
 /// How long a line may wait when there are few: short enough for a person who watches.

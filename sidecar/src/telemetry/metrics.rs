@@ -26,7 +26,7 @@ pub use self::labels::{
 };
 
 use self::agent::AgentFamilies;
-use self::cell::{Cell, Cells, Histogram, OutcomeCells, Outcomes};
+use self::cell::{Cell, Cells, Histogram, OutcomeCells};
 use self::encode::Encoder;
 use self::family::{Family, Local};
 use self::labels::RouteLabels;
@@ -171,16 +171,18 @@ impl Shard {
         self.requests.resolve(&self.families.requests, labels, |labels, cells| {
             let route = RouteLabels::of(labels);
             let route = self.routes.resolve(&self.families.routes, &route, |_, cells| RouteMetrics(cells));
-            RequestMetrics { labels: Arc::new(labels.clone()), outcomes: Outcomes::new(cells), route }
+            RequestMetrics {
+                labels: Arc::new(labels.clone()),
+                outcomes: cells,
+                cells: route.0.clone(),
+                _route: route,
+            }
         })
     }
 
     /// The metrics of opaque connections with these labels.
     pub fn tcp(&self, labels: &TcpLabels) -> Rc<TcpMetrics> {
-        self.tcp.resolve(&self.families.tcp, labels, |_, cells| TcpMetrics {
-            outcomes: Outcomes::new(cells.connections.clone()),
-            cells,
-        })
+        self.tcp.resolve(&self.families.tcp, labels, |_, cells| TcpMetrics(cells))
     }
 
     /// The metrics of retries to a destination.
@@ -226,8 +228,10 @@ impl Drop for Shard {
 #[derive(Debug)]
 pub struct RequestMetrics {
     labels: Arc<RequestLabels>,
-    outcomes: Outcomes,
-    route: Rc<RouteMetrics>,
+    outcomes: Arc<OutcomeCells>,
+    cells: Arc<RouteCells>,
+    /// Keeps the route's series.
+    _route: Rc<RouteMetrics>,
 }
 
 impl RequestMetrics {
@@ -239,7 +243,7 @@ impl RequestMetrics {
     /// Counts a request as in flight until the guard goes.
     #[inline]
     pub fn begin(self: &Rc<Self>) -> InFlight {
-        self.route.0.in_flight.add(1);
+        self.cells.in_flight.add(1);
         InFlight(self.clone())
     }
 }
@@ -253,14 +257,14 @@ impl InFlight {
     #[inline]
     pub fn finish(self, outcome: Outcome, duration: Duration) {
         self.0.outcomes.count(outcome);
-        self.0.route.0.duration.observe(duration);
+        self.0.cells.duration.observe(duration);
     }
 }
 
 impl Drop for InFlight {
     #[inline]
     fn drop(&mut self) {
-        self.0.route.0.in_flight.subtract(1);
+        self.0.cells.in_flight.subtract(1);
     }
 }
 
@@ -282,14 +286,11 @@ impl Cells for RouteCells {
 
 /// The metrics of opaque connections with one label set.
 #[derive(Debug)]
-pub struct TcpMetrics {
-    outcomes: Outcomes,
-    cells: Arc<TcpCells>,
-}
+pub struct TcpMetrics(Arc<TcpCells>);
 
 #[derive(Default, Debug)]
 struct TcpCells {
-    connections: Arc<OutcomeCells>,
+    connections: OutcomeCells,
     open: Cell,
     sent: Cell,
     received: Cell,
@@ -298,14 +299,14 @@ struct TcpCells {
 impl TcpMetrics {
     /// Counts a connection that reached the other side, open until the guard goes.
     pub fn open(self: &Rc<Self>) -> OpenConnection {
-        self.outcomes.count(Outcome::default());
-        self.cells.open.add(1);
+        self.0.connections.count(Outcome::default());
+        self.0.open.add(1);
         OpenConnection(self.clone())
     }
 
     /// Counts a connection that was not carried.
     pub fn refused(&self, reason: Reason) {
-        self.outcomes.count(Outcome { error: Some(reason), ..Outcome::default() });
+        self.0.connections.count(Outcome { error: Some(reason), ..Outcome::default() });
     }
 }
 
@@ -317,19 +318,19 @@ impl OpenConnection {
     /// Counts bytes from the connection's client to its server.
     #[inline]
     pub fn sent(&self, bytes: u64) {
-        self.0.cells.sent.add(bytes);
+        self.0.0.sent.add(bytes);
     }
 
     /// Counts bytes from the connection's server to its client.
     #[inline]
     pub fn received(&self, bytes: u64) {
-        self.0.cells.received.add(bytes);
+        self.0.0.received.add(bytes);
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.cells.open.subtract(1);
+        self.0.0.open.subtract(1);
     }
 }
 

@@ -118,20 +118,21 @@ impl Tracer {
     /// A request from the application begins. To be called as soon as its head was read.
     pub fn outbound(&self, incoming: Incoming, policy: f64) -> Option<SpanContext> {
         let worker = self.0.as_ref()?;
-        if incoming.context.is_none() && incoming.sampled.is_none() {
-            if let Some(parent) = worker.shared.inference.parent() {
-                let span_id = if parent.sampled { worker.random.span_id() } else { parent.span_id };
-                return Some(SpanContext {
-                    trace_id: parent.trace_id,
-                    span_id,
-                    parent_span: Some(parent.span_id),
-                    sampled: parent.sampled,
-                    inferred: true,
-                    random: parent.random,
-                    propagation: parent.propagation,
-                    state: parent.state,
-                });
-            }
+        if incoming.context.is_none()
+            && incoming.sampled.is_none()
+            && let Some(parent) = worker.shared.inference.parent()
+        {
+            let span_id = if parent.sampled { worker.random.span_id() } else { parent.span_id };
+            return Some(SpanContext {
+                trace_id: parent.trace_id,
+                span_id,
+                parent_span: Some(parent.span_id),
+                sampled: parent.sampled,
+                inferred: true,
+                random: parent.random,
+                propagation: parent.propagation,
+                state: parent.state,
+            });
         }
         Some(worker.begin(incoming, policy))
     }

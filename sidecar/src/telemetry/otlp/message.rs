@@ -149,7 +149,7 @@ fn attributes(span: &Span, kind: SpanKind) -> Vec<KeyValue> {
         all.push(number("network.peer.port", endpoint.port().into()));
     }
     if span.attempts > 1 {
-        all.push(number("http.request.resend_count", (span.attempts - 1).into()));
+        all.push(number("http.request.resend_count", span.attempts - 1));
     }
     if !labels.route.is_empty() {
         all.push(text("heddle.route", &labels.route));
