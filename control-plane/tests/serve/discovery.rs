@@ -127,3 +127,25 @@ async fn a_broken_file_changes_nothing_and_is_reported() {
     let response = discovery.next().await.unwrap();
     assert_eq!(address_of(&decode(&response.resources[0])), "10.0.0.1");
 }
+
+#[tokio::test]
+async fn a_slow_client_skips_what_was_replaced_meanwhile() {
+    const EDITS: u32 = 12;
+    let home = Home::new();
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.1"));
+    let plane = home.start(&[]);
+    let mut web = Sidecar::join(&home, &plane, "web").await;
+    web.narrow(&plane, 64).await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::Service>(&["shop/users"]).await;
+    eventually("the first push", || plane.metric("heddle_config_pushes_total{type=\"Service\"}") > 0.5).await;
+    for edit in 1..=EDITS {
+        let before = plane.metric("heddle_compilations_total");
+        write_manifest(&home, "users.yaml", &service_yaml("users", &format!("10.0.1.{edit}")));
+        eventually("the edit is compiled", || plane.metric("heddle_compilations_total") > before).await;
+    }
+    let pushed = plane.metric("heddle_config_pushes_total{type=\"Service\"}");
+    assert!(pushed < 6.0, "{pushed} responses were made for a client that reads none");
+    let last = format!("10.0.1.{EDITS}");
+    discovery.until("shop/users", |s: Option<&v1::Service>| s.is_some_and(|s| address_of(s) == last)).await;
+}

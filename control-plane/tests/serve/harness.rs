@@ -172,6 +172,12 @@ impl Plane {
         self.child.wait().unwrap();
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        let pid = i32::try_from(self.pid()).unwrap();
+        // A zombie waits for us to look, and runs no more.
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
     /// Waits for its end; returns whether it succeeded.
     pub(crate) async fn wait(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
@@ -214,6 +220,14 @@ pub(crate) async fn connect(
     address: SocketAddr,
     tls: ClientConfig,
 ) -> Result<Channel, tonic::transport::Error> {
+    connect_to(Endpoint::from_static("http://control-plane"), address, tls).await
+}
+
+async fn connect_to(
+    endpoint: Endpoint,
+    address: SocketAddr,
+    tls: ClientConfig,
+) -> Result<Channel, tonic::transport::Error> {
     let tls = tokio_rustls::TlsConnector::from(Arc::new(tls));
     let connector = tower::service_fn(move |_| {
         let tls = tls.clone();
@@ -223,7 +237,7 @@ pub(crate) async fn connect(
             Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
         }
     });
-    Endpoint::from_static("http://control-plane").connect_with_connector(connector).await
+    endpoint.connect_with_connector(connector).await
 }
 
 /// A channel of someone without a certificate, who knows the roots from `token`.
@@ -310,6 +324,14 @@ impl Sidecar {
             .unwrap()
             .into_inner();
         Registered { requests, responses }
+    }
+
+    /// Connects once more with no more than `window` bytes of each response in flight.
+    pub(crate) async fn narrow(&mut self, plane: &Plane, window: u32) {
+        let expected = SpiffeId::control_plane(self.credentials.trust().domain());
+        let tls = self.credentials.client_config(expected, &[b"h2"]);
+        let endpoint = Endpoint::from_static("http://control-plane").initial_stream_window_size(window);
+        self.channel = connect_to(endpoint, plane.discovery, tls).await.unwrap();
     }
 
     pub(crate) async fn discover(&self, instance: &str) -> Discovery {

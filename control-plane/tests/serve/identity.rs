@@ -1,7 +1,9 @@
 //! Who gets a certificate, and what it says.
 
+use std::os::unix::fs::PermissionsExt;
+
 use heddle_api::tls::spiffe_id;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use tonic::Code;
 
 use crate::harness::{Home, Sidecar, connect_by_token, csr, sign};
@@ -92,4 +94,37 @@ async fn without_a_certificate_there_is_neither_discovery_nor_registration() {
     assert_eq!(discovered.unwrap_err().code(), Code::Unauthenticated);
     let registered = RegistryClient::new(channel).register(tokio_stream::pending()).await;
     assert_eq!(registered.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_given_intermediate_signs_under_its_root() {
+    let home = Home::new();
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    };
+    let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let root = authority("root").self_signed(&root_key).unwrap();
+    let issuer = Issuer::new(authority("root"), root_key);
+    let intermediate = authority("intermediate").signed_by(&key, &issuer).unwrap();
+    let (certificate, key_file) = (home.path("given.pem"), home.path("given-key.pem"));
+    std::fs::write(&certificate, intermediate.pem() + &root.pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    let given = ["--ca-cert", certificate.to_str().unwrap(), "--ca-key", key_file.to_str().unwrap()];
+    let ask = [&given[..], &["--service", "users", "--namespace", "shop"]].concat();
+    assert!(home.token(&ask).unwrap_err().contains("chmod 600"), "anyone could read the key");
+    std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+
+    let plane = home.start(&given);
+    let token = home.token(&ask).unwrap();
+    let channel = connect_by_token(&plane, &token).await.unwrap();
+    let signed = sign(channel, csr(&KeyPair::generate().unwrap()), Some(&token)).await.unwrap();
+    assert_eq!(signed.chain[1..], [intermediate.der().to_vec()]);
+    assert_eq!(signed.bundle.unwrap().roots, [root.der().to_vec()]);
+    // The whole chain holds in both directions.
+    let users = Sidecar::join_with(&plane, "users", &token).await;
+    users.register(users.registration("users-1")).await.answer().await.unwrap();
+    assert!(!home.path("data").join("ca.pem").exists(), "no root of its own is made");
 }

@@ -3,7 +3,7 @@
 use heddle_api::discovery::v1;
 use tonic::Code;
 
-use crate::harness::{Home, Sidecar, eventually, free_port};
+use crate::harness::{Home, Plane, Sidecar, eventually, free_port};
 
 fn healthy(service: Option<&v1::Service>) -> usize {
     let endpoints = service.map(|s| s.endpoints.as_slice()).unwrap_or_default();
@@ -95,6 +95,21 @@ async fn nobody_registers_what_its_token_does_not_name() {
 
 #[tokio::test]
 async fn a_killed_control_plane_comes_back_with_the_endpoints_it_had() {
+    comes_back_with_its_endpoints(Plane::kill).await;
+}
+
+#[tokio::test]
+async fn a_restarted_control_plane_comes_back_with_the_endpoints_it_had() {
+    comes_back_with_its_endpoints(|plane| {
+        plane.terminate();
+        while plane.is_running() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    })
+    .await;
+}
+
+async fn comes_back_with_its_endpoints(end: impl Fn(Plane)) {
     let home = Home::new();
     let listen = format!("127.0.0.1:{}", free_port());
     let plane = home.start_on(&listen, &["--registration-grace", "100ms"]);
@@ -104,7 +119,7 @@ async fn a_killed_control_plane_comes_back_with_the_endpoints_it_had() {
     let saved = home.path("data").join(format!("registrations-{}.json", plane.discovery.port()));
     eventually("it is remembered", || std::fs::read_to_string(&saved).is_ok_and(|s| s.contains("users-1")))
         .await;
-    plane.kill();
+    end(plane);
 
     let plane = home.start_on(&listen, &["--registration-grace", "100ms"]);
     users.reconnect(&plane).await;
