@@ -1,5 +1,7 @@
 //! `heddle-sidecar`: see `heddle_sidecar::cli`.
 
+use std::process::ExitCode;
+
 /// glibc's allocator keeps what it once had; jemalloc was ahead of it and of
 /// mimalloc in memory and time (see `stack.md` in the project's notes).
 #[global_allocator]
@@ -15,6 +17,16 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static MALLOC_CONF: Option<&u8> = Some(&b"thp:never,dirty_decay_ms:5000,muzzy_decay_ms:0\0"[0]);
 
-fn main() -> anyhow::Result<()> {
-    heddle_sidecar::cli::run(std::env::args_os())
+fn main() -> ExitCode {
+    match heddle_sidecar::cli::run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes; a person has no use for a backtrace.
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("heddle-sidecar: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
 }
