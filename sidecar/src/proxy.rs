@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use heddle_api::discovery::v1;
 use tokio::sync::{Notify, watch};
-use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_local};
+use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_blocking, spawn_local};
 
 use crate::admin::{self, Admin, Phase};
 use crate::agent::{
@@ -160,7 +160,7 @@ async fn life(
     }
 
     let app = setup.plumbing.app.clone();
-    let workers = worker::start(worker::Setup {
+    let workers = worker::Setup {
         workers: usize::from(setup.sidecar.workers),
         config,
         credentials,
@@ -168,8 +168,10 @@ async fn life(
         tracing: telemetry.tracing.clone(),
         access_log: telemetry.access_log.clone(),
         plumbing: setup.plumbing,
-    })
-    .context("the workers cannot start")?;
+    };
+    // Off this runtime: workers make runtimes of their own.
+    let workers =
+        spawn_blocking(move || worker::start(workers)).await?.context("the workers cannot start")?;
     tasks.spawn_local(watch_health(setup.workload, app, app_ready));
     phase.send_replace(Phase::Serving);
     tracing::info!("the sidecar is ready");

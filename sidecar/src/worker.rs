@@ -165,7 +165,6 @@ pub struct Worker {
     /// How peers are greeted.
     pub(crate) server_config: Arc<rustls::ServerConfig>,
     registry: Registry,
-    started: Instant,
     draining: Cell<bool>,
     destinations: RefCell<HashMap<DestinationKey, Rc<Destination>>>,
     client_configs: RefCell<HashMap<SpiffeId, ClientConfigs>>,
@@ -198,7 +197,7 @@ impl Worker {
     /// Whole seconds since the start.
     #[inline]
     pub fn uptime(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.started).as_secs()
+        crate::config::uptime(now)
     }
 
     /// The configuration for a connection to a server that must be `identity`.
@@ -318,7 +317,6 @@ async fn run(
         access_logged: Cell::new(false),
         sampling: Cell::new(1.0),
         registry: parts.registry,
-        started: Instant::now(),
         draining: Cell::new(false),
         destinations: RefCell::default(),
         client_configs: RefCell::default(),

@@ -1,1 +1,271 @@
-//! (to be written)
+//! The harness of the whole-system tests: real binaries on ports that the
+//! system chooses, which end when the test does. Nothing sleeps for a fixed
+//! time; everything waits for a condition, within a generous limit.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest that any condition may take to come true. Test machines are slow and shared.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until `condition` gives something.
+///
+/// # Panics
+/// If it gives nothing in time.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(begun.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        thread::sleep(LOOK);
+    }
+}
+
+/// The path of one of the workspace's binaries, which are built at the first call.
+///
+/// # Panics
+/// If they do not build.
+pub fn binary(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(|| {
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "-p", "heddle-control-plane", "-p", "heddle-sidecar"])
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the binaries do not build");
+        // Tests lie in TARGET/debug/deps.
+        let test = std::env::current_exe().expect("a test knows where it is");
+        test.parent().and_then(Path::parent).expect("it is not in the root").to_owned()
+    });
+    directory.join(name)
+}
+
+/// A running program whose standard error is read.
+pub struct Process {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Process {
+    /// Starts a command.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (sink, stderr) = (lines.clone(), child.stderr.take().expect("it is piped"));
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                sink.lock().expect("nobody panics with it").push(line);
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// What it has written to standard error.
+    pub fn log(&self) -> String {
+        self.lines.lock().expect("nobody panics with it").join("\n")
+    }
+
+    /// Waits for a line with `text` in it.
+    pub fn said(&self, text: &str) -> String {
+        eventually(text, || {
+            self.lines.lock().expect("nobody panics with it").iter().find(|line| line.contains(text)).cloned()
+        })
+    }
+
+    /// The address that it said it listens on for `role`.
+    ///
+    /// # Panics
+    /// If the line is not as documented.
+    pub fn listening(&self, role: &str) -> SocketAddr {
+        let line = self.said(&format!("\"role\":\"{role}\""));
+        let line: serde_json::Value = serde_json::from_str(&line).expect("the line is JSON");
+        line["addr"].as_str().and_then(|addr| addr.parse().ok()).expect("it has an address")
+    }
+
+    /// Asks it to end and waits until it has.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        let told = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        assert!(told.success(), "it has ended before:\n{}", self.log());
+        self.ended()
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        eventually("the program ends", || self.child.try_wait().expect("it is our child"))
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    #[allow(clippy::print_stderr)]
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- {} said:\n{}", self.child.id(), self.log());
+        }
+        self.kill();
+    }
+}
+
+/// A control plane with everything it keeps.
+pub struct ControlPlane {
+    process: Process,
+    directory: tempfile::TempDir,
+    address: SocketAddr,
+}
+
+impl ControlPlane {
+    /// Starts one with an empty folder of manifests.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().expect("there is room for temporary files");
+        std::fs::create_dir(directory.path().join("manifests")).expect("there is room");
+        let process = Self::process(directory.path(), "127.0.0.1:0");
+        let address = process.listening("discovery");
+        Self { process, directory, address }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The folder of manifests that it reads.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.path().join("manifests")
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again at the same address with what it had kept.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = Self::process(self.directory.path(), &self.address.to_string());
+        self.process.listening("discovery");
+    }
+
+    /// A join token for a service of namespace `default`.
+    ///
+    /// # Panics
+    /// If none is minted.
+    pub fn token(&self, service: &str) -> PathBuf {
+        let output = self
+            .command("heddle-control-plane")
+            .args(["token", "--service", service, "--data-dir"])
+            .arg(self.directory.path().join("data"))
+            .output()
+            .expect("the command runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let path = self.directory.path().join(format!("{service}.token"));
+        std::fs::write(&path, output.stdout).expect("there is room");
+        path
+    }
+
+    /// Starts the sidecar of a service beside it, as the same user.
+    pub fn sidecar<A: AsRef<OsStr>>(&self, service: &str, args: impl IntoIterator<Item = A>) -> Process {
+        let mut command = self.command("heddle-sidecar");
+        let fixed = ["--outbound", "127.0.0.1:0", "--inbound", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        command.args(["proxy", "--service", service, "--control-plane", &self.address.to_string()]);
+        Process::start(command.args(fixed).args(args))
+    }
+
+    fn command(&self, name: &str) -> Command {
+        command(self.directory.path(), name)
+    }
+
+    fn process(directory: &Path, listen: &str) -> Process {
+        let mut command = command(directory, "heddle-control-plane");
+        let source = format!("dir:{}", directory.join("manifests").display());
+        command.args(["--listen", listen, "--admin", "127.0.0.1:0", "--source", &source, "--data-dir"]);
+        Process::start(command.arg(directory.join("data")))
+    }
+}
+
+/// A binary of the workspace that finds only the runtime files in `directory`.
+fn command(directory: &Path, name: &str) -> Command {
+    let mut command = Command::new(binary(name));
+    command.env("XDG_RUNTIME_DIR", directory).env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// A plain HTTP server that answers every request with one text.
+pub struct App {
+    address: SocketAddr,
+}
+
+impl App {
+    /// Starts it on a free port of the loopback. It ends with the test's process.
+    ///
+    /// # Panics
+    /// If there is no port.
+    pub fn start(answer: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                thread::spawn(move || Self::serve(stream, answer));
+            }
+        });
+        Self { address }
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    fn serve(stream: TcpStream, answer: &str) -> Option<()> {
+        let mut writer = stream.try_clone().ok()?;
+        let mut lines = BufReader::new(stream).lines();
+        loop {
+            while !lines.next()?.ok()?.is_empty() {}
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
+            writer.write_all(format!("{head}{answer}").as_bytes()).ok()?;
+        }
+    }
+}
+
+/// A GET with the connection closed afterwards: the status and the body.
+/// `None` if there was no complete answer.
+pub fn get(at: SocketAddr, host: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(at).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
