@@ -45,6 +45,12 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// stalled stream would hold the window that the others need.
 const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
+/// What small DATA frames may cost a connection (h2 counts 256 bytes less the
+/// payload for each that waits): about 65,000 frames, which may arrive in one
+/// turn. h2's own choice, half the window, ends connections of busy gRPC
+/// streams with messages of a few bytes.
+const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
+
 /// Bytes of a stream that h2 may hold for sending, beyond which its source waits.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 

@@ -1,7 +1,7 @@
 //! What is known about a client's connection before its first request: who it
 //! is, which side of us it came in at, and how its destination is found.
 
-mod record;
+pub(crate) mod record;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

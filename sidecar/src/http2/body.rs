@@ -8,7 +8,7 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
@@ -19,12 +19,22 @@ use crate::http2::head::sanitize_trailers;
 /// was read into.
 const CHUNK_COST: usize = 512;
 
+/// Chunks below this are put together with what is there already. Messages of
+/// a few bytes each would otherwise pile up as frames, here while the other
+/// side takes nothing and at our peers, and h2 ends a connection whose frames
+/// cost more memory than the bytes in them. It saves work, too.
+const SMALL: usize = 1024;
+
 /// A body on its way.
 #[derive(Debug)]
 pub(crate) struct Body {
     from: RecvStream,
     /// Received, not sent yet.
     chunk: Bytes,
+    /// What came after it while the other side took nothing: small chunks in
+    /// one, and the first that is not small.
+    behind: BytesMut,
+    beyond: Option<Bytes>,
     stage: Stage,
     /// Bytes sent, in this try and in the one that came furthest.
     sent: u64,
@@ -66,6 +76,8 @@ impl Body {
         Self {
             from,
             chunk: Bytes::new(),
+            behind: BytesMut::new(),
+            beyond: None,
             stage: Stage::Data,
             sent: 0,
             released: 0,
@@ -107,6 +119,8 @@ impl Body {
             replay.next = 0;
         }
         self.chunk = Bytes::new();
+        self.behind.clear();
+        self.beyond = None;
         self.stage = Stage::Data;
         self.sent = 0;
     }
@@ -132,7 +146,7 @@ impl Body {
                 Stage::Data if self.chunk.is_empty() => match ready!(self.poll_chunk(cx))? {
                     Some(chunk) if chunk.is_empty() && !self.is_last() => {}
                     Some(chunk) if chunk.is_empty() => self.stage = Stage::Trailers,
-                    Some(chunk) => self.chunk = chunk,
+                    Some(chunk) => self.gather(chunk, cx)?,
                     None => self.stage = Stage::Trailers,
                 },
                 Stage::Data => ready!(self.poll_part(cx, to))?,
@@ -162,12 +176,13 @@ impl Body {
 
     /// Sends as much of the chunk as there is capacity for.
     fn poll_part(&mut self, cx: &mut Context<'_>, to: &mut SendStream<Bytes>) -> Poll<Result<(), Broken>> {
-        to.reserve_capacity(self.chunk.len());
+        to.reserve_capacity(self.chunk.len() + self.behind.len());
         let capacity = to.capacity();
         if capacity == 0 {
-            return match ready!(to.poll_capacity(cx)) {
-                Some(Ok(_)) => Poll::Ready(Ok(())),
-                Some(Err(_)) | None => Poll::Ready(Err(Broken::Sink)),
+            return match to.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(_))) => Poll::Ready(Ok(())),
+                Poll::Ready(Some(Err(_)) | None) => Poll::Ready(Err(Broken::Sink)),
+                Poll::Pending => self.put_together(cx).map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
             };
         }
         let part = self.chunk.split_to(capacity.min(self.chunk.len()));
@@ -183,7 +198,49 @@ impl Body {
         Poll::Ready(Ok(()))
     }
 
+    /// The next to send: `chunk`, together with small ones that follow already.
+    fn gather(&mut self, chunk: Bytes, cx: &mut Context<'_>) -> Result<(), Broken> {
+        self.chunk = chunk;
+        if self.chunk.len() >= SMALL || self.is_last() {
+            return Ok(());
+        }
+        if let Some(error) = self.put_together(cx) {
+            return Err(error);
+        }
+        if !self.behind.is_empty() {
+            let mut all = BytesMut::with_capacity(self.chunk.len() + self.behind.len());
+            all.extend_from_slice(&self.chunk);
+            all.extend_from_slice(&self.behind);
+            self.behind.clear();
+            self.chunk = all.freeze();
+        }
+        Ok(())
+    }
+
+    /// Takes what is there although it cannot be sent; the error if the source broke.
+    fn put_together(&mut self, cx: &mut Context<'_>) -> Option<Broken> {
+        while self.beyond.is_none() {
+            match self.poll_source(cx) {
+                Poll::Ready(Ok(Some(chunk))) if chunk.len() < SMALL => self.behind.extend_from_slice(&chunk),
+                Poll::Ready(Ok(Some(chunk))) => self.beyond = Some(chunk),
+                Poll::Ready(Err(error)) => return Some(error),
+                Poll::Ready(Ok(None)) | Poll::Pending => break,
+            }
+        }
+        None
+    }
+
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Broken>> {
+        if !self.behind.is_empty() {
+            return Poll::Ready(Ok(Some(self.behind.split().freeze())));
+        }
+        match self.beyond.take() {
+            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
+            None => self.poll_source(cx),
+        }
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Broken>> {
         if let Some(replay) = &mut self.replay {
             if let Some(chunk) = replay.chunks.get(replay.next) {
                 replay.next += 1;
@@ -212,7 +269,8 @@ impl Body {
     /// Whether nothing follows the chunk at hand.
     fn is_last(&self) -> bool {
         let replayed = self.replay.as_ref().is_none_or(|replay| replay.next == replay.chunks.len());
-        replayed && self.trailers.is_none() && self.from.is_end_stream()
+        let taken = self.behind.is_empty() && self.beyond.is_none();
+        replayed && taken && self.trailers.is_none() && self.from.is_end_stream()
     }
 
     /// Gives back capacity for bytes that the other side took, once.

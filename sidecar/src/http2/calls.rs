@@ -10,19 +10,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, request, response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::TrafficPolicy;
-use crate::http2::head::strip_mesh;
+use crate::http2::head::{strip, strip_mesh};
 use crate::http2::seam::{Call, Calls, End, Limits, Refusal};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
-use crate::sanitize::answer::ERROR_HEADER;
+use crate::sanitize::answer::{Answer, ERROR_HEADER, Form};
 use crate::session::Session;
+use crate::session::record::Exchange;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
+use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext, is_replaced};
 use crate::upstream::{Admitted, Destination, Endpoint, Lease, MeshProtocol};
 use crate::wheel::Wheel;
 
@@ -62,9 +65,66 @@ impl Side {
         }
     }
 
-    fn count_refused(&self, destination: Option<&Destination>, reason: Reason, started: Instant) {
-        let outcome = Outcome { code: reason.status(), grpc_status: None, error: Some(reason) };
-        self.session.requests(destination, None).begin().finish(outcome, started.elapsed());
+    fn count_refused(
+        &self,
+        head: &request::Parts,
+        destination: Option<&Destination>,
+        reason: Reason,
+        started: Instant,
+    ) {
+        let form = Form::of(head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes), None);
+        let outcome = Outcome {
+            code: Answer::new(reason).status(form),
+            grpc_status: (form == Form::Grpc).then(|| reason.grpc_status()),
+            error: Some(reason),
+        };
+        let duration = started.elapsed();
+        self.session.requests(destination, None).begin().finish(outcome, duration);
+        if self.session.is_recorded(None) {
+            let told = (&head.method, &head.uri);
+            self.record(told, Exchange { destination, ..exchange(outcome, duration) });
+        }
+    }
+
+    fn record(&self, (method, uri): (&Method, &Uri), exchange: Exchange<'_>) {
+        self.session.record(&Exchange {
+            method: method.as_str().as_bytes(),
+            authority: uri.authority().map_or(b"", |authority| authority.as_str().as_bytes()),
+            path: uri.path().as_bytes(),
+            ..exchange
+        });
+    }
+
+    /// The request's span, and its mark as in flight to the application.
+    fn trace(&self, head: &request::Parts) -> (Option<SpanContext>, Option<InboundInFlight>) {
+        let worker = &self.session.worker;
+        if !worker.tracer.is_on() {
+            return (None, None);
+        }
+        let headers = head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+        let incoming = Incoming::read(headers);
+        match self.session.direction {
+            Direction::Inbound => worker.tracer.inbound(incoming, worker.sampling()).unzip(),
+            Direction::Outbound => (worker.tracer.outbound(incoming, worker.sampling()), None),
+        }
+    }
+}
+
+/// An exchange of which no more is known.
+fn exchange(outcome: Outcome, duration: Duration) -> Exchange<'static> {
+    Exchange {
+        method: b"",
+        authority: b"",
+        path: b"",
+        version: http::Version::HTTP_2,
+        outcome,
+        duration,
+        bytes_in: 0,
+        bytes_out: 0,
+        attempts: 0,
+        destination: None,
+        endpoint: None,
+        trace: None,
     }
 }
 
@@ -84,14 +144,15 @@ impl Calls for Side {
     }
 
     async fn begin(&self, head: &mut request::Parts, started: Instant) -> Result<Forward<'_>, Refusal> {
+        let (trace, in_app) = self.trace(head);
         let authority = head.uri.authority().map_or(b"".as_slice(), |a| a.as_str().as_bytes());
         let destination = self.session.destination(authority).await.map_err(|reason| {
-            self.count_refused(None, reason, started);
+            self.count_refused(head, None, reason, started);
             Refusal::from(reason)
         })?;
         let policy = destination.policy();
         let admitted = destination.admit().map_err(|reason| {
-            self.count_refused(Some(&destination), reason, started);
+            self.count_refused(head, Some(&destination), reason, started);
             Refusal { policy: policy.source.clone(), ..reason.into() }
         })?;
         destination.budget.borrow_mut().deposit(started);
@@ -102,8 +163,13 @@ impl Calls for Side {
             response_started: false,
             replayable: true,
         };
+        let recorded = self.session.is_recorded(trace.as_ref());
         Ok(Forward {
             side: self,
+            recorded: recorded.then(|| (head.method.clone(), head.uri.clone())),
+            trace,
+            tries: 0,
+            _in_app: in_app,
             destination,
             policy,
             progress,
@@ -114,8 +180,8 @@ impl Calls for Side {
         })
     }
 
-    fn refused(&self, _: &request::Parts, reason: Reason, started: Instant) {
-        self.count_refused(None, reason, started);
+    fn refused(&self, head: &request::Parts, reason: Reason, started: Instant) {
+        self.count_refused(head, None, reason, started);
     }
 }
 
@@ -130,6 +196,11 @@ pub(super) struct Forward<'a> {
     /// The try under way: since when, and its place in the endpoint's load.
     current: Option<(Instant, crate::upstream::InFlight)>,
     counted: Option<InFlight>,
+    /// What is told about it at its end, if anything is.
+    recorded: Option<(Method, Uri)>,
+    trace: Option<SpanContext>,
+    tries: u32,
+    _in_app: Option<InboundInFlight>,
     _admitted: Admitted,
 }
 
@@ -185,7 +256,7 @@ impl Call for Forward<'_> {
     }
 
     fn trace_id(&self) -> String {
-        String::new()
+        self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default()
     }
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
@@ -213,12 +284,27 @@ impl Call for Forward<'_> {
             let endpoint = endpoint.ok_or(Reason::NoHealthyEndpoint)?;
             match destination.acquire(&endpoint, MeshProtocol::Http2, &worker).await {
                 Ok(lease) => Ok(Leased(lease)),
-                Err(error) => Err(Refusal::new(error.reason, error.detail)),
+                Err(error) => {
+                    worker.warn(format_args!("{}: {}", destination.key, error.detail));
+                    Err(Refusal::new(error.reason, error.detail))
+                }
             }
         }
     }
 
-    fn outgoing(&mut self, _: &mut HeaderMap, _: Instant) {}
+    fn outgoing(&mut self, headers: &mut HeaderMap, now: Instant) {
+        self.tries += 1;
+        if let Some((since, _)) = &mut self.current {
+            *since = now;
+        }
+        let Some(trace) = &self.trace else { return };
+        strip(headers, is_replaced);
+        trace.headers(|name, value| {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        });
+    }
 
     fn answered(
         &mut self,
@@ -281,7 +367,20 @@ impl Call for Forward<'_> {
             // It came to no endpoint.
             self.side.session.requests(Some(&self.destination), None).begin()
         });
-        counted.finish(outcome, now.saturating_duration_since(self.progress.started));
+        let duration = now.saturating_duration_since(self.progress.started);
+        counted.finish(outcome, duration);
+        if let Some((method, uri)) = &self.recorded {
+            let told = Exchange {
+                bytes_in: end.sent,
+                bytes_out: end.received,
+                attempts: self.tries,
+                destination: Some(&self.destination),
+                endpoint: self.endpoint.as_deref(),
+                trace: self.trace.as_ref(),
+                ..exchange(outcome, duration)
+            };
+            self.side.record((method, uri), told);
+        }
     }
 }
 

@@ -50,7 +50,8 @@ pub(crate) fn strip_mesh(headers: &mut HeaderMap) {
     strip(headers, |name| matches!(Known::of(name), Some(Known::Mesh)));
 }
 
-fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&[u8]) -> bool) {
+/// Removes headers by their names.
+pub(crate) fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&[u8]) -> bool) {
     // Nearly always there are none, and nothing is allocated.
     let names: Vec<HeaderName> =
         headers.keys().filter(|name| unwanted(name.as_str().as_bytes())).cloned().collect();

@@ -23,8 +23,8 @@ use crate::http2::seam::Calls;
 use crate::http2::turn::Turn;
 use crate::http2::vigil::{Activity, Found, Times, Vigil};
 use crate::http2::{
-    CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_HEADER_LIST, MAX_RESET_STREAMS, MAX_SEND_BUFFER, MAX_STREAMS,
-    PREFACE_TIMEOUT, STREAM_WINDOW,
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_ERROR_RESETS, MAX_HEADER_LIST, MAX_RESET_STREAMS,
+    MAX_SEND_BUFFER, MAX_STREAMS, PREFACE_TIMEOUT, STREAM_WINDOW,
 };
 
 /// How a connection ended before its client closed it.
@@ -120,6 +120,7 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buffer_size(MAX_SEND_BUFFER)
+        .data_frame_budget(DATA_FRAME_BUDGET)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))

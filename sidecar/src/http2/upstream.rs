@@ -138,12 +138,6 @@ impl Links {
         }
         self.0.wake_all(&Ok(()));
     }
-
-    /// Open connections, and streams on them.
-    pub(crate) fn usage(&self) -> (usize, usize) {
-        let links = self.0.links.borrow();
-        (links.len(), links.iter().map(|link| link.streams.get()).sum())
-    }
 }
 
 impl Shared {

@@ -53,21 +53,21 @@ async fn a_client_that_cancels_cancels_upstream() {
 
 #[tokio::test]
 async fn a_reset_after_the_head_reaches_the_client_with_its_code() {
-    let app = app(|_, _, mut respond| async move {
+    let app = app(|_, request, mut respond| async move {
         let mut down = respond.send_response(Response::new(()), false).unwrap();
         send_all(&mut down, Bytes::from_static(b"some")).await;
+        // The client has it.
+        next(&mut request.into_body()).await.unwrap().unwrap();
         down.send_reset(Reason::ENHANCE_YOUR_CALM);
     })
     .await;
     let mesh = Mesh::pair(app, policy());
-    let request = Request::get(SERVICE).body(()).unwrap();
-    let (response, _) = mesh.connect().await.send_request(request, true).unwrap();
+    let request = Request::post(SERVICE).body(()).unwrap();
+    let (response, mut up) = mesh.connect().await.send_request(request, false).unwrap();
     let mut body = response.await.unwrap().into_body();
-    let error = loop {
-        if let Err(error) = next(&mut body).await.expect("the body does not end") {
-            break error;
-        }
-    };
+    assert_eq!(next(&mut body).await.unwrap().unwrap(), "some");
+    up.send_data(Bytes::from_static(b"enough"), false).unwrap();
+    let error = next(&mut body).await.expect("the body does not end").unwrap_err();
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
 }
 

@@ -66,7 +66,9 @@ impl Sidecar {
                 advertise: Ipv4Addr::LOCALHOST.into(),
             },
         };
-        sidecar.workers = Some(worker::start(setup).unwrap());
+        // Workers have runtimes of their own, which must not be made within the test's.
+        let started = std::thread::spawn(|| worker::start(setup)).join().unwrap();
+        sidecar.workers = Some(started.unwrap());
         sidecar
     }
 

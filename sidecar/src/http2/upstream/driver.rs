@@ -16,7 +16,8 @@ use crate::http2::coalesce::Coalesce;
 use crate::http2::seam::Refusal;
 use crate::http2::vigil::{Activity, Found, Vigil};
 use crate::http2::{
-    CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_HEADER_LIST, MAX_RESET_STREAMS, MAX_SEND_BUFFER, STREAM_WINDOW,
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_ERROR_RESETS, MAX_HEADER_LIST, MAX_RESET_STREAMS,
+    MAX_SEND_BUFFER, STREAM_WINDOW,
 };
 use crate::reason::Reason;
 
@@ -70,6 +71,7 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buffer_size(MAX_SEND_BUFFER)
+        .data_frame_budget(DATA_FRAME_BUDGET)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS));
     // Writes the preface into `io` and waits for nothing; the driver sends it
