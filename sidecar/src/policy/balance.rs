@@ -77,23 +77,24 @@ pub fn pick<C: Candidate>(
     };
     // With equal weights the second is another one. With different weights it
     // may be the same: of a pair, both would be drawn always and weights be lost.
+    let len = candidates.len();
     let second = if weights.are_equal() {
-        (first + 1 + rng.index(candidates.len() - 1)) % candidates.len()
+        let next = first + 1 + rng.index(len - 1);
+        if next < len { next } else { next - len }
     } else {
-        draw(candidates.len(), weights, rng)
+        draw(len, weights, rng)
     };
     if second == first || !usable(second) {
         return Some(first);
     }
     let (a, b) = (&candidates[first], &candidates[second]);
-    let share = if weights.are_equal() {
-        1.0
+    let (weight, rival_weight) = if weights.are_equal() {
+        (1.0, 1.0)
     } else {
-        let (a, b) = (f64::from(a.weight().max(1)), f64::from(b.weight().max(1)));
-        2.0 * a / (a + b)
+        (f64::from(a.weight().max(1)), f64::from(b.weight().max(1)))
     };
     // On a tie the first: it was drawn at random.
-    Some(if a.load().beats(b.load(), share, now) { first } else { second })
+    Some(if a.load().beats(b.load(), weight, rival_weight, now) { first } else { second })
 }
 
 /// A random index, in proportion to the weights.

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// Finagle: longer than a garbage collection, shorter than a deployment.
 pub const DECAY: Duration = Duration::from_secs(10);
 
+const DECAY_SECONDS: f64 = DECAY.as_secs() as f64;
+
 /// The least that a failure counts: slower than services in one cluster answer,
 /// so that one that works is preferred; faster than time limits.
 pub const MIN_PENALTY: Duration = Duration::from_millis(30);
@@ -107,38 +109,54 @@ impl PeakEwma {
 
     /// Whether this one costs less than, or the same as, `rival`. Cost is the
     /// average, faded but not below the rival's, times the requests that would
-    /// be in flight. `share` is this one's weight in the sum of both, times two:
-    /// one that is to get more traffic may have more in flight.
+    /// be in flight; of these, one with twice the weight may have twice as many.
     #[inline]
-    pub(crate) fn beats(&self, rival: &Self, share: f64, now: Instant) -> bool {
-        let (ours, theirs) = match (self.updated.get(), rival.updated.get()) {
-            (Some(ours), Some(theirs)) => {
-                let (a, b) = (self.average.get(), rival.average.get());
-                // Only the slower one fades, so one exponential suffices.
-                if a > b {
-                    ((a * fade(now.saturating_duration_since(ours))).max(b), b)
-                } else {
-                    (a, (b * fade(now.saturating_duration_since(theirs))).max(a))
+    pub(crate) fn beats(&self, rival: &Self, weight: f64, rival_weight: f64, now: Instant) -> bool {
+        // Both queues times both weights, which spares divisions.
+        let queue = self.queue(weight, rival_weight) * rival_weight;
+        let rival_queue = rival.queue(rival_weight, weight) * weight;
+        let (average, rival_average) = (self.average.get(), rival.average.get());
+        match (self.updated.get(), rival.updated.get()) {
+            // Only the slower one fades. Its floor is its rival's average, so
+            // with the longer queue it costs more whatever the time.
+            (Some(updated), Some(_)) if average > rival_average => {
+                queue <= rival_queue && {
+                    let bound = rival_average * rival_queue;
+                    faded(average * queue, updated, now, bound) <= bound
                 }
             }
-            // A new endpoint is taken to be as fast as its rival.
-            _ => (1.0, 1.0),
-        };
-        ours * self.queue(share) <= theirs * rival.queue(2.0 - share)
+            (Some(_), Some(updated)) if average < rival_average => {
+                queue <= rival_queue || {
+                    let bound = average * queue;
+                    faded(rival_average * rival_queue, updated, now, bound) >= bound
+                }
+            }
+            // Equally fast, and a new one is taken to be as fast as its rival.
+            _ => queue <= rival_queue,
+        }
     }
 
-    /// How long a queue a request would join.
+    /// How long a queue a request would join, times the weight.
     #[inline]
-    fn queue(&self, share: f64) -> f64 {
+    fn queue(&self, weight: f64, rival_weight: f64) -> f64 {
         let caution = if self.is_measured() { 1.0 } else { CAUTION };
-        1.0 + f64::from(self.in_flight.get()) * caution / share
+        weight + f64::from(self.in_flight.get()) * caution * 0.5 * (weight + rival_weight)
     }
+}
+
+/// What is left of a cost after `elapsed`, or something else above `bound` if
+/// that is above it: `1 - x` is below `e^-x` and costs a tenth of it.
+#[inline]
+fn faded(cost: f64, updated: Instant, now: Instant, bound: f64) -> f64 {
+    let elapsed = now.saturating_duration_since(updated);
+    let estimate = cost * (1.0 - elapsed.as_secs_f64() * (1.0 / DECAY_SECONDS));
+    if estimate > bound { estimate } else { cost * fade(elapsed) }
 }
 
 /// What is left of a measurement after `elapsed`.
 #[inline]
 fn fade(elapsed: Duration) -> f64 {
-    (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
+    (-elapsed.as_secs_f64() / DECAY_SECONDS).exp()
 }
 
 #[inline]
@@ -162,7 +180,7 @@ mod tests {
 
     /// Whether each of two equally weighted ones beats the other: both on a tie.
     fn compare(a: &PeakEwma, b: &PeakEwma, now: Instant) -> (bool, bool) {
-        (a.beats(b, 1.0, now), b.beats(a, 1.0, now))
+        (a.beats(b, 1.0, 1.0, now), b.beats(a, 1.0, 1.0, now))
     }
 
     #[test]
@@ -238,12 +256,28 @@ mod tests {
         assert_eq!(slow.average(), 5 * MAX_PENALTY, "a penalty is never a reward");
     }
 
+    /// The cost as the module's text says it.
+    fn cost(load: &PeakEwma, rival: &PeakEwma, share: f64, now: Instant) -> f64 {
+        let average = |load: &PeakEwma| load.updated.get().map(|_| load.average.get());
+        let estimate = match (average(load), average(rival)) {
+            (Some(ours), Some(theirs)) => {
+                let elapsed = now - load.updated.get().expect("measured");
+                (ours * fade(elapsed)).max(ours.min(theirs))
+            }
+            _ => 1.0,
+        };
+        let caution = if load.is_measured() { 1.0 } else { CAUTION };
+        estimate * (1.0 + f64::from(load.in_flight()) * caution / share)
+    }
+
     proptest! {
-        /// One of two always wins, and the average stays within what was measured.
+        /// Comparing without divisions, and mostly without exponentials, equals
+        /// comparing costs; and averages stay within what was measured.
         #[test]
-        fn comparison_is_total_and_averages_stay_in_range(
+        fn comparison_equals_that_of_costs(
             answers in prop::collection::vec((any::<bool>(), 1_u64..1_000_000, 0_u64..20_000_000), 0..50),
-            (flights, share) in ((0_u32..50, 0_u32..50), 0.01_f64..1.99),
+            flights in (0_u32..50, 0_u32..50),
+            weights in (1_u32..10, 1_u32..10),
         ) {
             let mut now = Instant::now();
             let loads = [PeakEwma::default(), PeakEwma::default()];
@@ -263,7 +297,16 @@ mod tests {
             }
             (0..flights.0).for_each(|_| loads[0].begin());
             (0..flights.1).for_each(|_| loads[1].begin());
-            prop_assert!(loads[0].beats(&loads[1], share, now) || loads[1].beats(&loads[0], 2.0 - share, now));
+            let [a, b] = &loads;
+            let (weight, rival_weight) = (f64::from(weights.0), f64::from(weights.1));
+            let share = 2.0 * weight / (weight + rival_weight);
+            let (ours, theirs) = (cost(a, b, share, now), cost(b, a, 2.0 - share, now));
+            // What differs by rounding alone may go either way.
+            if (ours - theirs).abs() > 1e-9 * ours {
+                prop_assert_eq!(a.beats(b, weight, rival_weight, now), ours < theirs);
+                prop_assert_eq!(b.beats(a, rival_weight, weight, now), theirs < ours);
+            }
+            prop_assert!(a.beats(b, weight, rival_weight, now) || b.beats(a, rival_weight, weight, now));
         }
     }
 }

@@ -41,22 +41,21 @@ impl Known {
     /// What the name, in any case, stands for; `None` for most headers.
     #[inline]
     pub fn of(name: &[u8]) -> Option<Self> {
-        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         let found = match name.len() {
-            2 if is("te") => Some(Self::Te),
-            4 if is("host") => Some(Self::Host),
-            6 if is("expect") => Some(Self::Expect),
-            7 if is("upgrade") => Some(Self::Upgrade),
-            7 if is("trailer") => Some(Self::Trailer),
-            10 if is("connection") => Some(Self::Connection),
-            10 if is("keep-alive") => Some(Self::KeepAlive),
-            11 if is("client-cert") => Some(Self::PeerIdentity),
-            14 if is("content-length") => Some(Self::ContentLength),
-            16 if is("proxy-connection") => Some(Self::ProxyConnection),
-            17 if is("transfer-encoding") => Some(Self::TransferEncoding),
+            2 if is(name, b"te") => Some(Self::Te),
+            4 if is(name, b"host") => Some(Self::Host),
+            6 if is(name, b"expect") => Some(Self::Expect),
+            7 if is(name, b"upgrade") => Some(Self::Upgrade),
+            7 if is(name, b"trailer") => Some(Self::Trailer),
+            10 if is(name, b"connection") => Some(Self::Connection),
+            10 if is(name, b"keep-alive") => Some(Self::KeepAlive),
+            11 if is(name, b"client-cert") => Some(Self::PeerIdentity),
+            14 if is(name, b"content-length") => Some(Self::ContentLength),
+            16 if is(name, b"proxy-connection") => Some(Self::ProxyConnection),
+            17 if is(name, b"transfer-encoding") => Some(Self::TransferEncoding),
             // RFC 9440, and what Envoy calls the same.
-            17 if is("client-cert-chain") => Some(Self::PeerIdentity),
-            23 if is("x-forwarded-client-cert") => Some(Self::PeerIdentity),
+            17 if is(name, b"client-cert-chain") => Some(Self::PeerIdentity),
+            23 if is(name, b"x-forwarded-client-cert") => Some(Self::PeerIdentity),
             _ => None,
         };
         if found.is_none() && is_mesh(name) { Some(Self::Mesh) } else { found }
@@ -77,9 +76,22 @@ impl Known {
     }
 }
 
+/// Whether a name, in any case, is this one. With the length known to the
+/// compiler and no branch per byte this is a handful of vector instructions.
+#[inline]
+fn is<const N: usize>(name: &[u8], known: &[u8; N]) -> bool {
+    <&[u8; N]>::try_from(name).is_ok_and(|name| {
+        name.iter().zip(known).fold(true, |same, (byte, known)| same & (byte.to_ascii_lowercase() == *known))
+    })
+}
+
 /// Whether a name is one of the mesh's own.
+#[inline]
 fn is_mesh(name: &[u8]) -> bool {
-    name.get(..MESH_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(MESH_PREFIX))
+    // One comparison rules most names out.
+    name.len() >= MESH_PREFIX.len()
+        && name[6] == b'-'
+        && name[..MESH_PREFIX.len()].eq_ignore_ascii_case(MESH_PREFIX)
 }
 
 /// Whether a trailer field is dropped: framing, routing, authentication,
@@ -157,7 +169,8 @@ pub fn is_valid_name(name: &[u8]) -> bool {
 /// visible characters, spaces, tabs and bytes above 127.
 pub fn is_valid_value(value: &[u8]) -> bool {
     // Without a branch per byte this becomes vector code.
-    !value.iter().fold(false, |bad, &byte| bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7F))
+    let bad = |byte: u8| u8::from(byte < b' ') & u8::from(byte != b'\t') | u8::from(byte == 0x7F);
+    value.iter().fold(0, |any, &byte| any | bad(byte)) == 0
 }
 
 static TOKEN: [bool; 256] = {
