@@ -20,6 +20,8 @@ struct Cli {
 enum Command {
     /// Mint a join token for one service
     Token(TokenArgs),
+    /// Print the CustomResourceDefinitions of Heddle's kinds
+    Crds,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,6 +29,8 @@ fn main() -> anyhow::Result<()> {
     match cli.command {
         #[allow(clippy::print_stdout)]
         Some(Command::Token(args)) => println!("{}", args.mint()?),
+        #[allow(clippy::print_stdout)]
+        Some(Command::Crds) => print!("{}", heddle_api::crd::render()),
         None => serve(cli.args)?,
     }
     Ok(())

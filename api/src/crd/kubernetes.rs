@@ -2,6 +2,7 @@
 //! reads. Fields that Heddle does not read are ignored.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -151,6 +152,11 @@ pub struct EndpointPort {
     pub port: Option<u16>,
 }
 
+/// Whether an address can be dialled.
+fn is_one_host(address: IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_multicast()
+}
+
 impl Service {
     /// What no single field's type can say.
     pub fn validate(&self) -> Vec<Violation> {
@@ -159,8 +165,8 @@ impl Service {
         let addresses = addresses.map(|(index, address)| (format!("spec.clusterIPs[{index}]"), address));
         let single = self.spec.cluster_ip.iter().map(|address| ("spec.clusterIP".to_owned(), address));
         for (path, address) in addresses.chain(single) {
-            if !matches!(address.as_str(), "" | "None") && address.parse::<std::net::IpAddr>().is_err() {
-                violations.push(Violation::new(path, format!("{address:?} is no IP address")));
+            if !matches!(address.as_str(), "" | "None") && !address.parse().is_ok_and(is_one_host) {
+                violations.push(Violation::new(path, format!("{address:?} is no IP address of one host")));
             }
         }
         for (index, port) in self.spec.ports.iter().enumerate() {
@@ -170,6 +176,11 @@ impl Service {
             if self.spec.ports.len() > 1 && port.name.is_empty() {
                 let message = "is needed where a service has several ports";
                 violations.push(Violation::new(format!("spec.ports[{index}].name"), message));
+            }
+            let same = |other: &ServicePort| other.port == port.port && other.protocol == port.protocol;
+            if self.spec.ports[..index].iter().any(same) {
+                let message = format!("{} is there twice", port.port);
+                violations.push(Violation::new(format!("spec.ports[{index}].port"), message));
             }
             if self.spec.ports[..index].iter().any(|other| !port.name.is_empty() && other.name == port.name) {
                 violations.push(Violation::new(
@@ -191,14 +202,15 @@ impl EndpointSlice {
                 violations.push(Violation::new(format!("endpoints[{index}].addresses"), "is empty"));
             }
             for (position, address) in endpoint.addresses.iter().enumerate() {
-                let (fits, family) = match self.address_type {
-                    AddressType::IPv4 => (address.parse::<std::net::Ipv4Addr>().is_ok(), "IPv4"),
-                    AddressType::IPv6 => (address.parse::<std::net::Ipv6Addr>().is_ok(), "IPv6"),
+                let (family, fits): (_, fn(&IpAddr) -> bool) = match self.address_type {
+                    AddressType::IPv4 => ("IPv4", IpAddr::is_ipv4),
+                    AddressType::IPv6 => ("IPv6", IpAddr::is_ipv6),
                     AddressType::Fqdn => continue,
                 };
-                if !fits {
+                if !address.parse().is_ok_and(|address| fits(&address) && is_one_host(address)) {
                     let path = format!("endpoints[{index}].addresses[{position}]");
-                    violations.push(Violation::new(path, format!("{address:?} is no {family} address")));
+                    let message = format!("{address:?} is no {family} address of one host");
+                    violations.push(Violation::new(path, message));
                 }
             }
         }

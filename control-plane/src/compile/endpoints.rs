@@ -1,9 +1,11 @@
 //! The endpoints of one service: its registered workloads, and what its
 //! EndpointSlices add to them.
 //!
-//! An address and port that belong to a registered workload *are* that
-//! workload, whoever lists them, and are spoken to under its identity. What
-//! else a slice lists is outside the mesh. No (address, port) appears twice.
+//! An address and port that belong to a registered workload of the same
+//! namespace *are* that workload and are spoken to under its identity. (What a
+//! workload says about its addresses is not proven, so it may not attract
+//! what another namespace lists.) Everything else in a slice is outside the
+//! mesh. No (address, port) appears twice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +21,7 @@ use crate::model::Registration;
 /// The registered workloads, by service and by address.
 pub(super) struct Workloads<'a> {
     by_service: BTreeMap<&'a ServiceName, Vec<&'a Registration>>,
-    by_address: HashMap<SocketAddr, &'a Registration>,
+    by_address: HashMap<(&'a str, SocketAddr), &'a Registration>,
 }
 
 impl<'a> Workloads<'a> {
@@ -31,14 +33,16 @@ impl<'a> Workloads<'a> {
         let mut by_address = HashMap::new();
         for workloads in by_service.values_mut() {
             workloads.sort_by(|a, b| {
-                (&a.instance, a.address, a.inbound_port).cmp(&(&b.instance, b.address, b.inbound_port))
+                let order =
+                    |w: &Registration| (w.instance.clone(), w.identity.clone(), w.address, w.inbound_port);
+                order(a).cmp(&order(b))
             });
             workloads.dedup_by(|a, b| a.instance == b.instance);
             for workload in workloads.iter() {
                 let inbound = SocketAddr::new(workload.address, workload.inbound_port);
-                by_address.entry(inbound).or_insert(*workload);
+                by_address.entry((workload.service.namespace(), inbound)).or_insert(*workload);
                 if let Some(address) = workload.app_address {
-                    by_address.entry(address).or_insert(*workload);
+                    by_address.entry((workload.service.namespace(), address)).or_insert(*workload);
                 }
             }
         }
@@ -111,10 +115,11 @@ impl Endpoints<'_> {
                 (Health::in_slice(endpoint.conditions), endpoint.zone.as_deref().unwrap_or_default());
             // The source has refused what is no address.
             for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
+                let address = address.to_canonical();
                 let mut plain = Vec::new();
                 for (port, target) in &targets {
                     let target = SocketAddr::new(address, *target);
-                    match workloads.by_address.get(&target) {
+                    match workloads.by_address.get(&(self.service.namespace(), target)) {
                         Some(workload) => {
                             let binding =
                                 meshed_port(port, target, workload).map(|target| (port.number, target));
@@ -220,7 +225,7 @@ impl Endpoints<'_> {
 fn meshed_port(port: &Port, target: SocketAddr, workload: &Registration) -> Option<u16> {
     port.resolve(workload)
         .or_else(|| workload.ports.iter().map(|port| port.port).find(|number| *number == target.port()))
-        .or_else(|| match workload.ports.as_slice() {
+        .or(match workload.ports.as_slice() {
             [only] => Some(only.port),
             _ => None,
         })

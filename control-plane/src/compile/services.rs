@@ -152,7 +152,8 @@ fn cluster_ips(service: &crd::Service) -> Vec<IpAddr> {
     let first = service.spec.cluster_ip.as_slice();
     let listed = if service.spec.cluster_ips.is_empty() { first } else { &service.spec.cluster_ips };
     // "None" marks a service without an address.
-    let mut addresses: Vec<IpAddr> = listed.iter().filter_map(|address| address.parse().ok()).collect();
+    let parsed = listed.iter().filter_map(|address| address.parse::<IpAddr>().ok());
+    let mut addresses: Vec<IpAddr> = parsed.map(|address| address.to_canonical()).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses

@@ -234,7 +234,7 @@ fn a_port_shared_across_instances_of_one_host_stays_apart() {
 fn a_listed_address_of_a_registered_workload_is_that_workload() {
     let mut by_app = workload("shop/users", "a", &[("web", 3000)]);
     by_app.app_address = Some("127.0.0.1:3000".parse().unwrap());
-    let elsewhere = workload("other/accounts", "bb", &[("", 5000)]);
+    let elsewhere = workload("shop/accounts", "bb", &[("", 5000)]);
     let text = USERS.to_owned()
         + &slice(
             "mixed",
@@ -251,7 +251,7 @@ fn a_listed_address_of_a_registered_workload_is_that_workload() {
         [
             "127.0.0.9:3000 127.0.0.9 80>3000 :0 healthy",
             "a 127.0.0.1 80>3000 users:20001 healthy",
-            "other/accounts/bb 127.0.0.1 80>5000 accounts:20002 healthy",
+            "shop/accounts/bb 127.0.0.1 80>5000 accounts:20002 healthy",
         ]
     );
     let text = USERS.to_owned()
@@ -260,7 +260,9 @@ fn a_listed_address_of_a_registered_workload_is_that_workload() {
             "addressType: IPv4\nports: [{name: http, port: 3000}]\n\
              endpoints: [{addresses: [127.0.0.1], conditions: {ready: false}}]",
         );
-    let users = service(&model(&text, &[by_app]), "shop/users");
+    let mut greedy = workload("other/greedy", "ccc", &[("", 1)]);
+    greedy.app_address = by_app.app_address;
+    let users = service(&model(&text, &[greedy, by_app]), "shop/users");
     assert_eq!(endpoints(&users), ["a 127.0.0.1 80>3000 users:20001 unhealthy"]);
 }
 

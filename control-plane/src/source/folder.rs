@@ -142,6 +142,11 @@ impl Folder {
                 }
             }
         }
+        if self.changed {
+            let skipped = self.files.values().flat_map(|file| &file.good.skipped);
+            let skipped: HashSet<&String> = skipped.map(|(object, _)| object).collect();
+            self.announced.retain(|object| skipped.contains(object));
+        }
     }
 }
 

@@ -23,14 +23,15 @@ pub struct Retry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     pub on: Option<Vec<RetryOn>>,
-    /// The methods for which opted-in reasons count. Default: the idempotent ones.
+    /// The methods for which opted-in reasons count. Default: GET, HEAD, OPTIONS, PUT and DELETE.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub methods: Option<Vec<Method>>,
     /// The pause before a retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Backoff>,
-    /// No retry begins later than this after the first try. Default: no limit but the request's.
+    /// No retry begins later than this after the first try; `0s`: no limit but the request's.
+    /// Default: 10s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_elapsed: Option<GatewayDuration>,
     /// The share of traffic that retries may add.
@@ -115,7 +116,6 @@ impl Retry {
         if self.methods.as_ref().is_some_and(Vec::is_empty) {
             violations.add(format!("{path}.methods"), "is empty; attempts: 0 disables retries");
         }
-        violations.positive("spec.retry.maxElapsed", self.max_elapsed);
         if let Some(bytes) = self.buffer_bytes.filter(|bytes| *bytes > MAX_BUFFER_BYTES) {
             violations.add(format!("{path}.bufferBytes"), format!("{bytes} is more than {MAX_BUFFER_BYTES}"));
         }
@@ -263,7 +263,7 @@ impl Method {
 impl<'de> Deserialize<'de> for Method {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let token = |byte: u8| byte.is_ascii_uppercase() || byte == b'-' || byte == b'_';
+        let token = |byte: u8| byte.is_ascii_uppercase() || byte == b'-';
         if text.is_empty() || text.len() > 32 || !text.bytes().all(token) {
             return Err(de::Error::custom(format_args!("{text:?} is no method (such as GET or PUT)")));
         }
@@ -281,6 +281,6 @@ impl JsonSchema for Method {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[A-Z_-]{1,32}$" })
+        json_schema!({ "type": "string", "pattern": "^[A-Z-]{1,32}$" })
     }
 }

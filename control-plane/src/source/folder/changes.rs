@@ -24,7 +24,7 @@ const MAX_DELAY: Duration = Duration::from_millis(400);
 const RESCAN: Duration = Duration::from_secs(2);
 
 /// A program that keeps a file open without writing for so long has finished with it.
-const ABANDONED: Duration = Duration::from_secs(2);
+const ABANDONED: Duration = Duration::from_secs(10);
 
 /// The changes below one folder.
 pub(super) struct Changes {
