@@ -35,6 +35,16 @@ impl Model {
         self.resources.get(&ResourceKey { type_url: T::TYPE_URL, name: name.into() })
     }
 
+    /// The policies that are refused here and were not refused for the same reasons in `before`.
+    pub fn refused_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a PolicyStatus> {
+        let known = |status: &PolicyStatus| {
+            before.statuses.iter().any(|old| {
+                (old.kind, &old.object, &old.refusals) == (status.kind, &status.object, &status.refusals)
+            })
+        };
+        self.statuses.iter().filter(move |status| !status.refusals.is_empty() && !known(status))
+    }
+
     /// What the sidecar of `registration` needs for its own side, the resource "self".
     pub fn workload_for(&self, registration: &Registration) -> v1::Workload {
         let telemetry = self.telemetry.of(registration);

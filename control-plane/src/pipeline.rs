@@ -96,6 +96,19 @@ impl Pipeline {
         let compiled = tokio::task::spawn_blocking(move || {
             let inputs = Inputs { objects: &content.objects, registrations: &registrations, mesh: &defaults };
             let model = compile(&inputs, &previous);
+            for refused in model.refused_since(&previous) {
+                for refusal in &refused.refusals {
+                    let at = refusal.location.as_ref().map(tracing::field::display);
+                    let (kind, object, in_force) = (refused.kind, &refused.object, refused.in_force);
+                    error!(
+                        at,
+                        field = refusal.path,
+                        ?in_force,
+                        "{kind} {object} is refused: {}",
+                        refusal.message
+                    );
+                }
+            }
             let workloads = own_resources(&model, &registrations, before.as_deref());
             (Arc::new(model), workloads)
         });

@@ -336,6 +336,8 @@ fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
     let line = text.lines().position(|line| line.contains("hedge")).unwrap() + 1;
     assert_eq!(status.refusals[0].location.as_ref().unwrap().line as usize, line);
     assert_eq!(status.in_force, InForce::LastGood);
+    assert_eq!(after.refused_since(&before).count(), 1);
+    assert_eq!(model_after(&after, &text, &[]).refused_since(&after).count(), 0);
     let request =
         |model: &Model| service(model, "shop/users").policy.unwrap().timeouts.unwrap().request.unwrap();
     assert_eq!(request(&after).seconds, 1);
