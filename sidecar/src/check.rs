@@ -9,6 +9,7 @@ mod mesh;
 mod probes;
 
 use std::fmt;
+use std::io::Write;
 
 use clap::Args;
 use serde::Serialize;
@@ -23,7 +24,7 @@ pub struct CheckArgs {
     control_plane: String,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 /// What was found.
@@ -57,6 +58,23 @@ pub enum State {
     Degraded,
     /// `heddle run` cannot work like this.
     Bad,
+}
+
+/// Looks at everything and prints what was found.
+///
+/// # Errors
+/// If something is bad, or the report cannot be written.
+pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
+    let report = check(args);
+    let mut output = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut output, &report)?;
+        writeln!(output)?;
+    } else {
+        write!(output, "{report}")?;
+    }
+    anyhow::ensure!(report.passed(), "this machine is not ready; see above");
+    Ok(())
 }
 
 /// Looks at everything. Must be called before the process has a second thread.

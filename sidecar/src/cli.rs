@@ -8,9 +8,11 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::check::{self, CheckArgs};
 use crate::dns::Addresses;
 use crate::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
 use crate::proxy::{self, Setup};
+use crate::run::{self, RunArgs};
 use crate::settings::{InvalidSpec, PortSpec, SidecarArgs, WorkloadArgs, layers};
 
 /// Heddle's sidecar: the data plane beside one workload
@@ -25,6 +27,10 @@ struct Cli {
 enum Command {
     /// Serve a workload that others start
     Proxy(Box<ProxyArgs>),
+    /// Start a program in the mesh
+    Run(Box<RunArgs>),
+    /// Say whether this machine can run programs in the mesh, and what to do where it cannot
+    Check(CheckArgs),
 }
 
 /// Runs the command line `args`, with the program's name first.
@@ -34,6 +40,8 @@ enum Command {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     match layers::parse::<Cli>(args).unwrap_or_else(|error| error.exit()).command {
         Command::Proxy(args) => args.run(),
+        Command::Run(args) => run::run(*args, None),
+        Command::Check(args) => check::run(&args),
     }
 }
 
@@ -106,7 +114,7 @@ fn bind(role: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// The address that peers reach: the bound one, or, where all are bound, the
 /// one by which this machine reaches the control plane.
-fn advertised(bound: IpAddr, control_plane: &str) -> IpAddr {
+pub(crate) fn advertised(bound: IpAddr, control_plane: &str) -> IpAddr {
     if !bound.is_unspecified() {
         return bound;
     }

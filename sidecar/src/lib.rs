@@ -5,6 +5,7 @@
 
 mod admin;
 mod agent;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod detect;
@@ -22,6 +23,8 @@ mod outbound;
 pub mod policy;
 pub mod proxy;
 pub mod reason;
+pub mod run;
+mod runtime_dir;
 pub mod sanitize;
 mod session;
 pub mod settings;

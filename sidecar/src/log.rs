@@ -11,6 +11,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
+/// Where announcements go instead of standard error.
+static ANNOUNCER: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// A text that is no level and no tracing filter.
@@ -57,8 +60,20 @@ pub(crate) fn set_filter(filter: &str) -> Result<(), InvalidFilter> {
 /// Tells programs that wait for it, as a line of JSON, what was bound.
 pub(crate) fn listening(role: &str, address: SocketAddr) {
     let line = serde_json::json!({"event": "listening", "role": role, "addr": address.to_string()});
-    // Nobody may be left to read it; that is no reason to stop.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    match ANNOUNCER.get() {
+        Some(announce) => announce(&line.to_string()),
+        None => {
+            // Nobody may be left to read it; that is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+}
+
+/// Hands announcements to `announce` instead of standard error, which is a
+/// file in processes that nobody watches.
+pub(crate) fn announce_to(announce: impl Fn(&str) + Send + Sync + 'static) {
+    // Set once, before anything listens.
+    let _ = ANNOUNCER.set(Box::new(announce));
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, InvalidFilter> {

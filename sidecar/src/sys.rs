@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_int, c_void};
-use std::io;
+use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -17,6 +17,7 @@ use std::path::Path;
 use std::ptr;
 
 use socket2::SockAddr;
+use tokio::io::unix::AsyncFd;
 
 fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -92,21 +93,32 @@ pub(crate) fn fork_detached() -> io::Result<Side> {
     if wait(middle)? == 0 { Ok(Side::Parent) } else { Err(io::Error::other("the second fork failed")) }
 }
 
-/// Runs `work` in a forked child and gives its result, an exit status.
+/// Runs `work` in a forked child, whose namespaces end with it, and gives the
+/// child's result; the outer error is one of the fork itself.
 ///
 /// # Errors
 /// As [`fork_detached`], or if the child was killed.
-pub(crate) fn in_child(work: impl FnOnce() -> u8) -> io::Result<u8> {
+pub(crate) fn in_child(work: impl FnOnce() -> Result<(), String>) -> io::Result<Result<(), String>> {
     single_threaded()?;
+    let (mut reader, mut writer) = io::pipe()?;
     // SAFETY: one thread, as above.
     let pid = checked(unsafe { libc::fork() })?;
     if pid == 0 {
-        let status = work();
+        let result = work();
+        if let Err(reason) = &result {
+            let _ = writer.write_all(reason.as_bytes());
+        }
         // SAFETY: ends the child without running the parent's destructors.
-        unsafe { libc::_exit(status.into()) }
+        unsafe { libc::_exit(i32::from(result.is_err())) }
     }
-    let status = wait(pid)?;
-    u8::try_from(status).map_err(|_| io::Error::other("the child was killed"))
+    drop(writer);
+    let mut reason = String::new();
+    reader.read_to_string(&mut reason)?;
+    match wait(pid)? {
+        0 => Ok(Ok(())),
+        1 => Ok(Err(reason)),
+        _ => Err(io::Error::other("the child was killed")),
+    }
 }
 
 /// The exit status of the child `pid`; 256 if it was killed.
@@ -157,6 +169,12 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     let fd = c_int::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: a descriptor that the kernel just made, close-on-exec, and nobody else owns.
     checked(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a tokio runtime watch `fd`.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open and the same as long as its owner lives.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
 /// Forbids other processes of the same user to read this one's memory (keys).
@@ -452,7 +470,7 @@ mod tests {
         let mut buffer = [0; 16];
         let (length, fd) = receive_with_fd(other.as_fd(), &mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"hello");
-        assert!(std::io::read_to_string(std::fs::File::from(fd.unwrap())).unwrap().contains("Threads:"));
+        assert!(io::read_to_string(std::fs::File::from(fd.unwrap())).unwrap().contains("Threads:"));
         assert!(matches!(receive_with_fd(other.as_fd(), &mut buffer), Ok((4, None))));
         assert!(matches!(receive_with_fd(other.as_fd(), &mut buffer), Ok((0, None))));
     }

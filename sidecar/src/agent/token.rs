@@ -18,6 +18,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::settings::Workload;
+use crate::{runtime_dir, sys};
 
 /// A minted token is used at once; the rest is for slow machines and clocks.
 const MINTED_LIFETIME: Duration = Duration::from_secs(300);
@@ -119,7 +120,7 @@ impl TokenSource {
         let mut addresses =
             self.control_plane.to_socket_addrs().map_err(|_| "the address is none".to_owned())?;
         let address = addresses.find(|a| a.ip().is_loopback()).ok_or("the address is not loopback")?;
-        let path = runtime_dir().join(RuntimeFile::name(address.port()));
+        let path = runtime_dir::path().join(RuntimeFile::name(address.port()));
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(format!("there is no {}", path.display()));
@@ -135,14 +136,6 @@ impl TokenSource {
     }
 }
 
-/// The directory of runtime files: `$XDG_RUNTIME_DIR/heddle`, or `/tmp/heddle-UID`.
-pub(crate) fn runtime_dir() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir).join("heddle"),
-        None => PathBuf::from(format!("/tmp/heddle-{}", our_uid().unwrap_or_default())),
-    }
-}
-
 fn token_key(path: &Path) -> Result<TokenKey, NoToken> {
     let secret = fs::read(path).map_err(|error| NoToken::File { path: path.into(), error })?;
     let reason = || format!("it is not a key of {} bytes", TokenKey::LENGTH);
@@ -154,13 +147,8 @@ fn token_key(path: &Path) -> Result<TokenKey, NoToken> {
 /// In `/tmp` anybody could have put a file there before our control plane did.
 fn owned_by_us(path: &Path) -> io::Result<bool> {
     let directory = path.parent().unwrap_or(path);
-    let uid = our_uid()?;
+    let (uid, _) = sys::effective_ids();
     Ok(fs::metadata(path)?.uid() == uid && fs::metadata(directory)?.uid() == uid)
-}
-
-/// `/proc/self` belongs to the process's user.
-fn our_uid() -> io::Result<u32> {
-    Ok(fs::metadata("/proc/self")?.uid())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use heddle_api::runtime_file::RuntimeFile;
 use serde_json::Value;
 
 use super::Finding;
-use crate::run::control_plane::runtime_dir_path;
+use crate::runtime_dir;
 use crate::settings::DEFAULT_CONTROL_PLANE;
 
 /// How long a control plane may take to answer.
@@ -48,7 +48,7 @@ pub(super) fn control_plane(address: &str) -> Vec<Finding> {
     if !socket.ip().is_loopback() {
         return findings;
     }
-    let path = runtime_dir_path().join(RuntimeFile::name(socket.port()));
+    let path = runtime_dir::path().join(RuntimeFile::name(socket.port()));
     let file = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<RuntimeFile>(&text).ok());
     match file {
         Some(file) => {

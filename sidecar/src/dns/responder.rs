@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::{ConfigHandle, Lookup, Want};
 use crate::dns::addresses::Addresses;
 use crate::dns::forward::{Forwarder, Transport, host_has_ipv6};
-use crate::dns::message::{Code, Query, code_of};
+use crate::dns::message::{Code, Query, TYPE_AAAA, code_of};
 use crate::dns::subject::Subject;
 use crate::proxy::AgentTask;
 use crate::sys;
@@ -165,7 +165,7 @@ impl Responder {
     }
 
     async fn forward(&self, query: &Query<'_>, transport: Transport) -> Vec<u8> {
-        if query.kind == crate::dns::message::TYPE_AAAA && !(self.ipv6)() {
+        if query.kind == TYPE_AAAA && !(self.ipv6)() {
             return query.reply(Code::NoError);
         }
         match self.forwarder.ask(query, transport).await {
@@ -255,8 +255,8 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Publisher, Snapshot};
+    use crate::dns::message::TYPE_A;
     use crate::dns::message::tests::query;
-    use crate::dns::message::{TYPE_A, TYPE_AAAA};
     use tokio::sync::mpsc::Receiver;
 
     /// A responder whose only resolver is a closed port.
@@ -276,11 +276,11 @@ mod tests {
     fn publish(publisher: &Publisher, name: &str, lookup: Lookup<()>) {
         let name: ServiceName = name.parse().unwrap();
         let lookup = match lookup {
-            Lookup::Found(()) => Lookup::Found(Arc::new(crate::config::Service {
+            Lookup::Found(()) => Lookup::Found(Arc::new(config::Service {
                 name: name.clone(),
                 ports: vec![],
                 endpoints: vec![],
-                policy: Arc::new(crate::config::TrafficPolicy {
+                policy: Arc::new(config::TrafficPolicy {
                     source: String::new(),
                     connect_timeout: Duration::from_secs(1),
                     request_timeout: None,
@@ -288,7 +288,7 @@ mod tests {
                     idle_timeout: None,
                     retry: Default::default(),
                     ejection: Default::default(),
-                    limits: crate::config::Limits {
+                    limits: config::Limits {
                         connections: 1,
                         pending_requests: 1,
                         requests: 1,

@@ -56,7 +56,7 @@ const BACKLOG: i32 = 1024;
 pub(crate) const HOST_PORTS: [&str; 2] = ["host4", "host6"];
 
 /// How connections are intercepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Interception {
     /// Transparent sockets.
     Tproxy,

@@ -174,12 +174,7 @@ impl Rule {
             .compare(EQUAL, &[transport as u8])
     }
 
-    /// To exactly this address (the family must have been matched).
-    pub(crate) fn to(self, address: IpAddr) -> Self {
-        self.destination(address).compare(EQUAL, &octets(address))
-    }
-
-    /// To another address than this.
+    /// To another address than this (the family must have been matched).
     pub(crate) fn not_to(self, address: IpAddr) -> Self {
         self.destination(address).compare(NOT_EQUAL, &octets(address))
     }

@@ -1,0 +1,161 @@
+//! Runs the tests as the users that this machine allows, and launches programs
+//! as one of them.
+
+use std::os::unix::process::CommandExt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// `nobody`, who has no rights anywhere.
+const ORDINARY: u32 = 65534;
+
+/// How long something may take to become true on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Test = (&'static str, fn(&User));
+
+/// Runs the tests whose names contain `filter`, as every user.
+pub(crate) fn run(filter: Option<&str>, tests: &[Test]) {
+    let users = User::all();
+    let mut failed = Vec::new();
+    let mut ran = 0;
+    for user in &users {
+        if let Err(reason) = user.can_launch() {
+            println!("NAMESPACES ARE NOT AVAILABLE here as {}: {reason}", user.name);
+            // On a developer's locked-down machine that is how it is; in CI nothing may be left out.
+            if std::env::var_os("CI").is_some_and(|ci| ci == "true") {
+                failed.push(format!("no namespaces as {}", user.name));
+            }
+            continue;
+        }
+        for (name, test) in tests.iter().filter(|(name, _)| filter.is_none_or(|f| name.contains(f))) {
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| test(user)));
+            ran += 1;
+            println!("test {name} (as {}) ... {}", user.name, if result.is_ok() { "ok" } else { "FAILED" });
+            if result.is_err() {
+                failed.push(format!("{name} as {}", user.name));
+            }
+        }
+    }
+    println!("{ran} tests run, {} failed {failed:?}", failed.len());
+    std::process::exit(i32::from(!failed.is_empty()));
+}
+
+/// Who launches.
+pub(crate) struct User {
+    name: &'static str,
+    /// The user to become; `None`: who we are.
+    id: Option<u32>,
+    directory: tempfile::TempDir,
+}
+
+impl User {
+    fn all() -> Vec<Self> {
+        let root =
+            std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+        let mut users = vec![Self::new(if root { "root" } else { "this user" }, None)];
+        if root {
+            users.insert(0, Self::new("an ordinary user", Some(ORDINARY)));
+        }
+        users
+    }
+
+    fn new(name: &'static str, id: Option<u32>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), id, id).unwrap();
+        Self { name, id, directory }
+    }
+
+    fn can_launch(&self) -> Result<(), String> {
+        let outcome = self.launch(&[], &["true"]);
+        if outcome.status.success() { Ok(()) } else { Err(outcome.stderr) }
+    }
+
+    /// A directory of this user's.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The logs of sidecars that run or have failed.
+    pub(crate) fn logs(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.directory().join("heddle")).unwrap();
+        let mut logs: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        logs.sort_unstable();
+        logs
+    }
+
+    /// The command line of the client part of this program.
+    pub(crate) fn client<'a>(&self, arguments: &[&'a str]) -> Vec<&'a str> {
+        // Leaked once per call, in a program that ends soon.
+        let program: &'static str = Box::leak(
+            std::env::current_exe().unwrap().into_os_string().into_string().unwrap().into_boxed_str(),
+        );
+        [&[program, "client"], arguments].concat()
+    }
+
+    /// `heddle run FLAGS -- COMMAND`.
+    pub(crate) fn command(&self, flags: &[&str], command: &[&str]) -> Command {
+        let program = std::env::current_exe().unwrap();
+        let program = program.to_str().unwrap();
+        // A named control plane is not looked for; the stand-in needs none.
+        let common =
+            ["launcher", "--service", "client", "--namespace", "shop", "--control-plane", "127.0.0.1:1"];
+        self.plain_command(&[&[program], &common[..], flags, &["--"], command].concat())
+    }
+
+    /// Launches and waits for the application's end and that of its pipes.
+    pub(crate) fn launch(&self, flags: &[&str], command: &[&str]) -> Outcome {
+        self.command(flags, command).stdin(Stdio::null()).output().unwrap().into()
+    }
+
+    /// The same without `heddle run`.
+    pub(crate) fn plain(&self, command: &[&str]) -> Outcome {
+        self.plain_command(command).stdin(Stdio::null()).output().unwrap().into()
+    }
+
+    fn plain_command(&self, line: &[&str]) -> Command {
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).env("XDG_RUNTIME_DIR", self.directory()).env("HOME", self.directory());
+        if let Some(id) = self.id {
+            command.uid(id).gid(id);
+        }
+        command
+    }
+}
+
+/// What a launch left.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Outcome {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Self { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+impl Outcome {
+    /// Standard error without the lines of JSON that announce listeners.
+    pub(crate) fn stderr_without_events(&self) -> String {
+        self.stderr.lines().filter(|l| !l.starts_with('{')).map(|l| format!("{l}\n")).collect()
+    }
+}
+
+/// A port of this host's loopback on which nobody listens.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
