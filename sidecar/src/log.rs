@@ -12,7 +12,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 /// Where announcements go instead of standard error.
-static ANNOUNCER: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+static ANNOUNCER: OnceLock<Announcer> = OnceLock::new();
+
+type Announcer = Box<dyn Fn(&str) + Send + Sync>;
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 

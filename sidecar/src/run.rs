@@ -95,7 +95,7 @@ pub fn announce(role: &str, address: SocketAddr) {
 ///
 /// Without `embedded`, a control plane is looked for beside this program and in `PATH`.
 pub fn run(args: RunArgs, embedded: Option<EmbeddedControlPlane>) -> ! {
-    run_with(args, embedded, |setup, ready, stop| proxy::serve(setup, ready, stop))
+    run_with(args, embedded, proxy::serve)
 }
 
 /// [`run`] with a sidecar of the caller's choice.

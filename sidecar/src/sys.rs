@@ -84,10 +84,11 @@ pub(crate) fn fork_detached() -> io::Result<Side> {
     // the child lacks; the child may do whatever this process could.
     let middle = checked(unsafe { libc::fork() })?;
     if middle == 0 {
-        // SAFETY: as above; `_exit` runs no destructors that belong to the parent.
+        // SAFETY: as above. `_exit` then runs no destructors that belong to the parent.
         match unsafe { libc::fork() } {
             0 => return Ok(Side::Child),
-            pid => unsafe { libc::_exit(if pid < 0 { 1 } else { 0 }) },
+            // SAFETY: ends the process between; see above.
+            pid => unsafe { libc::_exit(i32::from(pid < 0)) },
         }
     }
     if wait(middle)? == 0 { Ok(Side::Parent) } else { Err(io::Error::other("the second fork failed")) }

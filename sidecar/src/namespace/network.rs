@@ -209,11 +209,11 @@ fn tproxy_rules(families: &[IpAddr]) -> Vec<crate::netlink::Request> {
         let (index, id) = if family.is_ipv4() { (0, 1) } else { (1, 2) };
         let resolver = resolver(family, Interception::Tproxy);
         for transport in [Transport::Udp, Transport::Tcp] {
-            let dns = |what| Rule::new(what).packets(family, transport).to_port(DNS_PORT);
+            let dns = |what| Rule::new(what).packets(family, transport).port(DNS_PORT);
             // A DNS server that the application itself runs on loopback stays its own.
             rules.push(
                 dns("adding the rule about the application's own DNS server")
-                    .to_loopback(family)
+                    .on_loopback(family)
                     .not_to(resolver)
                     .has_socket()
                     .accept(),
@@ -227,7 +227,7 @@ fn tproxy_rules(families: &[IpAddr]) -> Vec<crate::netlink::Request> {
                 .not_to(own_address(family))
                 .tproxy(family, OUTBOUND_PORT),
         );
-        let host = |what| tcp(what).to_port_in(HOST_PORTS[index], id).to_loopback(family);
+        let host = |what| tcp(what).port_in(HOST_PORTS[index], id).on_loopback(family);
         rules.push(host("adding the rule about listeners inside (socket)").has_socket().accept());
         rules.push(host("adding the TPROXY rule for the host's loopback").tproxy(family, HOST_LOOPBACK_PORT));
         rules.push(foreign_ping(family));
@@ -251,7 +251,7 @@ fn redirect_rules(families: &[IpAddr]) -> Vec<crate::netlink::Request> {
             rules.push(
                 Rule::new("adding the redirection of DNS")
                     .packets(family, transport)
-                    .to_port(DNS_PORT)
+                    .port(DNS_PORT)
                     .redirect(DNS_PORT),
             );
         }

@@ -180,7 +180,7 @@ impl Rule {
     }
 
     /// To a loopback address of the family of `like`: 127.0.0.0/8 or ::1.
-    pub(crate) fn to_loopback(self, like: IpAddr) -> Self {
+    pub(crate) fn on_loopback(self, like: IpAddr) -> Self {
         self.loopback(like, EQUAL)
     }
 
@@ -208,12 +208,12 @@ impl Rule {
     }
 
     /// To this port.
-    pub(crate) fn to_port(self, port: u16) -> Self {
+    pub(crate) fn port(self, port: u16) -> Self {
         self.payload(TRANSPORT_HEADER, 2, 2).compare(EQUAL, &port.to_be_bytes())
     }
 
     /// To a port in the set.
-    pub(crate) fn to_port_in(self, set: &str, id: u32) -> Self {
+    pub(crate) fn port_in(self, set: &str, id: u32) -> Self {
         self.payload(TRANSPORT_HEADER, 2, 2)
             .expression("lookup", |data| data.with_text(1, set).with_be32(2, 1).with_be32(4, id))
     }

@@ -13,7 +13,8 @@ const ORDINARY: u32 = 65534;
 /// How long something may take to become true on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-type Test = (&'static str, fn(&User));
+/// A test and its name.
+pub(crate) type Test = (&'static str, fn(&User));
 
 /// Runs the tests whose names contain `filter`, as every user.
 pub(crate) fn run(filter: Option<&str>, tests: &[Test]) {
