@@ -92,7 +92,8 @@ pub fn start(setup: Setup) -> io::Result<Workers> {
             draining: draining.clone(),
         };
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-        drop(runtime?);
+        // We are in a runtime's thread, which must not wait for another's end.
+        runtime?.shutdown_background();
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             // Made here because it must live and die on its own thread; that it can be made was tried above.
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
