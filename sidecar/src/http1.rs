@@ -22,6 +22,8 @@ mod target;
 mod trailers;
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
 mod smuggling;
 
 pub(crate) use connection::serve;

@@ -210,3 +210,19 @@ impl Client {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that a function of two arguments returns.
+    fn size_of_future<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_costs_less_than_4_kib_besides_its_buffers() {
+        let size = size_of_future(serve);
+        assert!(size <= 4096, "{size}");
+    }
+}
