@@ -196,5 +196,5 @@ fn request(change: Change) -> DeltaDiscoveryRequest {
 }
 
 fn nack(message: String) -> Status {
-    Status { code: INVALID_ARGUMENT, message, ..Status::default() }
+    Status { code: INVALID_ARGUMENT, message }
 }
