@@ -1,2 +1,89 @@
-//! (to be written)
-fn main() {}
+//! The `heddle` command.
+
+mod control_plane;
+mod demo;
+mod metrics;
+mod stat;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use heddle_control_plane::settings::Args as ControlPlaneArgs;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Heddle: a service mesh that runs unchanged programs, anywhere
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the mesh on this machine: control plane, services with sidecars, traffic
+    Demo(demo::DemoArgs),
+    /// Run any program, unchanged, in the mesh
+    Run(heddle_sidecar::run::RunArgs),
+    /// Show services, endpoints, success rate, latency and mTLS share
+    Stat(stat::StatArgs),
+    /// See whether this machine and the mesh are right, and what to do if not
+    Check(heddle_sidecar::check::CheckArgs),
+    /// Run a control plane
+    ControlPlane(Box<ControlPlaneArgs>),
+    /// One of the demo's services
+    #[command(hide = true)]
+    App {
+        service: App,
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum App {
+    Users,
+    Orders,
+    Storefront,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+#[allow(clippy::print_stderr)]
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("heddle: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        // Before anything makes a thread: `run` makes namespaces, which only a
+        // process with one thread can.
+        Command::Run(args) => heddle_sidecar::run::run(args, Some(embedded_control_plane())),
+        Command::Demo(args) => runtime()?.block_on(demo::run(args)),
+        Command::Stat(args) => runtime()?.block_on(stat::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => heddle_sidecar::check::run(args),
+        Command::ControlPlane(args) => heddle_control_plane::main(*args).map(|()| ExitCode::SUCCESS),
+        Command::App { service, listen } => runtime()?.block_on(app(service, listen)).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+async fn app(service: App, listen: SocketAddr) -> anyhow::Result<()> {
+    match service {
+        App::Users => heddle_apps::users::run(listen).await,
+        App::Orders => heddle_apps::orders::run(listen, "http://users:9090".into()).await,
+        App::Storefront => heddle_apps::storefront::run(listen, "http://orders:8080".into()).await,
+    }
+}
