@@ -57,7 +57,9 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
 
 #[allow(clippy::print_stdout)]
 fn introduce(shop: &Shop) {
-    println!("The shop is open: storefront → orders → users (two replicas), each behind a sidecar of its own.\n");
+    println!(
+        "The shop is open: storefront → orders → users (two replicas), each behind a sidecar of its own.\n"
+    );
     for line in shop.inventory() {
         println!("  {line}");
     }
@@ -65,9 +67,14 @@ fn introduce(shop: &Shop) {
     println!("\nTry, in another terminal:\n");
     println!("  curl {url}/account/2                    # through three services");
     println!("  curl http://{admin}/metrics | grep requests_total   # what a sidecar saw");
-    println!("  kill -9 {}                               # one replica of users; nobody notices", shop.replica());
+    println!(
+        "  kill -9 {}                               # one replica of users; nobody notices",
+        shop.replica()
+    );
     println!("  heddle stat --control-plane {control_plane}");
-    println!("  heddle run --control-plane {control_plane} --service me -- curl -s http://orders:8080/orders/1");
+    println!(
+        "  heddle run --control-plane {control_plane} --service me -- curl -s http://orders:8080/orders/1"
+    );
     println!("\nCtrl-C ends everything.\n");
 }
 

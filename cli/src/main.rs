@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use heddle_control_plane::settings::Args as ControlPlaneArgs;
+use heddle_sidecar::run::EmbeddedControlPlane;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -27,7 +28,7 @@ enum Command {
     /// Show the mesh on this machine: control plane, services with sidecars, traffic
     Demo(demo::DemoArgs),
     /// Run any program, unchanged, in the mesh
-    Run(heddle_sidecar::run::RunArgs),
+    Run(Box<heddle_sidecar::run::RunArgs>),
     /// Show services, endpoints, success rate, latency and mTLS share
     Stat(stat::StatArgs),
     /// See whether this machine and the mesh are right, and what to do if not
@@ -67,13 +68,22 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         // Before anything makes a thread: `run` makes namespaces, which only a
         // process with one thread can.
-        Command::Run(args) => heddle_sidecar::run::run(args, Some(embedded_control_plane())),
+        Command::Run(args) => heddle_sidecar::run::run(*args, Some(embedded_control_plane()?)),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
         Command::Stat(args) => runtime()?.block_on(stat::run(args)).map(|()| ExitCode::SUCCESS),
-        Command::Check(args) => heddle_sidecar::check::run(args),
-        Command::ControlPlane(args) => heddle_control_plane::main(*args).map(|()| ExitCode::SUCCESS),
-        Command::App { service, listen } => runtime()?.block_on(app(service, listen)).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => heddle_sidecar::check::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::ControlPlane(args) => {
+            heddle_control_plane::run_until_terminated(*args).map(|()| ExitCode::SUCCESS)
+        }
+        Command::App { service, listen } => {
+            runtime()?.block_on(app(service, listen)).map(|()| ExitCode::SUCCESS)
+        }
     }
+}
+
+/// The control plane that `run` starts where none answers: this program again.
+fn embedded_control_plane() -> anyhow::Result<EmbeddedControlPlane> {
+    Ok(EmbeddedControlPlane { program: std::env::current_exe()?, arguments: vec!["control-plane".into()] })
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -23,3 +23,27 @@ mod runtime_dir;
 mod server;
 
 pub use run::{Addresses, ControlPlane, RunError, run};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The whole program: logs, runs until SIGTERM or SIGINT, and ends in order.
+///
+/// # Errors
+/// If a setting is wrong or the control plane cannot start.
+pub fn run_until_terminated(args: settings::Args) -> anyhow::Result<()> {
+    let settings = args.resolve()?;
+    log::init(&settings.log_level, settings.log_format).context("--log-level")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        Ok(run(settings, shutdown).await?)
+    })
+}

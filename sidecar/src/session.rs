@@ -17,20 +17,20 @@ use crate::telemetry::metrics::{
 use crate::upstream::{DEFAULT_ROUTE, Destination, Endpoint};
 use crate::worker::Worker;
 
-pub use self::record::Exchange;
+pub(crate) use self::record::Exchange;
 
 /// A client's connection.
-pub struct Session {
+pub(crate) struct Session {
     /// The worker that serves it.
-    pub worker: Rc<Worker>,
+    pub(crate) worker: Rc<Worker>,
     /// The application's own calls are outbound, calls to it inbound.
-    pub direction: Direction,
+    pub(crate) direction: Direction,
     /// The client's address.
-    pub client: Option<SocketAddr>,
+    pub(crate) client: Option<SocketAddr>,
     /// The client's SPIFFE ID, [`UNKNOWN_PEER`] if it proved none.
-    pub peer: Arc<str>,
+    pub(crate) peer: Arc<str>,
     /// How the client's connection is protected.
-    pub tls: Tls,
+    pub(crate) tls: Tls,
     routing: Routing,
     /// The destination found last and, for [`Routing::ByAuthority`], the authority it was found by.
     found: RefCell<Option<(Box<[u8]>, Rc<Destination>)>>,
@@ -38,7 +38,7 @@ pub struct Session {
 
 /// How a connection's destination is found.
 #[derive(Clone, Debug)]
-pub enum Routing {
+pub(crate) enum Routing {
     /// By each request's authority.
     ByAuthority,
     /// By the address that the application connected to.
@@ -53,7 +53,7 @@ pub enum Routing {
 
 impl Session {
     /// The session of one of the application's own connections.
-    pub fn outbound(worker: Rc<Worker>, client: Option<SocketAddr>, routing: Routing) -> Self {
+    pub(crate) fn outbound(worker: Rc<Worker>, client: Option<SocketAddr>, routing: Routing) -> Self {
         Self {
             worker,
             direction: Direction::Outbound,
@@ -67,7 +67,12 @@ impl Session {
 
     /// The session of a connection to the application's `port`, from a peer
     /// that proved to be `peer`, or from an unknown client in plaintext.
-    pub fn inbound(worker: Rc<Worker>, client: Option<SocketAddr>, peer: Option<&str>, port: u16) -> Self {
+    pub(crate) fn inbound(
+        worker: Rc<Worker>,
+        client: Option<SocketAddr>,
+        peer: Option<&str>,
+        port: u16,
+    ) -> Self {
         Self {
             worker,
             direction: Direction::Inbound,
@@ -80,19 +85,19 @@ impl Session {
     }
 
     /// Whether the client is a sidecar: its mesh headers can be believed.
-    pub fn is_from_mesh(&self) -> bool {
+    pub(crate) fn is_from_mesh(&self) -> bool {
         self.tls == Tls::Mutual
     }
 
     /// Whether requests say where they go (and not the connection).
-    pub fn is_by_authority(&self) -> bool {
+    pub(crate) fn is_by_authority(&self) -> bool {
         matches!(self.routing, Routing::ByAuthority)
     }
 
     /// The destination of a request with this authority, if it is the same as
     /// last time: no look-up, no waiting.
     #[inline]
-    pub fn same_destination(&self, authority: &[u8]) -> Option<Rc<Destination>> {
+    pub(crate) fn same_destination(&self, authority: &[u8]) -> Option<Rc<Destination>> {
         match &*self.found.borrow() {
             Some((known, destination))
                 if !destination.is_retired() && (!self.is_by_authority() || **known == *authority) =>
@@ -107,7 +112,7 @@ impl Session {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn destination(&self, authority: &[u8]) -> Result<Rc<Destination>, Reason> {
+    pub(crate) async fn destination(&self, authority: &[u8]) -> Result<Rc<Destination>, Reason> {
         if let Some(destination) = self.same_destination(authority) {
             return Ok(destination);
         }
@@ -124,7 +129,7 @@ impl Session {
     }
 
     /// The metrics of a request to this endpoint (`None`: it came to none).
-    pub fn requests(
+    pub(crate) fn requests(
         &self,
         destination: Option<&Destination>,
         endpoint: Option<&Endpoint>,
@@ -136,7 +141,11 @@ impl Session {
     }
 
     /// The metrics of an opaque connection to this endpoint (`None`: it came to none).
-    pub fn tcp(&self, destination: Option<&Destination>, endpoint: Option<&Endpoint>) -> Rc<TcpMetrics> {
+    pub(crate) fn tcp(
+        &self,
+        destination: Option<&Destination>,
+        endpoint: Option<&Endpoint>,
+    ) -> Rc<TcpMetrics> {
         match (self.direction, endpoint) {
             (Direction::Outbound, Some(endpoint)) => endpoint.tcp.clone(),
             _ => {

@@ -21,12 +21,24 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     let mut shop = Shop::start(0).await?;
     let admin = Admin::new(Location::at(shop.control_plane_admin()))?;
     let findings = vec![
-        Finding { claim: "a request passes through three plain services", result: answer(&shop, &admin).await },
+        Finding {
+            claim: "a request passes through three plain services",
+            result: answer(&shop, &admin).await,
+        },
         Finding { claim: "both replicas of users take part", result: replicas(&shop, &admin).await },
         Finding { claim: "every call between services is mutual TLS", result: identities(&admin).await },
-        Finding { claim: "errors of the application arrive unchanged", result: not_found(&shop, &admin).await },
-        Finding { claim: "a replica killed under load costs no request", result: killed(&mut shop, &admin).await },
-        Finding { claim: "no control plane, no difference", result: without_control_plane(&mut shop, &admin).await },
+        Finding {
+            claim: "errors of the application arrive unchanged",
+            result: not_found(&shop, &admin).await,
+        },
+        Finding {
+            claim: "a replica killed under load costs no request",
+            result: killed(&mut shop, &admin).await,
+        },
+        Finding {
+            claim: "no control plane, no difference",
+            result: without_control_plane(&mut shop, &admin).await,
+        },
     ];
     shop.stop().await;
     let (table, all) = render(&findings);

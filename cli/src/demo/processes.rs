@@ -92,7 +92,8 @@ impl Process {
 
 async fn terminate(pid: u32) {
     // `kill` is a shell's builtin everywhere; a process that is gone is what was wanted.
-    let _ = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).stderr(Stdio::null()).status().await;
+    let _ =
+        Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).stderr(Stdio::null()).status().await;
 }
 
 type Lines = tokio::io::Lines<BufReader<ChildStderr>>;

@@ -34,8 +34,11 @@ impl Shop {
         std::fs::write(manifests.join("shop.yaml"), MANIFESTS)?;
         let control_plane = start_control_plane(&folder, "127.0.0.1:0").await?;
         let storefront = SocketAddr::from(([127, 0, 0, 1], free_port(port)?));
-        let mut shop = Self { control_plane, workloads: Vec::new(), storefront, registered: Vec::new(), folder };
-        for (service, port) in [("users", "grpc:9090:grpc"), ("users", "grpc:9090:grpc"), ("orders", "http:8080:http")] {
+        let mut shop =
+            Self { control_plane, workloads: Vec::new(), storefront, registered: Vec::new(), folder };
+        for (service, port) in
+            [("users", "grpc:9090:grpc"), ("users", "grpc:9090:grpc"), ("orders", "http:8080:http")]
+        {
             let workload = shop.workload(service, port, &[]).await?;
             shop.workloads.push(workload);
         }
@@ -51,7 +54,9 @@ impl Shop {
         let program = std::env::current_exe()?.display().to_string();
         let control_plane = self.control_plane().to_string();
         let mut arguments: Vec<String> =
-            ["run", "--control-plane", &control_plane, "--service", service, "--port", port].map(Into::into).into();
+            ["run", "--control-plane", &control_plane, "--service", service, "--port", port]
+                .map(Into::into)
+                .into();
         arguments.extend_from_slice(more);
         arguments.extend(["--", &program, "app", service, "--listen", &listen].map(Into::into));
         Process::start(service, &arguments, "admin").await
@@ -153,7 +158,17 @@ impl Shop {
 async fn start_control_plane(folder: &TempDir, listen: &str) -> anyhow::Result<Process> {
     let source = format!("dir:{}", folder.path().join("manifests").display());
     let data = folder.path().join("data").display().to_string();
-    let arguments = ["control-plane", "--listen", listen, "--admin", "127.0.0.1:0", "--source", &source, "--data-dir", &data];
+    let arguments = [
+        "control-plane",
+        "--listen",
+        listen,
+        "--admin",
+        "127.0.0.1:0",
+        "--source",
+        &source,
+        "--data-dir",
+        &data,
+    ];
     Process::start("control plane", &arguments.map(String::from), "admin").await
 }
 

@@ -167,6 +167,10 @@ mod tests {
             value: 1.0,
         };
         assert!(is_failure(&sample("503", "")) && is_failure(&sample("200", "14")));
-        assert!(!is_failure(&sample("404", "")) && !is_failure(&sample("200", "5")) && !is_failure(&sample("200", "0")));
+        assert!(
+            !is_failure(&sample("404", ""))
+                && !is_failure(&sample("200", "5"))
+                && !is_failure(&sample("200", "0"))
+        );
     }
 }

@@ -12,42 +12,42 @@ use crate::telemetry::trace::SpanContext;
 use crate::upstream::{Destination, Endpoint};
 
 /// An exchange that has ended.
-pub struct Exchange<'a> {
+pub(crate) struct Exchange<'a> {
     /// The request's method.
-    pub method: &'a [u8],
+    pub(crate) method: &'a [u8],
     /// The request's authority.
-    pub authority: &'a [u8],
+    pub(crate) authority: &'a [u8],
     /// The request's path, without its query.
-    pub path: &'a [u8],
+    pub(crate) path: &'a [u8],
     /// The HTTP version.
-    pub version: http::Version,
+    pub(crate) version: http::Version,
     /// How it ended.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// From the request's head to the response's end.
-    pub duration: Duration,
+    pub(crate) duration: Duration,
     /// Bytes of the request's body.
-    pub bytes_in: u64,
+    pub(crate) bytes_in: u64,
     /// Bytes of the response's body.
-    pub bytes_out: u64,
+    pub(crate) bytes_out: u64,
     /// How often it was sent, the first time included; 0 if it was not.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// Where it was to go.
-    pub destination: Option<&'a Destination>,
+    pub(crate) destination: Option<&'a Destination>,
     /// Where it went last.
-    pub endpoint: Option<&'a Endpoint>,
+    pub(crate) endpoint: Option<&'a Endpoint>,
     /// Its span, where tracing is on.
-    pub trace: Option<&'a SpanContext>,
+    pub(crate) trace: Option<&'a SpanContext>,
 }
 
 impl Session {
     /// Whether [`Self::record`] has anything to do for a request with this span.
     #[inline]
-    pub fn is_recorded(&self, trace: Option<&SpanContext>) -> bool {
+    pub(crate) fn is_recorded(&self, trace: Option<&SpanContext>) -> bool {
         self.worker.is_access_logged() || trace.is_some_and(|span| span.sampled)
     }
 
     /// Writes the access log and hands over the span.
-    pub fn record(&self, exchange: &Exchange<'_>) {
+    pub(crate) fn record(&self, exchange: &Exchange<'_>) {
         let labels = self.request_labels(exchange.destination, exchange.endpoint);
         let time = SystemTime::now().checked_sub(exchange.duration).unwrap_or(SystemTime::UNIX_EPOCH);
         let endpoint = exchange.endpoint.and_then(|endpoint| endpoint.target.address());
