@@ -12,7 +12,7 @@ use crate::check::{self, CheckArgs};
 use crate::dns::Addresses;
 use crate::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
 use crate::proxy::{self, Setup};
-use crate::run::{self, RunArgs};
+use crate::run::{self, RunArgs, Upstream};
 use crate::settings::{InvalidSpec, PortSpec, SidecarArgs, WorkloadArgs, layers};
 
 /// Heddle's sidecar: the data plane beside one workload
@@ -60,6 +60,9 @@ struct ProxyArgs {
     /// Where the application is, as IP:PORT, or as IP for the port that the peer asks for [default: loopback]
     #[arg(long, value_name = "IP[:PORT]", env = "HEDDLE_APP")]
     app: Option<AppAddress>,
+    /// A service that the application calls, NAME[.NAMESPACE]:PORT: gets a loopback address of its own, for any protocol
+    #[arg(long, value_name = "NAME:PORT", env = "HEDDLE_UPSTREAM", value_delimiter = ',')]
+    upstream: Vec<Upstream>,
 }
 
 impl ProxyArgs {
@@ -75,8 +78,12 @@ impl ProxyArgs {
         let outbound = bind("outbound", self.outbound)?;
         let inbound = bind("inbound", self.inbound)?;
         let advertise = advertised(self.inbound.ip(), self.sidecar.control_plane());
+        let mut outbound = vec![Outbound { listener: outbound, kind: OutboundKind::ByAuthority }];
+        for upstream in &self.upstream {
+            outbound.push(upstream.listen(workload.service.namespace())?);
+        }
         let plumbing = Plumbing {
-            outbound: vec![Outbound { listener: outbound, kind: OutboundKind::ByAuthority }],
+            outbound,
             inbound: vec![Inbound { listener: inbound, kind: InboundKind::Mesh }],
             app: AppDialer::direct(self.app.map(|AppAddress(app)| app)),
             advertise,

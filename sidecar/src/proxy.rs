@@ -22,7 +22,7 @@ use crate::agent::{
 };
 use crate::config::{self, AppProtocol, ConfigHandle};
 use crate::dns::Addresses;
-use crate::listener::{InboundKind, Plumbing};
+use crate::listener::{InboundKind, OutboundKind, Plumbing};
 use crate::settings::{SidecarArgs, Workload};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Registry;
@@ -291,7 +291,11 @@ async fn drain(workers: &Workers, timeout: Duration) {
 
 fn announce(plumbing: &Plumbing, admin: std::net::SocketAddr) -> std::io::Result<()> {
     for outbound in &plumbing.outbound {
-        log::listening("outbound", outbound.listener.local_addr()?);
+        let role = match outbound.kind {
+            OutboundKind::Fixed(..) => "upstream",
+            _ => "outbound",
+        };
+        log::listening(role, outbound.listener.local_addr()?);
     }
     for inbound in &plumbing.inbound {
         let role = match inbound.kind {

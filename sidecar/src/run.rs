@@ -28,7 +28,7 @@ use clap::Args;
 use heddle_api::name::ServiceName;
 
 use crate::cli::advertised;
-use crate::listener::{Inbound, InboundKind};
+use crate::listener::{Inbound, InboundKind, Outbound, OutboundKind};
 use crate::namespace::network::Interception;
 use crate::proxy::{self, Setup};
 use crate::settings::{InvalidSpec, SidecarArgs, Workload, WorkloadArgs};
@@ -178,12 +178,19 @@ impl FromStr for Published {
 
 /// A service that an application without a namespace calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Upstream {
+pub(crate) struct Upstream {
     host: String,
     port: u16,
 }
 
 impl Upstream {
+    /// A listener at the service's loopback address, for a caller in `namespace`.
+    pub(crate) fn listen(&self, namespace: &str) -> anyhow::Result<Outbound> {
+        let service = self.service(namespace)?;
+        let listener = explicit::stable(&service, self.port)?;
+        Ok(Outbound { listener, kind: OutboundKind::Fixed(service, self.port) })
+    }
+
     fn service(&self, namespace: &str) -> anyhow::Result<ServiceName> {
         let domain = heddle_api::name::DEFAULT_CLUSTER_DOMAIN;
         ServiceName::from_host(&self.host, namespace, domain)

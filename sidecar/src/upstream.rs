@@ -21,7 +21,7 @@ use std::time::Instant;
 use heddle_api::name::ServiceName;
 use tokio::sync::Notify;
 
-use crate::config::{AppProtocol, Service, TrafficPolicy, Usage};
+use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage};
 use crate::policy::balance::{self, Candidate, Weights};
 use crate::policy::budget::RetryBudget;
 use crate::policy::ejection::{Census, Fault};
@@ -91,6 +91,8 @@ pub struct Destination {
     weights: RefCell<Weights>,
     gauge: Rc<EndpointsGauge>,
     usage: Arc<Usage>,
+    /// Whether it was picked from since the last sweep.
+    used: Cell<bool>,
     requests: Cell<usize>,
     connections: Rc<Connections>,
     retired: Cell<bool>,
@@ -182,6 +184,7 @@ impl Destination {
             weights: RefCell::default(),
             gauge,
             usage,
+            used: Cell::new(false),
             requests: Cell::new(0),
             connections: Rc::default(),
             retired: Cell::new(false),
@@ -286,6 +289,7 @@ impl Destination {
         });
         let endpoint = &endpoints[picked.ok_or(Reason::NoHealthyEndpoint)?];
         endpoint.breaker.begin(now);
+        self.used.set(true);
         Ok(endpoint.clone())
     }
 
@@ -330,8 +334,13 @@ impl Destination {
     }
 
     /// Closes pooled connections that have been idle for too long or that the
-    /// peer has closed, and refreshes the gauges.
+    /// peer has closed, refreshes the gauges, and tells that it is in use if
+    /// anything was or is going on: a long stream counts as much as many requests.
     pub fn sweep(&self, now: Instant) {
+        let busy = self.requests.get() > 0 || self.endpoints().iter().any(|e| e.load.in_flight() > 0);
+        if self.used.replace(false) || busy {
+            self.touch(config::uptime(now));
+        }
         for endpoint in self.endpoints().iter() {
             endpoint.sweep(now);
             endpoint.show(now);

@@ -26,6 +26,12 @@ pub const MIN_PENALTY: Duration = Duration::from_millis(30);
 /// millisecond in 70 seconds, and less if others are busy.
 pub const MAX_PENALTY: Duration = Duration::from_secs(1);
 
+/// Averages that differ by no more than this factor are taken to be alike, and
+/// queues alone decide: replicas of one service differ that much by chance (a
+/// pause, a cold cache), and a caller that sends one request at a time would
+/// else use one replica only.
+const ALIKE: f64 = 4.0;
+
 /// As how many a request in flight counts until an endpoint's first answer: it
 /// gets one at a time while others have few, and is not starved if answers take
 /// minutes.
@@ -116,6 +122,9 @@ impl PeakEwma {
         let queue = self.queue(weight, rival_weight) * rival_weight;
         let rival_queue = rival.queue(rival_weight, weight) * weight;
         let (average, rival_average) = (self.average.get(), rival.average.get());
+        if average <= rival_average * ALIKE && rival_average <= average * ALIKE {
+            return queue <= rival_queue;
+        }
         match (self.updated.get(), rival.updated.get()) {
             // Only the slower one fades. Its floor is its rival's average, so
             // with the longer queue it costs more whatever the time.

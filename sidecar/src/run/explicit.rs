@@ -24,10 +24,9 @@ pub(super) fn outbound(plan: &Plan) -> anyhow::Result<(Vec<Outbound>, BTreeMap<S
     let mut outbound = vec![Outbound { listener: by_authority, kind: OutboundKind::ByAuthority }];
     let own = plan.workload.service.namespace();
     for upstream in &plan.upstreams {
-        let service = upstream.service(own)?;
-        let listener = stable(&service, upstream.port)?;
-        environment.insert(variable(&service, own), listener.local_addr()?.to_string());
-        outbound.push(Outbound { listener, kind: OutboundKind::Fixed(service, upstream.port) });
+        let fixed = upstream.listen(own)?;
+        environment.insert(variable(&upstream.service(own)?, own), fixed.listener.local_addr()?.to_string());
+        outbound.push(fixed);
     }
     Ok((outbound, environment))
 }
@@ -35,7 +34,7 @@ pub(super) fn outbound(plan: &Plan) -> anyhow::Result<(Vec<Outbound>, BTreeMap<S
 /// A listener at the service's own loopback address; where that is taken (by
 /// another application that calls the same service) or does not exist (outside
 /// Linux), at any port.
-fn stable(service: &ServiceName, port: u16) -> anyhow::Result<std::net::TcpListener> {
+pub(super) fn stable(service: &ServiceName, port: u16) -> anyhow::Result<std::net::TcpListener> {
     let address = loopback(service);
     bind(SocketAddr::new(address, port))
         .or_else(|_| bind(SocketAddr::new(address, 0)))
