@@ -54,7 +54,11 @@ pub(crate) fn move_in(wanted: Option<Interception>) -> Result<Resident, Namespac
         let (sockets, requests) = Sockets::new();
         match settle(wanted) {
             Ok((namespace, inside)) => {
-                let rules = (inside.interception == Interception::Tproxy).then(HostRules::new);
+                let mut rules = (inside.interception == Interception::Tproxy).then(HostRules::new);
+                // Before anyone may enter: the application's first call may be to the host.
+                if let Some(rules) = &mut rules {
+                    rules.refresh();
+                }
                 sockets.refill(|| network::app_socket(false));
                 let resident = Resident { namespace, inside, sockets: sockets.clone() };
                 if result.send(Ok(resident)).is_ok() {
@@ -79,9 +83,6 @@ fn settle(wanted: Option<Interception>) -> Result<(File, Inside), NamespaceError
 }
 
 fn live(sockets: &Sockets, requests: &Receiver<Request>, mut rules: Option<HostRules>) {
-    if let Some(rules) = &mut rules {
-        rules.refresh();
-    }
     loop {
         match requests.recv_timeout(HOST_PORTS_INTERVAL) {
             Ok(Request::Refill) => sockets.refill(|| network::app_socket(false)),
