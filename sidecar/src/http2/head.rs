@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    fn clear(request: http::request::Builder, trusted: bool) -> Result<request::Parts, Reason> {
+    fn clear(request: request::Builder, trusted: bool) -> Result<request::Parts, Reason> {
         let (mut head, ()) = request.body(()).unwrap().into_parts();
         sanitize(&mut head, trusted).map(|()| head).map_err(|refusal| refusal.reason)
     }

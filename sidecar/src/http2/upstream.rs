@@ -115,7 +115,7 @@ impl Links {
     {
         loop {
             let best = self.0.best();
-            let room = self.0.links.borrow().len() < MAX_LINKS && !self.0.opening.get();
+            let room = self.0.has_room();
             let crowded = best.as_ref().is_none_or(|(link, _)| link.streams.get() >= CROWDED);
             if crowded && room {
                 self.0.opening.set(true);
@@ -155,6 +155,14 @@ impl Shared {
         }
     }
 
+    /// Whether another connection may be opened. Not while one is on its way or
+    /// its peer has not said yet how many streams it takes.
+    fn has_room(&self) -> bool {
+        let links = self.links.borrow();
+        let coming = self.opening.get() || links.iter().any(|link| link.received.get() == 0);
+        !coming && links.len() < MAX_LINKS
+    }
+
     fn take(self: &Rc<Self>, link: Rc<Link>, send: SendRequest<Bytes>, terms: &Terms) -> Slot {
         let quiet_at = (link.streams.get() == 0 && link.opened.get() > 0).then(|| link.received.get());
         link.streams.set(link.streams.get() + 1);
@@ -184,6 +192,15 @@ impl Shared {
             if waiter.send(Ok(())).is_ok() {
                 return;
             }
+        }
+    }
+
+    /// The peer's settings may have come and allow more streams than before.
+    fn wake_for(&self, link: &Link) {
+        let waiting = self.waiting.borrow().len();
+        let room = link.send.current_max_send_streams().saturating_sub(link.streams.get());
+        for _ in 0..waiting.min(room) {
+            self.wake_one();
         }
     }
 

@@ -21,6 +21,10 @@ use crate::http2::{
 };
 use crate::reason::Reason;
 
+/// Streams opened before the peer has said how many it takes. More than it
+/// takes would be refused, all at once; it says so within a round trip.
+const UNTIL_SETTINGS: usize = 1;
+
 /// Makes a connection, lets requests use it and drives it to its end.
 pub(super) async fn open<Io>(
     shared: Rc<Shared>,
@@ -67,6 +71,7 @@ where
     let mut builder = Builder::new();
     builder
         .enable_push(false)
+        .initial_max_send_streams(UNTIL_SETTINGS)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEADER_LIST)
@@ -109,9 +114,8 @@ async fn drive<Io>(
         if let Some(link) = link.upgrade() {
             (streams, opened) = (link.streams.get(), link.opened.get());
             link.received.set(io.received());
-            // The peer's settings may allow more streams than before.
-            if link.has_room() && !shared.waiting.borrow().is_empty() {
-                shared.wake_one();
+            if !link.closing.get() {
+                shared.wake_for(&link);
             }
         }
         let activity = Activity { received: io.received(), opened, busy: streams > 0 };
