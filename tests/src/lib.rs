@@ -2,6 +2,8 @@
 //! system chooses, which end when the test does. Nothing sleeps for a fixed
 //! time; everything waits for a condition, within a generous limit.
 
+pub mod mesh;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -40,7 +42,7 @@ pub fn binary(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "-p", "heddle-control-plane", "-p", "heddle-sidecar"])
+            .args(["build", "--quiet", "-p", "heddle", "-p", "heddle-control-plane", "-p", "heddle-sidecar"])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
             .status()
             .expect("cargo runs");
