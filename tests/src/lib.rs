@@ -1,17 +1,23 @@
 //! The harness of the whole-system tests: real binaries on ports that the
 //! system chooses, which end when the test does. Nothing sleeps for a fixed
-//! time; everything waits for a condition, within a generous limit.
+//! time; everything waits for a condition, within a generous limit. [`load`]
+//! keeps calling while something happens, [`forge`] makes certificates that
+//! should convince nobody.
 
 pub mod mesh;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+
+pub mod forge;
+pub mod load;
 
 /// The longest that any condition may take to come true. Test machines are slow and shared.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -142,6 +148,7 @@ pub struct ControlPlane {
     process: Process,
     directory: tempfile::TempDir,
     address: SocketAddr,
+    args: &'static [&'static str],
 }
 
 impl ControlPlane {
@@ -150,11 +157,59 @@ impl ControlPlane {
     /// # Panics
     /// If it cannot be started.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with further flags.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_with(args: &'static [&'static str]) -> Self {
         let directory = tempfile::tempdir().expect("there is room for temporary files");
         std::fs::create_dir(directory.path().join("manifests")).expect("there is room");
-        let process = Self::process(directory.path(), "127.0.0.1:0");
+        let process = Self::process(directory.path(), "127.0.0.1:0", args);
         let address = process.listening("discovery");
-        Self { process, directory, address }
+        Self { process, directory, address, args }
+    }
+
+    /// Where its admin listener is.
+    pub fn admin(&self) -> SocketAddr {
+        self.process.listening("admin")
+    }
+
+    /// What `path` of its admin listener shows.
+    ///
+    /// # Panics
+    /// If it shows no JSON.
+    pub fn shows(&self, path: &str) -> serde_json::Value {
+        let (status, body) = get(self.admin(), "localhost", path).expect("the control plane answers");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).expect("it is JSON")
+    }
+
+    /// Waits until `count` workloads of `service` are ready and none of them drains.
+    pub fn workloads(&self, service: &str, count: usize) {
+        eventually(&format!("{count} workloads of {service} are ready"), || {
+            let shown = self.shows("/workloads");
+            let of_service = shown["workloads"].as_array()?.iter().filter(|w| w["service"] == service);
+            let ready = of_service.filter(|w| w["ready"] == true && w["draining"] == false).count();
+            (ready == count).then_some(())
+        });
+    }
+
+    /// Puts a file into the folder of manifests, whole at once.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn apply(&self, file: &str, text: &str) {
+        let written = self.directory.path().join(file);
+        std::fs::write(&written, text).expect("there is room");
+        std::fs::rename(written, self.manifests().join(file)).expect("both are on one file system");
+    }
+
+    /// The file with its certificate authority's certificate and key.
+    pub fn authority(&self) -> PathBuf {
+        self.directory.path().join("data/ca.pem")
     }
 
     /// Where it listens.
@@ -175,7 +230,7 @@ impl ControlPlane {
     /// Starts it again at the same address with what it had kept.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = Self::process(self.directory.path(), &self.address.to_string());
+        self.process = Self::process(self.directory.path(), &self.address.to_string(), self.args);
         self.process.listening("discovery");
     }
 
@@ -198,7 +253,18 @@ impl ControlPlane {
 
     /// Starts the sidecar of a service beside it, as the same user.
     pub fn sidecar<A: AsRef<OsStr>>(&self, service: &str, args: impl IntoIterator<Item = A>) -> Process {
+        self.sidecar_with(&[], service, args)
+    }
+
+    /// The same with variables in its environment.
+    pub fn sidecar_with<A: AsRef<OsStr>>(
+        &self,
+        environment: &[(&str, &str)],
+        service: &str,
+        args: impl IntoIterator<Item = A>,
+    ) -> Process {
         let mut command = self.command("heddle-sidecar");
+        command.envs(environment.iter().copied());
         let fixed = ["--outbound", "127.0.0.1:0", "--inbound", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         command.args(["proxy", "--service", service, "--control-plane", &self.address.to_string()]);
         Process::start(command.args(fixed).args(args))
@@ -208,11 +274,11 @@ impl ControlPlane {
         command(self.directory.path(), name)
     }
 
-    fn process(directory: &Path, listen: &str) -> Process {
+    fn process(directory: &Path, listen: &str, args: &[&str]) -> Process {
         let mut command = command(directory, "heddle-control-plane");
         let source = format!("dir:{}", directory.join("manifests").display());
         command.args(["--listen", listen, "--admin", "127.0.0.1:0", "--source", &source, "--data-dir"]);
-        Process::start(command.arg(directory.join("data")))
+        Process::start(command.arg(directory.join("data")).args(args))
     }
 }
 
@@ -223,25 +289,52 @@ fn command(directory: &Path, name: &str) -> Command {
     command
 }
 
-/// A plain HTTP server that answers every request with one text.
+/// A plain HTTP/1 server.
 pub struct App {
     address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The whole response to a request with the given head.
+    answer: Box<dyn Fn(&str) -> String + Send + Sync>,
+    stopped: AtomicBool,
+    open: Mutex<Vec<TcpStream>>,
 }
 
 impl App {
-    /// Starts it on a free port of the loopback. It ends with the test's process.
+    /// Starts one that answers every request with one text, on a free port of
+    /// the loopback. It ends with the test's process unless stopped before.
     ///
     /// # Panics
     /// If there is no port.
     pub fn start(answer: &'static str) -> Self {
+        Self::answering(move |_| response(answer))
+    }
+
+    /// Starts one that answers what `answer` makes of a request's head.
+    ///
+    /// # Panics
+    /// If there is no port.
+    pub fn answering(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
+        let shared =
+            Shared { answer: Box::new(answer), stopped: AtomicBool::new(false), open: Mutex::default() };
+        let shared = Arc::new(shared);
+        let serving = shared.clone();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                thread::spawn(move || Self::serve(stream, answer));
+                let Ok(open) = stream.try_clone() else { return };
+                serving.open.lock().expect("nobody panics with it").push(open);
+                if serving.stopped.load(Ordering::SeqCst) {
+                    return serving.close();
+                }
+                let shared = serving.clone();
+                thread::spawn(move || shared.serve(stream));
             }
         });
-        Self { address }
+        Self { address, shared }
     }
 
     /// Where it listens.
@@ -249,25 +342,60 @@ impl App {
         self.address.port()
     }
 
-    fn serve(stream: TcpStream, answer: &str) -> Option<()> {
+    /// Closes its listener and everything that is open, as its end would.
+    pub fn stop(self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.close();
+        // Wakes the thread that accepts, which closes the listener.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+impl Shared {
+    fn serve(&self, stream: TcpStream) -> Option<()> {
         let mut writer = stream.try_clone().ok()?;
         let mut lines = BufReader::new(stream).lines();
         loop {
-            while !lines.next()?.ok()?.is_empty() {}
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
-            writer.write_all(format!("{head}{answer}").as_bytes()).ok()?;
+            let mut head = String::new();
+            loop {
+                let line = lines.next()?.ok()?;
+                if line.is_empty() {
+                    break;
+                }
+                head.push_str(&line);
+                head.push('\n');
+            }
+            writer.write_all((self.answer)(&head).as_bytes()).ok()?;
         }
     }
+
+    fn close(&self) {
+        for stream in self.open.lock().expect("nobody panics with it").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A response with status 200 and this body.
+pub fn response(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
 /// A GET with the connection closed afterwards: the status and the body.
 /// `None` if there was no complete answer.
 pub fn get(at: SocketAddr, host: &str, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(at).ok()?;
-    stream.set_read_timeout(Some(LIMIT)).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    let answer = exchange(at, &request)?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// Everything that comes back for `request`, which must make the server close the connection.
+pub fn exchange(at: SocketAddr, request: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(at).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }
