@@ -157,6 +157,26 @@ impl Default for TrafficPolicy {
     }
 }
 
+impl TrafficPolicy {
+    /// How the application beside us is treated: how long a request may take,
+    /// and whether it is tried elsewhere, is the caller's side to decide. Only
+    /// what was lost to a connection that had been closed while idle is repeated here.
+    pub fn inbound() -> Self {
+        let limits = Limits {
+            connections: INBOUND_LIMIT,
+            pending_requests: 1024,
+            requests: INBOUND_LIMIT,
+            ..Limits::default()
+        };
+        let retry = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
+        Self { request_timeout: None, retry, limits, ..Self::default() }
+    }
+}
+
+/// Requests, and connections, that the application may have at once through one
+/// worker: far beyond what one process serves, but not what memory could not hold.
+const INBOUND_LIMIT: usize = 16 * 1024;
+
 /// Bounds on what one destination may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

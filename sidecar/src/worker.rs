@@ -174,6 +174,7 @@ pub struct Worker {
     load: Arc<AtomicUsize>,
     warnings: RefCell<Warnings>,
     default_policy: Arc<TrafficPolicy>,
+    inbound_policy: Arc<TrafficPolicy>,
 }
 
 impl Worker {
@@ -325,6 +326,7 @@ async fn run(
         load: parts.load,
         warnings: RefCell::default(),
         default_policy: Arc::new(TrafficPolicy::default()),
+        inbound_policy: Arc::new(TrafficPolicy::inbound()),
     });
     let wheel = worker.wheel.clone();
     spawn_local(async move { wheel.drive().await });

@@ -162,7 +162,7 @@ impl Worker {
         let snapshot = self.config.load();
         let workload = snapshot.workload.as_ref().ok_or(Reason::NotReady)?;
         let declared = workload.ports.iter().find(|p| p.number == port).ok_or(Reason::UnknownPort)?;
-        let policy = self.default_policy.clone();
+        let policy = self.inbound_policy.clone();
         let destination =
             Destination::of_app(&workload.service, port, declared.protocol, policy, &self.metrics);
         self.destinations.borrow_mut().insert(key, destination.clone());
