@@ -76,7 +76,7 @@ pub(crate) async fn serve_detected(socket: TcpStream, session: Session) {
                 }
             }
         }
-        _ => within(DETECTION_TIMEOUT, settle(&mut connection)).await,
+        _ => spoken(&mut connection).await,
     };
     match (verdict, destination) {
         (None, _) => {}
@@ -101,7 +101,7 @@ enum Heard {
 /// Finds out what a connection to a destination without declared protocol is.
 async fn listen(connection: &mut Connection, session: &Session, destination: &Rc<Destination>) -> Heard {
     if destination.learned.get() == Learned::ClientFirst {
-        return Heard::Client(within(DETECTION_TIMEOUT, settle(connection)).await);
+        return Heard::Client(spoken(connection).await);
     }
     if destination.learned.get() == Learned::Nothing
         && let Ok(verdict) = tokio::time::timeout(SILENCE, settle(connection)).await
@@ -113,7 +113,7 @@ async fn listen(connection: &mut Connection, session: &Session, destination: &Rc
     }
     // The client is silent, or has sent too little: what the server does decides as well.
     let Ok(mut stream) = tcp::open(session, destination, Instant::now()).await else {
-        return Heard::Client(within(DETECTION_TIMEOUT, settle(connection)).await);
+        return Heard::Client(spoken(connection).await);
     };
     let verdict = tokio::select! {
         verdict = settle(connection) => verdict,
@@ -135,14 +135,21 @@ async fn listen(connection: &mut Connection, session: &Session, destination: &Rc
     }
 }
 
-/// Reads until the bytes decide; `None` if the client leaves before.
+/// What a client speaks that has to begin; `None` if it leaves or takes too long.
+async fn spoken(connection: &mut Connection) -> Option<Verdict> {
+    let verdict = within(DETECTION_TIMEOUT, settle(connection)).await;
+    verdict.filter(|_| !connection.input.is_empty())
+}
+
+/// Reads until the bytes decide; `None` if the connection breaks before.
 async fn settle(connection: &mut Connection) -> Option<Verdict> {
     loop {
         match detect(connection.input.data()) {
             Verdict::Undecided => match connection.fill().await {
-                // Whatever it sent, it is complete: let the server judge.
-                Ok(0) if !connection.input.is_empty() => return Some(Verdict::Opaque),
-                Ok(0) | Err(_) => return None,
+                // Whatever it sent, it is complete: let the server judge. That is true of
+                // nothing, too: a client may end its half at once and only listen.
+                Ok(0) => return Some(Verdict::Opaque),
+                Err(_) => return None,
                 Ok(_) => {}
             },
             verdict => return Some(verdict),

@@ -113,9 +113,11 @@ fn fetched_by(client: &[&str]) {
 #[test]
 fn all_kinds_of_grpc_call_work_with_trailers_statuses_and_deadlines() {
     let Some(python) = python_with("grpc") else { return };
-    let mesh = Mesh::start();
-    let _server = mesh.serve("kinds", "grpc:50051", &[&python, &program("grpc_server.py")]);
-    assert_eq!(mesh.answer("client", &[&python, &program("grpc_client.py")]), "passed\n");
+    for declared in ["grpc:50051", "50051"] {
+        let mesh = Mesh::start();
+        let _server = mesh.serve("kinds", declared, &[&python, &program("grpc_server.py")]);
+        assert_eq!(mesh.answer("client", &[&python, &program("grpc_client.py")]), "passed\n", "{declared}");
+    }
 }
 
 #[test]
@@ -124,6 +126,18 @@ fn web_sockets_carry_messages_both_ways() {
     let mesh = Mesh::start();
     let _server = mesh.serve("chat", "http:8000", &[&python, &program("websocket_server.py")]);
     assert_eq!(mesh.answer("client", &[&python, &program("websocket_client.py")]), "passed\n");
+}
+
+#[test]
+fn tls_of_the_applications_own_passes_untouched() {
+    let mesh = Mesh::start();
+    let made = rcgen::generate_simple_self_signed(["bank".to_owned()]).unwrap();
+    let certificate = mesh.directory().join("bank.pem");
+    fs::write(&certificate, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+    fs::write(mesh.directory().join("page"), PAGE).unwrap();
+    let _bank = mesh.serve("bank", "8443", &[python(), &program("tls_server.py"), "bank.pem"]);
+    let trusted = certificate.to_str().unwrap();
+    assert_eq!(mesh.answer("client", &["curl", "-sS", "--cacert", trusted, "https://bank:8443/page"]), PAGE);
 }
 
 #[test]
@@ -170,6 +184,19 @@ fn a_banner_of_a_server_that_speaks_first_comes_soon() {
     let [took, banner, reply] = answer.lines().collect::<Vec<_>>()[..] else { panic!("{answer}") };
     assert_eq!((banner, reply), ("220 mail ready", "250 HELO me"));
     assert!(took.parse::<u64>().unwrap() < 300, "it took {took} ms");
+}
+
+/// `nc` with no input does this: it ends its half before the server has said a word.
+/// Once that counted as having left, and the server was not even asked.
+#[test]
+fn a_client_that_only_listens_is_told_what_the_server_says() {
+    let mesh = Mesh::start();
+    let _mail = mesh.serve("mail", "25", &[python(), &program("banner.py")]);
+    let listen = "import socket; mail = socket.create_connection(('mail', 25)); \
+                  mail.shutdown(socket.SHUT_WR); print(mail.makefile().read(), end='')";
+    for _ in 0..3 {
+        assert_eq!(mesh.answer("client", &[python(), "-c", listen]), "220 mail ready\n");
+    }
 }
 
 #[test]
