@@ -179,11 +179,12 @@ impl ControlPlane {
         let lifetime = settings.authority.certificate_lifetime;
         background.spawn(renew(authority, credentials.clone(), lifetime));
 
-        log::listening("discovery", addresses.discovery);
-        log::listening("admin", addresses.admin);
+        // Before the lines: who reads them may start a sidecar that looks for the file.
         let _announced = Announced::write(addresses.discovery, addresses.admin, data.path())
             .inspect_err(|error| warn!(%error, "`heddle run` will not find this control plane by itself"))
             .ok();
+        log::listening("discovery", addresses.discovery);
+        log::listening("admin", addresses.admin);
 
         let serving = server::serve(discovery, &credentials, services, open, metrics, ending.clone());
         let mut serving = pin!(serving);

@@ -62,11 +62,16 @@ impl Refused {
 
 impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Self {
-        let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(tls) => PeerRefused::of(tls).map_or("protocol", PeerRefused::reason),
-            None => "connection",
-        };
-        Self { reason, detail: error.to_string() }
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::NoCertificatesPresented) => {
+                Self::new("no_certificate", "it shows no certificate")
+            }
+            Some(tls) => match PeerRefused::of(tls) {
+                Some(refused) => Self::new(refused.reason(), refused.to_string()),
+                None => Self::new("protocol", tls.to_string()),
+            },
+            None => Self::new("connection", error.to_string()),
+        }
     }
 }
 

@@ -210,13 +210,16 @@ impl Endpoint {
                 let Some(tls) = refused else {
                     return Err(failure(Reason::ConnectFailure, format_args!("{inbound}: {error}")));
                 };
-                let reason = PeerRefused::of(tls).map_or("protocol", PeerRefused::reason);
+                let (reason, why) = match PeerRefused::of(tls) {
+                    Some(refused) => (refused.reason(), refused.to_string()),
+                    None => ("protocol", tls.to_string()),
+                };
                 worker.handshake_done(crate::telemetry::metrics::HandshakeSide::Client, Some(reason));
                 worker.warn(format_args!(
-                    "refused the server at {inbound}, endpoint {} of {identity}: {tls}",
+                    "refused the server at {inbound}, endpoint {} of {identity}: {why}",
                     self.id
                 ));
-                Err(failure(Reason::TlsRefused, format_args!("{inbound}: {tls}")))
+                Err(failure(Reason::TlsRefused, format_args!("{inbound}: {why}")))
             }
         }
     }
