@@ -32,7 +32,9 @@ impl Shop {
         let manifests = folder.path().join("manifests");
         std::fs::create_dir(&manifests)?;
         std::fs::write(manifests.join("shop.yaml"), MANIFESTS)?;
-        let control_plane = start_control_plane(&folder, "127.0.0.1:0").await?;
+        // A port that is known beforehand: a control plane that is started again finds its place.
+        let listen = format!("127.0.0.1:{}", free_port(0)?);
+        let control_plane = start_control_plane(&folder, &listen).await?;
         let storefront = SocketAddr::from(([127, 0, 0, 1], free_port(port)?));
         let mut shop =
             Self { control_plane, workloads: Vec::new(), storefront, registered: Vec::new(), folder };
