@@ -33,7 +33,7 @@ pub(crate) struct Session {
     pub(crate) tls: Tls,
     routing: Routing,
     /// The destination found last and, for [`Routing::ByAuthority`], the authority it was found by.
-    found: RefCell<Option<(Box<[u8]>, Rc<Destination>)>>,
+    found: RefCell<Option<Found>>,
 }
 
 /// How a connection's destination is found.
@@ -50,6 +50,9 @@ pub(crate) enum Routing {
     /// It is this port of the host's loopback.
     HostLoopback(SocketAddr),
 }
+
+/// A destination and the authority it was found by.
+type Found = (Box<[u8]>, Rc<Destination>);
 
 impl Session {
     /// The session of one of the application's own connections.

@@ -17,7 +17,6 @@ pub(crate) struct Totals {
     mutual: f64,
     /// Requests up to each latency, by the bound in seconds as text.
     buckets: BTreeMap<String, f64>,
-    outbound: f64,
 }
 
 impl Totals {
@@ -38,18 +37,12 @@ impl Totals {
                         self.mutual += sample.value;
                     }
                 }
-                ("heddle_requests_total", "outbound") => self.outbound += sample.value,
                 ("heddle_request_duration_seconds_bucket", "inbound") => {
                     *self.buckets.entry(sample.label("le").to_owned()).or_default() += sample.value;
                 }
                 _ => {}
             }
         }
-    }
-
-    /// Requests that the service answered.
-    pub(crate) fn requests(&self) -> f64 {
-        self.requests
     }
 }
 

@@ -94,7 +94,7 @@ impl Leg {
 
     /// Ready once anything came from this side, or it is gone.
     pub(super) fn poll_answered(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Poll<()> {
-        if self.poll_flush(cx, connection).is_ready_and(|sent| sent.is_err()) {
+        if let Poll::Ready(Err(_)) = self.poll_flush(cx, connection) {
             return Poll::Ready(());
         }
         if !connection.input.is_empty() {
@@ -120,9 +120,8 @@ impl Leg {
                 return Poll::Ready(Ok(self.remaining.min(connection.input.data().len())));
             }
             if self.framed && self.remaining == 0 {
-                match self.header(connection)? {
-                    true => continue,
-                    false => {}
+                if self.header(connection)? {
+                    continue;
                 }
             }
             if ready!(connection.poll_fill(cx))? == 0 {
@@ -222,20 +221,6 @@ impl Leg {
                 0 => return Poll::Ready(Ok(())),
                 count => self.consume(connection, count),
             }
-        }
-    }
-}
-
-/// `Poll` lacks a combined test.
-trait IsReadyAnd<T> {
-    fn is_ready_and(self, test: impl FnOnce(T) -> bool) -> bool;
-}
-
-impl<T> IsReadyAnd<T> for Poll<T> {
-    fn is_ready_and(self, test: impl FnOnce(T) -> bool) -> bool {
-        match self {
-            Self::Ready(value) => test(value),
-            Self::Pending => false,
         }
     }
 }

@@ -49,7 +49,7 @@ impl MeshProtocol {
 }
 
 /// The server name by which a client sidecar tells the application's port.
-pub fn server_name(port: u16) -> ServerName<'static> {
+pub(super) fn server_name(port: u16) -> ServerName<'static> {
     ServerName::try_from(format!("p{port}.heddle.internal")).expect("a DNS name")
 }
 
@@ -172,9 +172,12 @@ impl Endpoint {
     ) -> Result<Transport, ConnectError> {
         let attempt = async {
             match &self.target {
-                Target::App(port) => worker.app.connect(*port).await.map(Transport::Tcp).map_err(|error| {
-                    failure(Reason::ConnectFailure, format_args!("application port {port}: {error}"))
-                }),
+                Target::App(port) => worker
+                    .app
+                    .connect(*port)
+                    .await
+                    .map(Transport::Tcp)
+                    .map_err(|error| failure(Reason::ConnectFailure, format_args!("{error}"))),
                 Target::Plain(address) => dial(*address).await.map(Transport::Tcp),
                 Target::Mesh { inbound, .. } => {
                     let tcp = dial(*inbound).await?;
