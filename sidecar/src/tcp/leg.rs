@@ -119,10 +119,8 @@ impl Leg {
             if self.remaining > 0 && !connection.input.is_empty() {
                 return Poll::Ready(Ok(self.remaining.min(connection.input.data().len())));
             }
-            if self.framed && self.remaining == 0 {
-                if self.header(connection)? {
-                    continue;
-                }
+            if self.framed && self.remaining == 0 && self.header(connection)? {
+                continue;
             }
             if ready!(connection.poll_fill(cx))? == 0 {
                 if self.framed {
