@@ -22,7 +22,7 @@ pub(crate) async fn wrk(
 ) -> anyhow::Result<u64> {
     let output = Command::new("wrk")
         .args(["-t1", "-c", &connections.to_string(), "-d", &format!("{}s", length.as_secs())])
-        .args(["-H", &format!("host: {}", pair.authority), &format!("http://{}{path}", pair.entry)])
+        .args(["-H", &format!("Host: {}", pair.authority), &format!("http://{}{path}", pair.entry)])
         .output()
         .await
         .context("no wrk: apt-get install wrk")?;

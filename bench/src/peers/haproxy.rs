@@ -43,7 +43,7 @@ pub(super) async fn start(carried: Carried, context: &Context<'_>) -> anyhow::Re
 fn configuration(mode: &str, bind: &str, server: &str) -> String {
     let reuse = if mode == "http" { "http-reuse always\n  " } else { "" };
     format!(
-        "global\n  nbthread 1\n  maxconn 20000\n\
+        "global\n  nbthread 1\n  maxconn 9000\n\
          defaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
          frontend f\n  {bind}\n  default_backend b\n\
          backend b\n  {reuse}{server}\n"
