@@ -2,8 +2,8 @@
 //! what to do where it cannot.
 //!
 //! What can be tried is tried, in a process that ends with all it made; only
-//! to explain a failure are the kernel's settings read. [`probes`] tries the
-//! kernel, [`mesh`] looks at the control plane.
+//! to explain a failure are the kernel's settings read. `probes` tries the
+//! kernel, `mesh` looks at the control plane.
 
 mod mesh;
 mod probes;

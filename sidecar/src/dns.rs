@@ -2,8 +2,8 @@
 //! services get stable synthetic addresses, everything else is forwarded to
 //! the host's resolvers.
 //!
-//! [`message`] and [`subject`] decide without sockets; [`responder`] waits for
-//! discovery and serves UDP and TCP; [`forward`] asks the host's resolvers.
+//! `message` and `subject` decide without sockets; `responder` waits for
+//! discovery and serves UDP and TCP; `forward` asks the host's resolvers.
 //! Always holds: a name that the mesh may know is never denied because
 //! discovery was slow (SERVFAIL instead of NXDOMAIN), and a mesh name never has
 //! an IPv6 answer but always an empty one, so that clients settle for IPv4.

@@ -3,12 +3,15 @@
 //! The launched process becomes the program (exec), so its exit status,
 //! signals, terminal and pipes are exactly its own. The sidecar is a separate
 //! process, no child of it, that stays in the host's network and ends after it.
-//! [`launch`] has the choreography of the two, [`explicit`] the way without a
-//! namespace, [`control_plane`] starts a control plane where there is none.
+//! `launch` has the choreography of the two, `explicit` the way without a
+//! namespace, `control_plane` starts a control plane where there is none.
 //!
 //! Everything here begins in a process with one thread: namespaces of users
 //! and safe forks need that. Exit statuses are those of `env` and `nohup`: 125
 //! when this program fails, 126 when the command cannot be run, 127 when it is not found.
+
+// Flags are documented as a terminal shows them.
+#![allow(rustdoc::invalid_html_tags)]
 
 mod control_plane;
 mod explicit;

@@ -6,6 +6,9 @@
 //! flag in camelCase. A flag wins over the variable, that over the file, that
 //! over the default. [`layers`] reads them; `cli` has the commands.
 
+// Flags are documented as a terminal shows them.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;

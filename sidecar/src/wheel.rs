@@ -8,7 +8,7 @@
 //!
 //! Deadlines are never early, and late by a tick of 10 ms plus the runtime's
 //! own delay. Memory is one entry per deadline; an empty wheel sleeps. The
-//! wheel belongs to one thread. [`Core`] decides everything and reads no clock;
+//! wheel belongs to one thread. `Core` decides everything and reads no clock;
 //! [`Wheel::drive`] is the one future that sleeps.
 
 use std::cell::{Cell, RefCell};

@@ -1,7 +1,7 @@
 //! Whether the application is ready, seen as its callers would: by connecting
 //! to it.
 //!
-//! [`Health`] decides, purely; [`watch`] probes. At first probes follow one
+//! [`Health`] decides, purely; `watch` probes. At first probes follow one
 //! another quickly, so that a workload joins as soon as it listens.
 
 use std::io;
