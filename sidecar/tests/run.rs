@@ -203,8 +203,7 @@ fn explicit_mode_maps_services_to_loopback(user: &User) {
 }
 
 fn check_finds_what_works(user: &User) {
-    let program = std::env::current_exe().unwrap();
-    let outcome = user.plain(&[program.to_str().unwrap(), "check", "--control-plane", "127.0.0.1:1"]);
+    let outcome = user.plain(&[user.program(), "check", "--control-plane", "127.0.0.1:1"]);
     let good: Vec<&str> = outcome.stdout.lines().filter(|line| line.starts_with("ok ")).collect();
     assert_eq!(good.len(), 4, "{}", outcome.stdout);
     assert!(outcome.stdout.contains("FAIL  control plane"), "{}", outcome.stdout);

@@ -181,7 +181,8 @@ mod tests {
         let now = Instant::now();
         let (endpoints, weights) = endpoints(&[1; 10]);
         for (rank, endpoint) in (1..).zip(&endpoints) {
-            endpoint.load.answered(Duration::from_millis(rank), now);
+            // Far enough apart not to be alike.
+            endpoint.load.answered(Duration::from_micros(5_u64.pow(rank)), now);
         }
         let counts = picks(&endpoints, &weights, None, now);
         // The k-th best of n wins against the n - k worse ones: 2(n - k) / n(n - 1).

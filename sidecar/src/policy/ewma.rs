@@ -207,18 +207,26 @@ mod tests {
     #[test]
     fn cost_grows_with_requests_in_flight() {
         let now = Instant::now();
-        let (fast, slow) = (measured(MS, now), measured(3 * MS, now));
-        fast.begin();
+        let (fast, slow) = (measured(MS, now), measured(5 * MS, now));
+        (0..3).for_each(|_| fast.begin());
         assert_eq!(compare(&fast, &slow, now), (true, false));
         fast.begin();
         assert_eq!(compare(&fast, &slow, now), (true, true));
         fast.begin();
         assert_eq!(compare(&fast, &slow, now), (false, true));
-        fast.end();
-        fast.end();
-        fast.end();
-        fast.end();
+        (0..6).for_each(|_| fast.end());
         assert_eq!(fast.in_flight(), 0, "one end too many is harmless");
+    }
+
+    #[test]
+    fn replicas_that_are_alike_are_told_apart_by_their_queues_only() {
+        let now = Instant::now();
+        let (fast, slow) = (measured(MS, now), measured(4 * MS, now));
+        assert_eq!(compare(&fast, &slow, now), (true, true));
+        fast.begin();
+        assert_eq!(compare(&fast, &slow, now), (false, true));
+        slow.answered(5 * MS, now);
+        assert_eq!(compare(&fast, &slow, now), (true, false));
     }
 
     #[test]
@@ -254,7 +262,7 @@ mod tests {
     #[test]
     fn failing_fast_is_no_advantage() {
         let now = Instant::now();
-        let (failing, working) = (measured(MS, now), measured(20 * MS, now));
+        let (failing, working) = (measured(MS, now), measured(5 * MS, now));
         failing.failed(now);
         assert_eq!(failing.average(), MIN_PENALTY);
         assert_eq!(compare(&failing, &working, now), (false, true));
@@ -269,6 +277,7 @@ mod tests {
     fn cost(load: &PeakEwma, rival: &PeakEwma, share: f64, now: Instant) -> f64 {
         let average = |load: &PeakEwma| load.updated.get().map(|_| load.average.get());
         let estimate = match (average(load), average(rival)) {
+            (Some(ours), Some(theirs)) if ours <= theirs * ALIKE && theirs <= ours * ALIKE => 1.0,
             (Some(ours), Some(theirs)) => {
                 let elapsed = now - load.updated.get().expect("measured");
                 (ours * fade(elapsed)).max(ours.min(theirs))

@@ -49,6 +49,8 @@ pub(crate) struct User {
     /// The user to become; `None`: who we are.
     id: Option<u32>,
     directory: tempfile::TempDir,
+    /// This program, where the user may run it.
+    program: String,
 }
 
 impl User {
@@ -65,7 +67,17 @@ impl User {
     fn new(name: &'static str, id: Option<u32>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(directory.path(), id, id).unwrap();
-        Self { name, id, directory }
+        let own = std::env::current_exe().unwrap();
+        let program = match id {
+            None => own,
+            // A target directory below root's home is closed to others.
+            Some(_) => {
+                let copy = directory.path().join("tests");
+                std::fs::copy(own, &copy).unwrap();
+                copy
+            }
+        };
+        Self { name, id, directory, program: program.into_os_string().into_string().unwrap() }
     }
 
     fn can_launch(&self) -> Result<(), String> {
@@ -78,6 +90,11 @@ impl User {
         self.directory.path()
     }
 
+    /// This program, where the user may run it.
+    pub(crate) fn program(&self) -> &str {
+        &self.program
+    }
+
     /// The logs of sidecars that run or have failed.
     pub(crate) fn logs(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.directory().join("heddle")).unwrap();
@@ -87,18 +104,13 @@ impl User {
     }
 
     /// The command line of the client part of this program.
-    pub(crate) fn client<'a>(&self, arguments: &[&'a str]) -> Vec<&'a str> {
-        // Leaked once per call, in a program that ends soon.
-        let program: &'static str = Box::leak(
-            std::env::current_exe().unwrap().into_os_string().into_string().unwrap().into_boxed_str(),
-        );
-        [&[program, "client"], arguments].concat()
+    pub(crate) fn client<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        [&[self.program.as_str(), "client"], arguments].concat()
     }
 
     /// `heddle run FLAGS -- COMMAND`.
     pub(crate) fn command(&self, flags: &[&str], command: &[&str]) -> Command {
-        let program = std::env::current_exe().unwrap();
-        let program = program.to_str().unwrap();
+        let program = self.program.as_str();
         // A named control plane is not looked for; the stand-in needs none.
         let common =
             ["launcher", "--service", "client", "--namespace", "shop", "--control-plane", "127.0.0.1:1"];
