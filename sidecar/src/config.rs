@@ -147,7 +147,8 @@ impl Default for TrafficPolicy {
         Self {
             source: String::new(),
             connect_timeout: Duration::from_secs(1),
-            request_timeout: Some(Duration::from_secs(15)),
+            // Nobody knows how long a download or a stream may take but who sets a limit.
+            request_timeout: None,
             per_try_timeout: None,
             idle_timeout: Some(Duration::from_secs(3600)),
             retry: RetryPolicy::default(),
@@ -169,7 +170,7 @@ impl TrafficPolicy {
             ..Limits::default()
         };
         let retry = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
-        Self { request_timeout: None, retry, limits, ..Self::default() }
+        Self { retry, limits, ..Self::default() }
     }
 }
 

@@ -149,7 +149,7 @@ pub struct Timeouts {
     /// On making one connection, TLS handshake included. Default: 1s; cannot be without limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<GatewayDuration>,
-    /// On the whole exchange with its retries. Default: 15s.
+    /// On the whole exchange with its retries. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<GatewayDuration>,
     /// On one try. Default: no limit.

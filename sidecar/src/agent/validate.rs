@@ -257,7 +257,7 @@ mod tests {
         assert_eq!((endpoint.weight, endpoint.healthy), (1, true));
         assert_eq!(endpoint.mesh.as_ref().unwrap().inbound, "10.0.0.7:7102".parse().unwrap());
         assert_eq!(service.policy.connect_timeout, Duration::from_secs(1));
-        assert_eq!(service.policy.request_timeout, Some(Duration::from_secs(15)));
+        assert_eq!(service.policy.request_timeout, None);
         assert_eq!(service.policy.limits.requests, 1024);
     }
 

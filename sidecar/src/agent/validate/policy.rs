@@ -15,7 +15,6 @@ use super::{Invalid, unknown};
 /// The defaults of the design's "TrafficPolicy, in full"; those of retries and
 /// ejection are with their policies.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const LIMIT: usize = 1024;
 
@@ -31,7 +30,7 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
     Ok(TrafficPolicy {
         source: wire.source,
         connect_timeout,
-        request_timeout: timeout("request", timeouts.request, Some(REQUEST_TIMEOUT))?,
+        request_timeout: timeout("request", timeouts.request, None)?,
         per_try_timeout: timeout("per_try", timeouts.per_try, None)?,
         idle_timeout: timeout("idle", timeouts.idle, Some(IDLE_TIMEOUT))?,
         retry: retry(wire.retry.unwrap_or_default()).map_err(|e| e.within("retry"))?,
