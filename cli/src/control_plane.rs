@@ -1,11 +1,11 @@
 //! Finding a control plane's admin listener, and asking it and the sidecars.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use heddle_api::runtime_file::RuntimeFile;
+use heddle_sidecar::runtime_dir;
 use reqwest::Client;
 use serde::{Deserialize, Serialize};
 
@@ -40,24 +40,10 @@ impl Location {
                 .with_context(|| format!("--control-plane {address}: no IP:PORT"))?,
             None => DEFAULT_PORT,
         };
-        let announced = std::fs::read(runtime_dir().join(RuntimeFile::name(port))).ok();
+        let announced = std::fs::read(runtime_dir::path().join(RuntimeFile::name(port))).ok();
         let announced: Option<RuntimeFile> = announced.and_then(|text| serde_json::from_slice(&text).ok());
         Ok(announced.and_then(|file| file.admin.parse().ok()).unwrap_or(DEFAULT_ADMIN))
     }
-}
-
-/// The directory in which this user's control planes say where they are.
-fn runtime_dir() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(base) if base.is_absolute() => base.join("heddle"),
-        _ => PathBuf::from(format!("/tmp/heddle-{}", effective_user())),
-    }
-}
-
-fn effective_user() -> u32 {
-    use std::os::unix::fs::MetadataExt;
-    // The owner of our own process, without a system call binding of our own.
-    std::fs::metadata("/proc/self").map_or(0, |metadata| metadata.uid())
 }
 
 /// A workload as the control plane knows it.

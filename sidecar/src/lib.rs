@@ -24,7 +24,7 @@ pub mod policy;
 pub mod proxy;
 pub mod reason;
 pub mod run;
-mod runtime_dir;
+pub mod runtime_dir;
 pub mod sanitize;
 mod session;
 pub mod settings;

@@ -27,7 +27,7 @@ pub(crate) fn make() -> anyhow::Result<PathBuf> {
 }
 
 /// `$XDG_RUNTIME_DIR/heddle`, or `/tmp/heddle-UID`.
-pub(crate) fn path() -> PathBuf {
+pub fn path() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|base| base.is_absolute()) {
         Some(base) => base.join("heddle"),
         None => PathBuf::from(format!("/tmp/heddle-{}", sys::effective_ids().0)),

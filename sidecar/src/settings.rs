@@ -16,6 +16,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use heddle_api::crd::GatewayDuration;
 use heddle_api::name::ServiceName;
 
 use crate::config::AppProtocol;
@@ -290,27 +291,9 @@ impl FromStr for HealthSpec {
 /// # Errors
 /// If the text has another form.
 pub fn parse_duration(text: &str) -> Result<Duration, InvalidSpec> {
-    let fail = || InvalidSpec(format!("{text:?} is no duration such as 10s, 250ms or 1h30m"));
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        if digits == 0 || digits > 5 {
-            return Err(fail());
-        }
-        let number: u64 = rest[..digits].parse().map_err(|_| fail())?;
-        rest = &rest[digits..];
-        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-        total += match &rest[..letters] {
-            "h" => Duration::from_secs(number * 3600),
-            "m" => Duration::from_secs(number * 60),
-            "s" => Duration::from_secs(number),
-            "ms" => Duration::from_millis(number),
-            _ => return Err(fail()),
-        };
-        rest = &rest[letters..];
-    }
-    if text.is_empty() { Err(fail()) } else { Ok(total) }
+    text.parse::<GatewayDuration>()
+        .map(GatewayDuration::get)
+        .map_err(|_| InvalidSpec(format!("{text:?} is no duration such as 10s, 250ms or 1h30m")))
 }
 
 #[cfg(test)]

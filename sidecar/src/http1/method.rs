@@ -41,9 +41,4 @@ impl Method {
             _ => Self::Other,
         }
     }
-
-    /// Whether doing it twice is as good as once (RFC 9110, 9.2.2).
-    pub const fn is_idempotent(self) -> bool {
-        matches!(self, Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options | Self::Trace)
-    }
 }
