@@ -28,7 +28,7 @@ pub(crate) async fn serve_peer(socket: StdTcpStream, worker: &Rc<Worker>) {
     let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(socket, worker)).await {
         Ok(Ok(Some(peer))) => {
             worker.handshake_done(HandshakeSide::Server, None);
-            return serve_stream(peer, client, worker).await;
+            return serve_stream(peer, client, worker);
         }
         // A connection that was closed before it said anything: a probe.
         Ok(Ok(None)) => return,
@@ -102,13 +102,13 @@ async fn greet(socket: StdTcpStream, worker: &Worker) -> Result<Option<Peer>, Re
     Ok(Some(Peer { identity: identity.as_str().to_owned(), protocol, port, tls: Box::new(tls) }))
 }
 
-async fn serve_stream(peer: Peer, client: Option<std::net::SocketAddr>, worker: &Rc<Worker>) {
+fn serve_stream(peer: Peer, client: Option<std::net::SocketAddr>, worker: &Rc<Worker>) {
     let session = Session::inbound(worker.clone(), client, Some(&peer.identity), peer.port);
     let connection = Connection { transport: Transport::TlsServer(peer.tls), input: ReadBuffer::default() };
     match peer.protocol {
-        MeshProtocol::Http1 => http1::serve(connection, session).await,
-        MeshProtocol::Http2 => http2::serve(connection, session).await,
-        MeshProtocol::Tcp => tcp::serve_peer(connection, session).await,
+        MeshProtocol::Http1 => worker.serve(http1::serve(connection, session)),
+        MeshProtocol::Http2 => worker.serve(http2::serve(connection, session)),
+        MeshProtocol::Tcp => worker.serve(tcp::serve_peer(connection, session)),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 /// glibc's allocator keeps what it once had; jemalloc was ahead of it and of
-/// mimalloc in memory and time (see `stack.md` in the project's notes).
+/// mimalloc in memory and time.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

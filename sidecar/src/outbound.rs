@@ -72,19 +72,23 @@ pub(crate) async fn serve_detected(socket: TcpStream, session: Session) {
             match listen(&mut connection, &session, destination).await {
                 Heard::Client(verdict) => verdict,
                 Heard::Server(stream) => {
-                    return tcp::serve_opened(connection, session, destination.clone(), stream).await;
+                    let (worker, destination) = (session.worker.clone(), destination.clone());
+                    return worker.serve(tcp::serve_opened(connection, session, destination, stream));
                 }
             }
         }
         _ => spoken(&mut connection).await,
     };
+    let worker = session.worker.clone();
     match (verdict, destination) {
         (None, _) => {}
-        (Some(Verdict::Http1), _) => http1::serve(connection, session).await,
-        (Some(Verdict::Http2), _) => http2::serve(connection, session).await,
-        (Some(_), Some(destination)) => tcp::serve(connection, session, &destination).await,
+        (Some(Verdict::Http1), _) => worker.serve(http1::serve(connection, session)),
+        (Some(Verdict::Http2), _) => worker.serve(http2::serve(connection, session)),
+        (Some(_), Some(destination)) => {
+            worker.serve(async move { tcp::serve(connection, session, &destination).await });
+        }
         (Some(_), None) => {
-            session.worker.warn(format_args!("a connection without destination speaks no HTTP"));
+            worker.warn(format_args!("a connection without destination speaks no HTTP"));
             connection.transport.abort();
         }
     }
@@ -164,10 +168,11 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Option<T>>) -> Op
 /// Tells the client why it cannot be served, in its own protocol if that has
 /// words for it.
 async fn refuse(mut connection: Connection, session: Session, reason: crate::reason::Reason) {
+    let worker = session.worker.clone();
     match within(SILENCE, settle(&mut connection)).await {
         // The request meets the same answer there, and gets it as HTTP.
-        Some(Verdict::Http1) => http1::serve(connection, session).await,
-        Some(Verdict::Http2) => http2::serve(connection, session).await,
+        Some(Verdict::Http1) => worker.serve(http1::serve(connection, session)),
+        Some(Verdict::Http2) => worker.serve(http2::serve(connection, session)),
         _ => {
             session.tcp(None, None).refused(reason);
             connection.transport.abort();

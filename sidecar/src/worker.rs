@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::Credentials;
 use tokio::runtime::{Builder, LocalOptions};
@@ -216,6 +217,14 @@ impl Worker {
         configs.entry(identity.clone()).or_insert(made)[protocol as usize].clone()
     }
 
+    /// Serves a connection, or the rest of one, in a task of its own. What greets a connection
+    /// hands it on like this, so that an idle one is not as large as the largest of all stages.
+    pub(crate) fn serve(&self, connection: impl Future<Output = ()> + 'static) {
+        let load = Load::new(&self.load);
+        // An async block would hold the future twice: as captured, and as awaited.
+        spawn_local(connection.map(move |()| drop(load)));
+    }
+
     /// Counts a handshake, refused for `refusal`.
     pub fn handshake_done(&self, side: HandshakeSide, refusal: Option<&'static str>) {
         self.registry.tls_handshakes(side, refusal).increment();
@@ -375,24 +384,28 @@ fn seed() -> u64 {
 impl Accepted {
     /// Serves the connection in a task of its own.
     fn serve(self, worker: &Rc<Worker>) {
-        let worker = worker.clone();
-        worker.load.fetch_add(1, Ordering::Relaxed);
-        spawn_local(async move {
-            let load = Load(worker.load.clone());
+        let on = worker.clone();
+        worker.serve(async move {
             match self {
-                Self::Outbound(tcp, kind) => crate::outbound::serve(tcp, &kind, &worker).await,
-                Self::Inbound(tcp, InboundKind::Mesh) => crate::inbound::serve_peer(tcp, &worker).await,
+                Self::Outbound(tcp, kind) => crate::outbound::serve(tcp, &kind, &on).await,
+                Self::Inbound(tcp, InboundKind::Mesh) => crate::inbound::serve_peer(tcp, &on).await,
                 Self::Inbound(tcp, InboundKind::Published(port)) => {
-                    crate::inbound::serve_published(tcp, port, &worker).await;
+                    crate::inbound::serve_published(tcp, port, &on).await;
                 }
             }
-            drop(load);
         });
     }
 }
 
 /// Counts a connection until dropped, even by a panic.
 struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
 
 impl Drop for Load {
     fn drop(&mut self) {
