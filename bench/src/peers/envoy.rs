@@ -35,7 +35,7 @@ pub(super) async fn start(carried: Carried, context: &Context<'_>) -> anyhow::Re
 fn tls(context: &Context<'_>, client: bool) -> Value {
     let file = |name: &str| json!({"filename": context.folder.join(name)});
     let common = json!({
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
         "tls_certificates": [{"certificate_chain": file("cert.pem"), "private_key": file("key.pem")}],
         "validation_context": {
             "trusted_ca": file("ca.pem"),
