@@ -42,11 +42,11 @@ impl Transport {
         }
     }
 
-    /// Ready when a read is likely to return something; registers for a wake-up
-    /// otherwise. Lets callers allocate buffers only when there is something to put in.
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Whether bytes wait between the socket and us: what is left of a read
+    /// beneath TLS, or records that are deciphered already.
+    fn has_buffered(&self) -> bool {
         let (buffered, wants_read) = match self {
-            Self::Tcp(tcp) => return tcp.poll_read_ready(cx),
+            Self::Tcp(_) => return false,
             Self::TlsClient(tls) => {
                 let (io, session) = tls.get_ref();
                 (io, session.wants_read())
@@ -56,10 +56,13 @@ impl Transport {
                 (io, session.wants_read())
             }
         };
-        if !wants_read || !buffered.input.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        buffered.tcp.poll_read_ready(cx)
+        !wants_read || !buffered.input.is_empty()
+    }
+
+    /// Ready when a read is likely to return something; registers for a wake-up
+    /// otherwise. Lets callers allocate buffers only when there is something to put in.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_buffered() { Poll::Ready(Ok(())) } else { self.tcp().poll_read_ready(cx) }
     }
 
     /// Resets instead of closing orderly, so that the peer sees an aborted
@@ -119,12 +122,18 @@ pub struct ReadBuffer {
     start: usize,
     /// Capacity to allocate next; 0 stands for the smallest.
     target: usize,
+    /// Reads in a row that needed little of it.
+    small_reads: u8,
 }
+
+/// Reads in a row that must need little before less is allocated: the last read
+/// of each message does.
+const SMALL_READS: u8 = 16;
 
 impl ReadBuffer {
     /// A buffer that begins with bytes received earlier.
     pub fn with(bytes: Vec<u8>) -> Self {
-        Self { bytes, start: 0, target: 0 }
+        Self { bytes, ..Self::default() }
     }
 
     /// The bytes.
@@ -190,8 +199,15 @@ impl ReadBuffer {
         let capacity = self.bytes.capacity();
         if self.bytes.len() == capacity {
             self.target = (capacity * 2).min(largest);
-        } else if read < capacity / 8 {
-            self.target = (capacity / 2).max(SMALLEST_BUFFER);
+            self.small_reads = 0;
+        } else if read >= capacity / 8 {
+            self.small_reads = 0;
+        } else {
+            self.small_reads += 1;
+            if self.small_reads == SMALL_READS {
+                self.target = (capacity / 2).max(SMALLEST_BUFFER);
+                self.small_reads = 0;
+            }
         }
         Poll::Ready(Ok(read))
     }
@@ -224,6 +240,11 @@ impl Connection {
             self.input.release();
         }
         result
+    }
+
+    /// Whether more can be had without asking the socket.
+    pub fn has_buffered(&self) -> bool {
+        self.transport.has_buffered()
     }
 
     /// Reads more; 0 is the end of the stream.

@@ -68,6 +68,9 @@ pub(super) struct Exchange {
     pub(super) moved: bool,
 }
 
+/// Bytes of a response that are gathered before they are written.
+const LARGEST_WRITE: usize = 64 * 1024;
+
 impl Exchange {
     /// Whether the upstream took all of the request, so that its connection
     /// stands between two messages after the response.
@@ -128,13 +131,20 @@ impl Exchange {
         body: &mut Body,
     ) -> Poll<Result<(), Broken>> {
         self.send(cx, sides, sending)?;
+        // Whether nothing more will come in this turn.
+        let mut dry = false;
         loop {
             let input = &mut sides.upstream.input;
             if !body.is_complete() && !input.is_empty() {
                 let taken = body.relay(input.data(), &mut sides.to_client.bytes);
                 input.consume(taken.map_err(|_| Broken::Response)?);
             }
-            if sides.to_client.is_pending() {
+            // What has arrived already leaves in the same write.
+            let more = !dry
+                && !body.is_complete()
+                && sides.upstream.has_buffered()
+                && sides.to_client.pending() < LARGEST_WRITE;
+            if sides.to_client.is_pending() && !more {
                 self.passed_on = true;
                 match sides.to_client.poll_drain(cx, &mut sides.client.transport) {
                     Poll::Ready(Ok(())) => self.moved = true,
@@ -145,6 +155,9 @@ impl Exchange {
             if body.is_complete() {
                 return Poll::Ready(Ok(()));
             }
+            if dry {
+                return watch(cx, sides.client, sending).map(Err);
+            }
             match sides.upstream.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => {
                     let ended = body.end_of_input(&mut sides.to_client.bytes);
@@ -152,7 +165,7 @@ impl Exchange {
                 }
                 Poll::Ready(Ok(_)) => self.moved = true,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Upstream(Some(error)))),
-                Poll::Pending => return watch(cx, sides.client, sending).map(Err),
+                Poll::Pending => dry = true,
             }
         }
     }

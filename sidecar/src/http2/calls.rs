@@ -352,7 +352,7 @@ impl Call for Forward<'_> {
         self.decide(failure, now)
     }
 
-    fn ended(mut self, end: End, now: Instant) {
+    fn ended(&mut self, end: End, now: Instant) {
         match (end.reason, end.grpc_status) {
             (Some(reason), _) => self.book(Failure::Mesh(reason), now),
             (None, Some(status)) if status > 0 => self.book(Failure::Grpc(status), now),

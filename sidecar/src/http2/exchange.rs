@@ -113,7 +113,7 @@ struct Answered {
 }
 
 impl<C: Call> Exchange<'_, C> {
-    async fn run(mut self) {
+    async fn run(&mut self) {
         match self.tries().await {
             Ok(answered) => self.respond(answered).await,
             Err(Stop::Gone) => self.finish(None, None, None, true, 0),
@@ -223,7 +223,7 @@ impl<C: Call> Exchange<'_, C> {
     }
 
     /// Passes a response on, with what is left of both bodies.
-    async fn respond(mut self, answered: Answered) {
+    async fn respond(&mut self, answered: Answered) {
         let Answered { response, mut up, _slot } = answered;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
@@ -260,7 +260,7 @@ impl<C: Call> Exchange<'_, C> {
         self.finish(Some(status), grpc_status, reason, cancelled, received);
     }
 
-    fn refuse(mut self, refusal: &Refusal) {
+    fn refuse(&mut self, refusal: &Refusal) {
         self.client.refuse(refusal, &self.call.service(), &self.call.trace_id());
         let grpc = self.client.form == Form::Grpc;
         let grpc_status = grpc.then(|| refusal.reason.grpc_status());
@@ -269,7 +269,7 @@ impl<C: Call> Exchange<'_, C> {
     }
 
     fn finish(
-        self,
+        &mut self,
         status: Option<u16>,
         grpc_status: Option<u8>,
         reason: Option<Reason>,

@@ -117,7 +117,7 @@ pub(crate) trait Call {
     ) -> Option<Duration>;
 
     /// It is over.
-    fn ended(self, end: End, now: Instant);
+    fn ended(&mut self, end: End, now: Instant);
 }
 
 /// Limits of a request.
