@@ -92,6 +92,7 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
             ports: ports.into_iter().map(service_port).collect(),
             addresses: addresses.iter().map(ToString::to_string).collect(),
             policy: None,
+            routes: Vec::new(),
         };
         services.resources.insert(name.clone(), resource);
     }
@@ -160,7 +161,12 @@ fn cluster_ips(service: &crd::Service) -> Vec<IpAddr> {
 }
 
 fn service_port(port: Port) -> v1::ServicePort {
-    v1::ServicePort { port: port.number.into(), name: port.name, protocol: port.protocol.into() }
+    v1::ServicePort {
+        port: port.number.into(),
+        name: port.name,
+        protocol: port.protocol.into(),
+        policy: None,
+    }
 }
 
 /// What Service objects declare about the ports of their workloads.
@@ -179,6 +185,11 @@ impl Declared {
             }
             said => said,
         };
-        v1::ServicePort { port: port.port.into(), name: port.name.clone(), protocol: protocol.into() }
+        v1::ServicePort {
+            port: port.port.into(),
+            name: port.name.clone(),
+            protocol: protocol.into(),
+            policy: None,
+        }
     }
 }

@@ -228,7 +228,7 @@ mod tests {
         v1::Service {
             namespace: "shop".into(),
             name: "users".into(),
-            ports: vec![v1::ServicePort { port: 80, name: "http".into(), protocol: 1 }],
+            ports: vec![v1::ServicePort { port: 80, name: "http".into(), protocol: 1, policy: None }],
             endpoints: vec![v1::Endpoint {
                 id: "users-1".into(),
                 address: "10.0.0.7".into(),
@@ -238,7 +238,7 @@ mod tests {
                 ..v1::Endpoint::default()
             }],
             addresses: vec!["10.96.0.7".into()],
-            policy: None,
+            ..v1::Service::default()
         }
     }
 
