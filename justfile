@@ -18,7 +18,7 @@ lint:
 
 # Write the manifests of the custom resources anew.
 manifests:
-    cargo run -p heddle-control-plane -- crds --output manifests/crds
+    HEDDLE_UPDATE_MANIFESTS=1 cargo test -p heddle-api
 
 # Side by side with Envoy and HAProxy; prints Markdown.
 bench *ARGS:

@@ -149,7 +149,8 @@ pub struct Timeouts {
     /// On making one connection, TLS handshake included. Default: 1s; cannot be without limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<GatewayDuration>,
-    /// On the whole exchange with its retries. Default: none.
+    /// On the whole exchange with its retries and until the end of its body, streams included;
+    /// what follows an upgrade or CONNECT is not part of it. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<GatewayDuration>,
     /// On one try. Default: no limit.

@@ -38,7 +38,7 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
         idle: None,
         respond,
         informed: false,
-        is_stream: false,
+        is_tunnel: false,
     };
     if let Err(refusal) = head::sanitize(&mut head, calls.trusts_client()) {
         calls.refused(&head, refusal.reason, started);
@@ -75,8 +75,8 @@ struct Client<'a> {
     idle: Option<(Deadline, Duration)>,
     /// Whether it got a 1xx.
     informed: bool,
-    /// Whether the response may go on for as long as it likes.
-    is_stream: bool,
+    /// Whether what follows the response's head is a tunnel.
+    is_tunnel: bool,
 }
 
 /// Why there is no response to pass on.
@@ -384,7 +384,7 @@ impl Client<'_> {
     fn limit(&mut self, limits: Limits, head: &request::Parts, started: Instant) {
         let asked = if self.form == Form::Grpc { grpc::timeout(&head.headers) } else { None };
         self.asked = asked.and_then(|asked| started.checked_add(asked));
-        self.is_stream = self.form == Form::Grpc || head.method == Method::CONNECT;
+        self.is_tunnel = head.method == Method::CONNECT;
         let limit = [limits.request, asked].into_iter().flatten().min();
         self.deadline.arm_in(started, limit);
         self.idle = limits.idle.map(|idle| {
@@ -394,11 +394,11 @@ impl Client<'_> {
         });
     }
 
-    /// A response has begun. A gRPC call may be a stream and a tunnel always
-    /// is one: for as long as it flows, only the client's own limit ends it.
+    /// A response has begun. The bytes of a tunnel are no exchange: for as long as they flow,
+    /// only the client's own limit ends it.
     fn begun(&self) {
         match self.asked {
-            _ if !self.is_stream => {}
+            _ if !self.is_tunnel => {}
             Some(asked) => self.deadline.arm(asked),
             None => self.deadline.disarm(),
         }

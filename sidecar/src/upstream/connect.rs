@@ -218,11 +218,13 @@ impl Endpoint {
                     None => ("protocol", tls.to_string()),
                 };
                 worker.handshake_done(crate::telemetry::metrics::HandshakeSide::Client, Some(reason));
-                worker.warn(format_args!(
-                    "refused the server at {inbound}, endpoint {} of {identity}: {why}",
-                    self.id
-                ));
-                Err(failure(Reason::TlsRefused, format_args!("{inbound}: {why}")))
+                Err(failure(
+                    Reason::TlsRefused,
+                    format_args!(
+                        "refused the server at {inbound}, endpoint {} of {identity}: {why}",
+                        self.id
+                    ),
+                ))
             }
         }
     }
