@@ -54,6 +54,7 @@ impl Model {
             service: registration.service.name().into(),
             ports: ports.collect(),
             telemetry: Some(telemetry),
+            zone: registration.zone.clone(),
         }
     }
 }

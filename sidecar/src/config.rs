@@ -15,6 +15,7 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 use tokio::sync::{mpsc, watch};
 
+use crate::policy::balance::Balancing;
 use crate::policy::retry::RetryPolicy;
 
 /// Everything known at one moment.
@@ -108,8 +109,21 @@ pub struct Endpoint {
     pub zone: String,
     /// Relative share of traffic, at least 1.
     pub weight: u32,
-    /// Whether it may get new traffic.
-    pub healthy: bool,
+    /// Its level: those of a higher number are used where lower ones cannot take everything.
+    pub priority: u32,
+    /// What discovery says about it.
+    pub health: EndpointHealth,
+}
+
+/// Whether an endpoint may get new traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointHealth {
+    /// It may.
+    Healthy,
+    /// Only where a policy says that health is to be ignored.
+    Unhealthy,
+    /// It is leaving: it finishes what it has and takes nothing new.
+    Draining,
 }
 
 /// The sidecar in front of an endpoint.
@@ -140,6 +154,8 @@ pub struct TrafficPolicy {
     pub ejection: crate::policy::ejection::EjectionPolicy,
     /// Limits per destination and worker.
     pub limits: Limits,
+    /// How an endpoint is chosen.
+    pub balancing: Balancing,
 }
 
 impl Default for TrafficPolicy {
@@ -154,6 +170,7 @@ impl Default for TrafficPolicy {
             retry: RetryPolicy::default(),
             ejection: crate::policy::ejection::EjectionPolicy::default(),
             limits: Limits::default(),
+            balancing: Balancing::default(),
         }
     }
 }
@@ -204,6 +221,8 @@ pub struct Workload {
     pub service: ServiceName,
     /// Ports that peers may ask for.
     pub ports: Vec<Port>,
+    /// The zone it runs in, empty if unknown.
+    pub zone: Box<str>,
     /// Whether requests are written to the access log.
     pub access_log: bool,
     /// Share of new traces that are sampled, 0 to 1.

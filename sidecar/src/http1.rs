@@ -13,6 +13,7 @@ mod exchange;
 mod fields;
 mod forward;
 mod limits;
+mod lookup;
 mod method;
 pub mod request;
 pub mod response;

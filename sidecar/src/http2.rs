@@ -17,6 +17,7 @@ mod exchange;
 mod fault;
 mod grpc;
 mod head;
+mod lookup;
 mod seam;
 mod server;
 mod turn;

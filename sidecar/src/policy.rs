@@ -10,5 +10,6 @@ pub mod balance;
 pub mod budget;
 pub mod ejection;
 pub mod ewma;
+pub mod hash_key;
 pub mod retry;
 pub mod rng;

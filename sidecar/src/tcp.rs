@@ -65,11 +65,13 @@ pub(crate) async fn open(
     destination: &Rc<Destination>,
     now: Instant,
 ) -> Result<Opened, Reason> {
-    let tries = 1 + destination.policy().retry.attempts;
+    let policy = destination.policy();
+    let tries = 1 + policy.retry.attempts;
+    let key = policy.balancing.affinity_of_connection(session.client.map(|client| client.ip()));
     let mut avoid = None;
     let mut reason = Reason::NoHealthyEndpoint;
     for _ in 0..tries {
-        let endpoint = destination.pick(avoid.as_ref(), &session.worker.rng, now)?;
+        let endpoint = destination.pick(key, avoid.as_ref(), &session.worker.rng, now)?;
         match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
             Ok(mut lease) => {
                 let mut leg = if endpoint.is_mesh() { Leg::framed() } else { Leg::raw() };
@@ -183,7 +185,7 @@ const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &Session) -> Option<()> {
     let reached = async {
         let destination = session.destination(b"").await?;
-        let endpoint = destination.pick(None, &session.worker.rng, Instant::now())?;
+        let endpoint = destination.pick(None, None, &session.worker.rng, Instant::now())?;
         match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
             Ok(lease) => Ok((destination, endpoint, lease)),
             Err(error) => {

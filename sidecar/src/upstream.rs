@@ -13,6 +13,7 @@ mod pool;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use heddle_api::name::ServiceName;
 use tokio::sync::Notify;
 
 use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage};
-use crate::policy::balance::{self, Candidate, Weights};
+use crate::policy::balance::{Balancer, Balancing, Key, Member};
 use crate::policy::budget::RetryBudget;
 use crate::policy::ejection::{Census, Fault};
 use crate::policy::retry::Failure;
@@ -88,7 +89,12 @@ pub struct Destination {
     pub learned: Cell<Learned>,
     policy: RefCell<Arc<TrafficPolicy>>,
     endpoints: RefCell<Rc<[Rc<Endpoint>]>>,
-    weights: RefCell<Weights>,
+    balancer: RefCell<Balancer>,
+    /// When the balancer has to be looked after, if anything is about to change with time.
+    due: Cell<Option<Instant>>,
+    in_flight: Rc<Cell<u32>>,
+    /// Where turns begin, for nothing else.
+    chance: Rng,
     gauge: Rc<EndpointsGauge>,
     usage: Arc<Usage>,
     /// Whether it was picked from since the last sweep.
@@ -121,13 +127,14 @@ impl Connections {
 
 impl Destination {
     /// One port of a service; `None` if the service has no such port.
-    pub fn of_service(service: &Service, port: u16, metrics: &Shard) -> Option<Rc<Self>> {
+    /// `zone` is ours, empty if unknown.
+    pub fn of_service(service: &Service, port: u16, zone: &str, metrics: &Shard) -> Option<Rc<Self>> {
         let declared = service.ports.iter().find(|p| p.number == port)?;
         let key = DestinationKey::Service(service.name.clone(), port);
         let name = (service.name.name().into(), service.name.namespace().into());
         let usage = service.usage.clone();
         let destination = Self::new(key, name, declared.protocol, service.policy.clone(), usage, metrics);
-        destination.follow(service, metrics);
+        destination.take_over(service, port, zone, None, metrics);
         Some(destination)
     }
 
@@ -181,7 +188,10 @@ impl Destination {
             learned: Cell::new(Learned::Nothing),
             policy: RefCell::new(policy),
             endpoints: RefCell::new(Rc::new([])),
-            weights: RefCell::default(),
+            balancer: RefCell::new(Balancer::default()),
+            due: Cell::new(None),
+            in_flight: Rc::default(),
+            chance: Rng::new(RandomState::new().hash_one(0_u8)),
             gauge,
             usage,
             used: Cell::new(false),
@@ -192,18 +202,31 @@ impl Destination {
     }
 
     fn set_single(&self, target: Target, metrics: &Shard) {
-        let endpoint = Endpoint::new("self".into(), target, 1, true, self, metrics);
+        let endpoint = Endpoint::new("self".into(), target, self, metrics);
         *self.endpoints.borrow_mut() = Rc::new([endpoint]);
-        *self.weights.borrow_mut() = Weights::default();
+        self.rebalance(&Balancing::default(), Instant::now());
     }
 
     /// Takes over endpoints and policy of a newer state of the service.
     /// `false` if the port is gone.
-    pub fn follow(&self, service: &Service, metrics: &Shard) -> bool {
+    pub fn follow(&self, service: &Service, zone: &str, metrics: &Shard) -> bool {
         let DestinationKey::Service(_, port) = self.key else { return true };
         if service.ports.iter().all(|p| p.number != port || p.protocol != self.protocol) {
             return false;
         }
+        self.take_over(service, port, zone, Some(Instant::now()), metrics);
+        true
+    }
+
+    /// `new_since`: when those appeared that are not known; `None` if it cannot be said.
+    fn take_over(
+        &self,
+        service: &Service,
+        port: u16,
+        zone: &str,
+        new_since: Option<Instant>,
+        metrics: &Shard,
+    ) {
         *self.policy.borrow_mut() = service.policy.clone();
         let before = self.endpoints();
         let known: HashMap<(&str, &Target), &Rc<Endpoint>> =
@@ -213,29 +236,52 @@ impl Destination {
             .iter()
             .filter_map(|new| {
                 let target = Target::of(new, port)?;
-                match known.get(&(new.id.as_str(), &target)) {
+                Some(match known.get(&(new.id.as_str(), &target)) {
                     Some(endpoint) => {
-                        endpoint.update(new);
-                        Some(Rc::clone(endpoint))
+                        let since = if endpoint.is_healthy() { endpoint.since() } else { new_since };
+                        endpoint.update(new, zone, since);
+                        Rc::clone(endpoint)
                     }
-                    None => Some(Endpoint::new(
-                        new.id.as_str().into(),
-                        target,
-                        new.weight,
-                        new.healthy,
-                        self,
-                        metrics,
-                    )),
-                }
+                    None => {
+                        let endpoint = Endpoint::new(new.id.as_str().into(), target, self, metrics);
+                        endpoint.update(new, zone, new_since);
+                        endpoint
+                    }
+                })
             })
             .collect();
         for old in before.iter().filter(|old| !endpoints.iter().any(|new| Rc::ptr_eq(old, new))) {
             old.retire();
         }
-        *self.weights.borrow_mut() = Weights::of(endpoints.iter().map(|e| e.weight()));
         *self.endpoints.borrow_mut() = endpoints;
+        self.rebalance(&service.policy.balancing, Instant::now());
         self.show();
-        true
+    }
+
+    /// Prepares picks among the endpoints as they are now.
+    fn rebalance(&self, policy: &Balancing, now: Instant) {
+        let members: Box<[Member]> = self.endpoints.borrow().iter().map(|e| e.member()).collect();
+        // Turns and tables outlive what does not concern them.
+        if !self.balancer.borrow().is_of(policy, &members) {
+            *self.balancer.borrow_mut() = Balancer::new(policy, members, &self.chance, now);
+        }
+        self.survey(now);
+    }
+
+    /// Shares out the traffic anew, after the health of an endpoint changed.
+    fn survey(&self, now: Instant) {
+        let balancer = self.balancer.borrow();
+        balancer.survey(&self.endpoints.borrow(), now);
+        self.due.set(balancer.next_step());
+    }
+
+    /// Does what has become due.
+    #[cold]
+    fn attend(&self, now: Instant) {
+        if self.balancer.borrow().next_step().is_some_and(|step| now >= step) {
+            self.balancer.borrow_mut().step(&self.chance, now);
+        }
+        self.survey(now);
     }
 
     /// It is no longer used: the service or its port is gone, or nobody asked for it.
@@ -269,24 +315,25 @@ impl Destination {
         self.usage.touch(uptime);
     }
 
-    /// The endpoint for the next try: another than the one that just failed, if there is one.
+    /// The endpoint for the next try: another than the one that just failed, if there is
+    /// one. `key` is what the policy ties the request to an endpoint by.
     ///
     /// # Errors
     /// [`Reason::NoHealthyEndpoint`] if none may be used.
     pub fn pick(
         &self,
+        key: Option<u64>,
         avoid: Option<&Rc<Endpoint>>,
         rng: &Rng,
         now: Instant,
     ) -> Result<Rc<Endpoint>, Reason> {
+        if self.due.get().is_some_and(|due| now >= due) {
+            self.attend(now);
+        }
         let endpoints = self.endpoints.borrow();
-        let exclude = avoid.and_then(|avoid| endpoints.iter().position(|e| Rc::ptr_eq(e, avoid)));
-        let picked = balance::pick(&endpoints, &self.weights.borrow(), exclude, rng, now).or_else(|| {
-            // All ejected ("panic"): a bad endpoint is better than none.
-            let healthy = endpoints.iter().filter(|e| e.is_healthy()).count();
-            let nth = rng.index(healthy);
-            endpoints.iter().enumerate().filter(|(_, e)| e.is_healthy()).nth(nth).map(|(i, _)| i)
-        });
+        let avoid = avoid.and_then(|avoid| endpoints.iter().position(|e| Rc::ptr_eq(e, avoid)));
+        let key = key.map(|hash| Key { hash, in_flight: self.in_flight.get() });
+        let picked = self.balancer.borrow().pick(&endpoints, key, avoid, rng, now);
         let endpoint = &endpoints[picked.ok_or(Reason::NoHealthyEndpoint)?];
         endpoint.breaker.begin(now);
         self.used.set(true);
@@ -314,6 +361,7 @@ impl Destination {
         if endpoint.breaker.succeeded(now) {
             tracing::info!(service = %self.service, namespace = %self.namespace, endpoint = %endpoint.id, "endpoint is in use again");
             endpoint.show(now);
+            self.survey(now);
             self.show();
         }
     }
@@ -329,6 +377,10 @@ impl Destination {
             endpoint.load.forget();
             tracing::warn!(service = %self.service, namespace = %self.namespace, endpoint = %endpoint.id, ?failure, ?out, "endpoint ejected");
             endpoint.show(now);
+            self.survey(now);
+            // Its group may have no other who is well: then it has to be asked for a probe in time.
+            let over = now + out;
+            self.due.set(Some(self.due.get().map_or(over, |due| due.min(over))));
             self.show();
         }
     }
@@ -345,6 +397,7 @@ impl Destination {
             endpoint.sweep(now);
             endpoint.show(now);
         }
+        self.survey(now);
         self.show();
     }
 

@@ -67,10 +67,11 @@ pub struct LoadBalancer {
     /// New endpoints ramp up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
-    /// Whether endpoints of the client's zone come first.
+    /// Whether endpoints of the client's zone come first. Default: `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
-    /// Below this percentage of healthy endpoints, health is ignored.
+    /// Below this percentage of healthy endpoints, health is ignored; 0: never. Default:
+    /// ejected endpoints are used where no other is left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<Percent>,
 }
@@ -96,7 +97,7 @@ pub enum Algorithm {
 pub struct ConsistentHash {
     /// A request header.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"))]
     pub header: Option<String>,
     /// A cookie, set where it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,7 +105,7 @@ pub struct ConsistentHash {
     /// The client's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_ip: Option<bool>,
-    /// A query parameter.
+    /// A query parameter, as it is written in the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub query: Option<String>,
@@ -115,13 +116,14 @@ pub struct ConsistentHash {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cookie {
     /// Its name.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"))]
     pub name: String,
     /// How long it lives; absent: the browser's session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<GatewayDuration>,
-    /// Its path.
+    /// Its path; absent: as the browser derives it from the request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = r"^/[^;]*$"))]
     pub path: Option<String>,
 }
 
@@ -237,11 +239,38 @@ impl LoadBalancer {
                 hash.query.is_some(),
             ];
             violations.exactly_one(path, &given, "header, cookie, sourceIp and query");
+            hash.validate(path, violations);
         }
         if let Some(slow_start) = &self.slow_start {
             violations.positive("spec.loadBalancer.slowStart.window", Some(slow_start.window));
         }
     }
+}
+
+impl ConsistentHash {
+    fn validate(&self, path: &str, violations: &mut Violations) {
+        if let Some(header) = self.header.as_ref().filter(|name| !is_token(name)) {
+            violations.add(format!("{path}.header"), format!("{header:?} is no name of a header"));
+        }
+        if self.query.as_ref().is_some_and(String::is_empty) {
+            violations.add(format!("{path}.query"), "is empty");
+        }
+        let Some(Cookie { name, ttl, path: cookie_path }) = &self.cookie else { return };
+        if !is_token(name) {
+            violations.add(format!("{path}.cookie.name"), format!("{name:?} is no name of a cookie"));
+        }
+        violations.positive(&format!("{path}.cookie.ttl"), *ttl);
+        let valid =
+            |path: &str| path.starts_with('/') && path.bytes().all(|b| matches!(b, b' '..=b'~') && b != b';');
+        if let Some(cookie_path) = cookie_path.as_ref().filter(|path| !valid(path)) {
+            violations.add(format!("{path}.cookie.path"), format!("{cookie_path:?} is no path of a cookie"));
+        }
+    }
+}
+
+/// Whether it can be the name of a header or a cookie (RFC 9110, 5.6.2).
+fn is_token(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 impl Timeouts {

@@ -319,6 +319,44 @@ fn retries_and_ejection_reach_the_wire() {
 }
 
 #[test]
+fn load_balancing_reaches_the_wire_and_an_algorithm_comes_with_its_key() {
+    let older = policy("a", "  loadBalancer: {panicThreshold: 30, locality: PreferZone}");
+    let text = USERS.to_owned()
+        + &older
+        + &policy(
+            "b",
+            "  loadBalancer:
+    algorithm: ConsistentHash
+    consistentHash: {cookie: {name: tie, ttl: 1h, path: /}}
+    slowStart: {window: 30s}
+    panicThreshold: 90
+    locality: None",
+        )
+        + &policy("c", "  loadBalancer: {algorithm: ConsistentHash, consistentHash: {sourceIp: true}}");
+    let balancer = service(&model(&text, &[]), "shop/users").policy.unwrap().load_balancer.unwrap();
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let cookie = v1::HashCookie { name: "tie".into(), ttl: seconds(3600), path: "/".into() };
+    let expected = v1::LoadBalancer {
+        algorithm: v1::BalancingAlgorithm::ConsistentHash.into(),
+        hash: Some(v1::HashKey { key: Some(v1::hash_key::Key::Cookie(cookie)) }),
+        slow_start: seconds(30),
+        prefer_zone: true,
+        panic_threshold: Some(30),
+    };
+    assert_eq!(balancer, expected);
+    for (name, algorithm) in [
+        ("PeakEwma", v1::BalancingAlgorithm::PeakEwma),
+        ("LeastRequest", v1::BalancingAlgorithm::LeastRequest),
+        ("RoundRobin", v1::BalancingAlgorithm::RoundRobin),
+        ("Random", v1::BalancingAlgorithm::Random),
+    ] {
+        let text = USERS.to_owned() + &policy("p", &format!("  loadBalancer: {{algorithm: {name}}}"));
+        let balancer = service(&model(&text, &[]), "shop/users").policy.unwrap().load_balancer.unwrap();
+        assert_eq!(balancer, v1::LoadBalancer { algorithm: algorithm.into(), ..v1::LoadBalancer::default() });
+    }
+}
+
+#[test]
 fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
     let good = USERS.to_owned() + &policy("p", "  timeouts: {request: 1s}");
     let before = model(&good, &[]);
@@ -350,10 +388,6 @@ fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
 #[test]
 fn every_field_that_is_not_enforced_is_refused() {
     for (spec, path) in [
-        ("  loadBalancer: {algorithm: Random}", "spec.loadBalancer.algorithm"),
-        ("  loadBalancer: {slowStart: {window: 30s}}", "spec.loadBalancer.slowStart"),
-        ("  loadBalancer: {locality: None}", "spec.loadBalancer.locality"),
-        ("  loadBalancer: {panicThreshold: 50}", "spec.loadBalancer.panicThreshold"),
         ("  circuitBreaker: {failureRate: {percent: 60}}", "spec.circuitBreaker.failureRate"),
         ("  circuitBreaker: {slowCall: {duration: 2s, percent: 60}}", "spec.circuitBreaker.slowCall"),
         ("  circuitBreaker: {open: {growth: Linear}}", "spec.circuitBreaker.open.growth"),

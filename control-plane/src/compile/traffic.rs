@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use heddle_api::crd::{
-    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, GatewayDuration, Growth, Limits, LoadBalancer,
-    OpenState, Retry, RetryOn, RetryReason, Scope, TargetRef, Timeouts, TrafficPolicy, TrafficPolicySpec,
-    Violation,
+    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, ConsistentHash, Cookie, GatewayDuration, Growth,
+    Limits, LoadBalancer, Locality, OpenState, Retry, RetryOn, RetryReason, Scope, TargetRef, Timeouts,
+    TrafficPolicy, TrafficPolicySpec, Violation,
 };
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
@@ -19,7 +19,7 @@ use crate::source::Sourced;
 pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
     let TrafficPolicySpec {
         target_refs,
-        load_balancer,
+        load_balancer: _,
         timeouts: _,
         retry,
         circuit_breaker,
@@ -41,18 +41,6 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         let service = group.is_empty() && kind == "Service";
         refuse(!service, &format!("{path}.kind"), &format!("a target of kind {kind:?} in group {group:?}"));
         refuse(section_name.is_some(), &format!("{path}.sectionName"), "a part of a target");
-    }
-    if let Some(LoadBalancer { algorithm, consistent_hash, slow_start, locality, panic_threshold }) =
-        load_balancer
-    {
-        let path = "spec.loadBalancer";
-        if let Some(other) = algorithm.filter(|algorithm| *algorithm != Algorithm::PeakEwma) {
-            refuse(true, &format!("{path}.algorithm"), &format!("algorithm {other:?}"));
-        }
-        refuse(consistent_hash.is_some(), &format!("{path}.consistentHash"), "consistent hashing");
-        refuse(slow_start.is_some(), &format!("{path}.slowStart"), "slow start");
-        refuse(locality.is_some(), &format!("{path}.locality"), "locality");
-        refuse(panic_threshold.is_some(), &format!("{path}.panicThreshold"), "a panic threshold");
     }
     if let Some(Retry {
         attempts: _,
@@ -144,6 +132,7 @@ impl Merged<'_> {
             retry: self.has(|spec| spec.retry.as_ref()).then(|| self.retry()),
             ejection: self.has(|spec| spec.circuit_breaker.as_ref()).then(|| self.ejection()),
             limits: self.has(|spec| spec.limits.as_ref()).then(|| self.limits()),
+            load_balancer: self.has(|spec| spec.load_balancer.as_ref()).then(|| self.load_balancer()),
         }
     }
 
@@ -206,6 +195,26 @@ impl Merged<'_> {
         }
     }
 
+    fn load_balancer(&self) -> v1::LoadBalancer {
+        fn section(spec: &TrafficPolicySpec) -> Option<&LoadBalancer> {
+            spec.load_balancer.as_ref()
+        }
+        // An algorithm and its key are one field: the key has a meaning only with it.
+        let (algorithm, hash) = self
+            .first(section, |balancer| {
+                Some((balancer.algorithm?, balancer.consistent_hash.as_ref().map(hash_key)))
+            })
+            .unwrap_or((Algorithm::PeakEwma, None));
+        let slow_start = self.first(section, |balancer| Some(balancer.slow_start.as_ref()?.window));
+        v1::LoadBalancer {
+            algorithm: wire_algorithm(algorithm).into(),
+            hash,
+            slow_start: slow_start.map(|window| duration(window.get())),
+            prefer_zone: self.first(section, |balancer| balancer.locality) == Some(Locality::PreferZone),
+            panic_threshold: self.first(section, |balancer| balancer.panic_threshold).map(|n| n.get().into()),
+        }
+    }
+
     fn limits(&self) -> v1::Limits {
         fn section(spec: &TrafficPolicySpec) -> Option<&Limits> {
             spec.limits.as_ref()
@@ -217,6 +226,32 @@ impl Merged<'_> {
             requests_per_connection: self.first(section, |limits| limits.requests_per_connection),
         }
     }
+}
+
+fn wire_algorithm(algorithm: Algorithm) -> v1::BalancingAlgorithm {
+    match algorithm {
+        Algorithm::PeakEwma => v1::BalancingAlgorithm::PeakEwma,
+        Algorithm::LeastRequest => v1::BalancingAlgorithm::LeastRequest,
+        Algorithm::RoundRobin => v1::BalancingAlgorithm::RoundRobin,
+        Algorithm::Random => v1::BalancingAlgorithm::Random,
+        Algorithm::ConsistentHash => v1::BalancingAlgorithm::ConsistentHash,
+    }
+}
+
+fn hash_key(hash: &ConsistentHash) -> v1::HashKey {
+    let ConsistentHash { header, cookie, source_ip, query } = hash;
+    let header = header.clone().map(v1::hash_key::Key::Header);
+    let query = query.clone().map(v1::hash_key::Key::Query);
+    let source_ip = source_ip.filter(|given| *given).map(v1::hash_key::Key::SourceIp);
+    let cookie = cookie.as_ref().map(|Cookie { name, ttl, path }| {
+        v1::hash_key::Key::Cookie(v1::HashCookie {
+            name: name.clone(),
+            ttl: ttl.map(|ttl| duration(ttl.get())),
+            path: path.clone().unwrap_or_default(),
+        })
+    });
+    // Exactly one is given, or the object would have been refused.
+    v1::HashKey { key: header.or(cookie).or(source_ip).or(query) }
 }
 
 /// Reasons and statuses; what provably reached no application is always among the reasons.

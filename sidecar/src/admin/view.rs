@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Admin, Phase};
 use crate::agent::timestamp;
-use crate::config::{AppProtocol, Lookup, Port, Service, Snapshot};
+use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service, Snapshot};
 
 /// `/config`: the state of the sidecar, and what it was told.
 pub(super) fn config(admin: &Admin) -> Value {
@@ -37,6 +37,7 @@ pub(super) fn config(admin: &Admin) -> Value {
         "workload": snapshot.workload.as_ref().map(|workload| json!({
             "service": workload.service.as_str(),
             "ports": ports(&workload.ports),
+            "zone": workload.zone,
             "accessLog": workload.access_log,
             "sampling": workload.sampling,
         })),
@@ -78,7 +79,8 @@ pub(super) fn endpoints(snapshot: &Snapshot) -> Value {
                 "identity": endpoint.mesh.as_ref().map(|mesh| mesh.identity.as_str()),
                 "zone": endpoint.zone,
                 "weight": endpoint.weight,
-                "healthy": endpoint.healthy,
+                "priority": endpoint.priority,
+                "healthy": endpoint.health == EndpointHealth::Healthy,
             })
         })
     });
@@ -123,7 +125,7 @@ fn found(service: &Service) -> Value {
         "state": "found",
         "ports": ports(&service.ports),
         "endpoints": service.endpoints.len(),
-        "healthyEndpoints": service.endpoints.iter().filter(|endpoint| endpoint.healthy).count(),
+        "healthyEndpoints": service.endpoints.iter().filter(|endpoint| endpoint.health == EndpointHealth::Healthy).count(),
         "policy": service.policy.source,
         "lastUsed": service.usage.last(),
     })

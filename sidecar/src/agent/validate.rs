@@ -11,8 +11,9 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
 use heddle_api::tls::TrustBundle;
 
-use crate::config::{AppProtocol, Endpoint, Mesh, MeshPeer, Port, Service, Usage, Workload};
+use crate::config::{AppProtocol, Endpoint, EndpointHealth, Mesh, MeshPeer, Port, Service, Usage, Workload};
 
+mod balancing;
 mod policy;
 
 /// A resource that this version cannot put into force.
@@ -90,7 +91,13 @@ pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
             format!("{} is not between 0 and 1", telemetry.sampling),
         ));
     }
-    Ok(Workload { service, ports, access_log: telemetry.access_log, sampling: telemetry.sampling })
+    Ok(Workload {
+        service,
+        ports,
+        zone: message.zone.as_str().into(),
+        access_log: telemetry.access_log,
+        sampling: telemetry.sampling,
+    })
 }
 
 /// The settings of the mesh.
@@ -176,9 +183,10 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
             identity: identity.parse::<SpiffeId>().map_err(|e| Invalid::new("identity", e.to_string()))?,
         }),
     };
-    let healthy = match v1::EndpointHealth::try_from(wire.health) {
-        Ok(v1::EndpointHealth::Healthy) => true,
-        Ok(v1::EndpointHealth::Unhealthy | v1::EndpointHealth::Draining) => false,
+    let health = match v1::EndpointHealth::try_from(wire.health) {
+        Ok(v1::EndpointHealth::Healthy) => EndpointHealth::Healthy,
+        Ok(v1::EndpointHealth::Unhealthy) => EndpointHealth::Unhealthy,
+        Ok(v1::EndpointHealth::Draining) => EndpointHealth::Draining,
         Err(_) => return Err(unknown("health", wire.health)),
     };
     Ok(Endpoint {
@@ -188,7 +196,8 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
         mesh,
         zone: wire.zone,
         weight: wire.weight.max(1),
-        healthy,
+        priority: wire.priority,
+        health,
     })
 }
 
@@ -254,7 +263,7 @@ mod tests {
         assert_eq!(addresses, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(service.ports, [Port { number: 80, protocol: AppProtocol::Http }]);
         let endpoint = &service.endpoints[0];
-        assert_eq!((endpoint.weight, endpoint.healthy), (1, true));
+        assert_eq!((endpoint.weight, endpoint.health), (1, EndpointHealth::Healthy));
         assert_eq!(endpoint.mesh.as_ref().unwrap().inbound, "10.0.0.7:7102".parse().unwrap());
         assert_eq!(service.policy.connect_timeout, Duration::from_secs(1));
         assert_eq!(service.policy.request_timeout, None);
@@ -290,7 +299,7 @@ mod tests {
     fn unhealthy_and_draining_endpoints_get_nothing_new() {
         for health in [v1::EndpointHealth::Unhealthy, v1::EndpointHealth::Draining] {
             let (service, _) = check(|s| s.endpoints[0].health = health.into()).unwrap();
-            assert!(!service.endpoints[0].healthy);
+            assert_ne!(service.endpoints[0].health, EndpointHealth::Healthy);
         }
     }
 
@@ -316,6 +325,7 @@ mod tests {
             service: "users".into(),
             ports: Vec::new(),
             telemetry: Some(v1::Telemetry { access_log: true, sampling }),
+            zone: String::new(),
         };
         assert!(workload(&message(1.0)).unwrap().access_log);
         for bad in [-0.1, 1.1, f64::NAN] {

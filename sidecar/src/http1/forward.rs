@@ -16,9 +16,11 @@ use crate::http1::connection::{Client, Next};
 use crate::http1::exchange::{Broken, Exchange, Sending, Sides, watch};
 use crate::http1::fields::write_field;
 use crate::http1::limits::{Limits, Stop, wait};
+use crate::http1::lookup::Lookup;
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{Method, Origin, Version};
+use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::sanitize::answer::{Answer, Http1};
@@ -45,6 +47,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         told: client.session.is_recorded(trace.as_ref()).then(|| head.told(&client.to_upstream.bytes)),
         trace,
         _in_flight: in_flight,
+        affinity: Affinity::default(),
         attempts: 0,
         progress: Progress {
             started,
@@ -76,6 +79,8 @@ struct Request {
     sending: Sending,
     limits: Limits,
     progress: Progress,
+    /// What ties it to an endpoint.
+    affinity: Affinity,
     /// How often it was sent.
     attempts: u32,
     /// Its span, where tracing is on.
@@ -135,10 +140,13 @@ impl Request {
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
         self.limits.idle = policy.idle_timeout;
         destination.budget.borrow_mut().deposit(started);
+        let lookup = Lookup::new(&self.head, &client.to_upstream.bytes, client.session.client);
+        self.affinity = policy.balancing.affinity(&lookup, &client.session.worker.rng);
         let mut failed: Option<Rc<Endpoint>> = None;
         let mut now = started;
         loop {
-            let endpoint = match destination.pick(failed.as_ref(), &client.session.worker.rng, now) {
+            let rng = &client.session.worker.rng;
+            let endpoint = match destination.pick(self.affinity.key, failed.as_ref(), rng, now) {
                 Ok(endpoint) => endpoint,
                 Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
             };
@@ -294,6 +302,9 @@ impl Request {
         metrics: InFlight,
     ) -> Next {
         let stays = self.head.keep_alive && !client.session.worker.is_draining();
+        if let Some(cookie) = &self.affinity.set_cookie {
+            write_field(&mut client.to_client.bytes, b"set-cookie", cookie.as_bytes());
+        }
         response.finish(stays, &mut client.to_client.bytes);
         self.sending.let_go(&mut client.to_upstream);
         self.limits.attempt = None;

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::TrafficPolicy;
 use crate::http2::head::{strip, strip_mesh};
+use crate::http2::lookup::Lookup;
 use crate::http2::seam::{Call, Calls, End, Limits, Refusal};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
+use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::sanitize::answer::{Answer, ERROR_HEADER, Form};
@@ -164,8 +166,10 @@ impl Calls for Side {
             replayable: true,
         };
         let recorded = self.session.is_recorded(trace.as_ref());
+        let lookup = Lookup { head, client: self.session.client };
         Ok(Forward {
             side: self,
+            affinity: policy.balancing.affinity(&lookup, &self.session.worker.rng),
             recorded: recorded.then(|| (head.method.clone(), head.uri.clone())),
             trace,
             tries: 0,
@@ -191,6 +195,8 @@ pub(super) struct Forward<'a> {
     destination: Rc<Destination>,
     policy: Arc<TrafficPolicy>,
     progress: Progress,
+    /// What ties it to an endpoint.
+    affinity: Affinity,
     /// The endpoint of the last try.
     endpoint: Option<Rc<Endpoint>>,
     /// The try under way: since when, and its place in the endpoint's load.
@@ -261,7 +267,7 @@ impl Call for Forward<'_> {
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
         let worker = &self.side.session.worker;
-        let picked = self.destination.pick(self.endpoint.as_ref(), &worker.rng, now);
+        let picked = self.destination.pick(self.affinity.key, self.endpoint.as_ref(), &worker.rng, now);
         let endpoint =
             picked.map_err(|reason| Refusal { policy: self.policy.source.clone(), ..reason.into() })?;
         self.current = Some((now, endpoint.begin()));
@@ -321,6 +327,9 @@ impl Call for Forward<'_> {
                 None
             }
         };
+        if let Some(Ok(cookie)) = self.affinity.set_cookie.as_deref().map(HeaderValue::from_str) {
+            head.headers.append(SET_COOKIE, cookie);
+        }
         let status = head.status.as_u16();
         let failure = match (reason, grpc_status) {
             (Some(reason), _) => Some(Failure::Mesh(reason)),

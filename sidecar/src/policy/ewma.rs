@@ -89,6 +89,13 @@ impl PeakEwma {
         self.updated.set(Some(now));
     }
 
+    /// No answer had come after `waited`, and nobody waits any longer. It would have taken
+    /// that long at least; the rest is as for [`Self::failed`].
+    pub fn timed_out(&self, waited: Duration, now: Instant) {
+        self.average.set(self.average.get().max(nanos(waited)));
+        self.failed(now);
+    }
+
     /// Takes the endpoint for a new one, for when it comes back after an
     /// ejection: it has been punished, and has to be tried to be known.
     pub fn forget(&self) {
@@ -142,6 +149,24 @@ impl PeakEwma {
             }
             // Equally fast, and a new one is taken to be as fast as its rival.
             _ => queue <= rival_queue,
+        }
+    }
+
+    /// Whether it has no more requests in flight than `rival`, each by its weight.
+    #[inline]
+    pub(crate) fn is_idler(&self, rival: &Self, weight: f64, rival_weight: f64) -> bool {
+        let (ours, theirs) = (f64::from(self.in_flight.get()), f64::from(rival.in_flight.get()));
+        ours * rival_weight <= theirs * weight
+    }
+
+    /// Whether this one costs more than `factor` times as much as `rival`: by average, not
+    /// faded, times queue. One that is not measured is taken to be as fast as the other.
+    pub(crate) fn costs_more_than(&self, factor: f64, rival: &Self, weight: f64, rival_weight: f64) -> bool {
+        let queue = self.queue(weight, rival_weight) * rival_weight;
+        let rival_queue = rival.queue(rival_weight, weight) * weight;
+        match (self.is_measured(), rival.is_measured()) {
+            (true, true) => self.average.get() * queue > factor * rival.average.get() * rival_queue,
+            _ => queue > factor * rival_queue,
         }
     }
 

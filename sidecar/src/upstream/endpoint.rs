@@ -10,11 +10,12 @@ use heddle_api::spiffe::SpiffeId;
 
 use super::pool::Idle;
 use super::{Connections, DEFAULT_ROUTE, Destination, DestinationKey};
-use crate::config;
+use crate::config::{self, EndpointHealth};
 use crate::http2::upstream::Links;
-use crate::policy::balance::Candidate;
+use crate::policy::balance::{Candidate, Health, Member};
 use crate::policy::ejection::{Breaker, CircuitState};
 use crate::policy::ewma::PeakEwma;
+use crate::policy::hash_key;
 use crate::telemetry::metrics::{
     self, CircuitGauge, Direction, EndpointLabels, RequestLabels, RequestMetrics, Shard, TcpLabels,
     TcpMetrics, Tls, UNKNOWN_PEER,
@@ -79,21 +80,16 @@ pub struct Endpoint {
     pub(crate) http2: Links,
     pub(super) idle: [RefCell<Vec<Idle>>; 2],
     pub(super) connections: Rc<Connections>,
-    weight: Cell<u32>,
-    healthy: Cell<bool>,
+    /// In flight to all endpoints of the destination.
+    all_in_flight: Rc<Cell<u32>>,
+    member: Cell<Member>,
+    health: Cell<EndpointHealth>,
     retired: Cell<bool>,
     circuit: Rc<CircuitGauge>,
 }
 
 impl Endpoint {
-    pub(super) fn new(
-        id: Arc<str>,
-        target: Target,
-        weight: u32,
-        healthy: bool,
-        destination: &Destination,
-        metrics: &Shard,
-    ) -> Rc<Self> {
+    pub(super) fn new(id: Arc<str>, target: Target, destination: &Destination, metrics: &Shard) -> Rc<Self> {
         let (service, namespace) = (destination.service.clone(), destination.namespace.clone());
         let (peer, tls): (Arc<str>, Tls) = match &target {
             Target::Mesh { identity, .. } => (identity.as_str().into(), Tls::Mutual),
@@ -119,6 +115,8 @@ impl Endpoint {
             tls,
         });
         let circuit = metrics.circuit(&EndpointLabels { service, namespace, endpoint: id.clone() });
+        let member =
+            Member { id: hash_key::hash(id.as_bytes()), weight: 1, priority: 0, local: false, since: None };
         Rc::new(Self {
             id,
             target,
@@ -130,17 +128,36 @@ impl Endpoint {
             http2: Links::default(),
             idle: Default::default(),
             connections: destination.connections.clone(),
-            weight: Cell::new(weight.max(1)),
-            healthy: Cell::new(healthy),
+            all_in_flight: destination.in_flight.clone(),
+            member: Cell::new(member),
+            health: Cell::new(EndpointHealth::Healthy),
             retired: Cell::new(false),
             circuit,
         })
     }
 
-    /// Takes over what discovery says anew about the same instance.
-    pub(super) fn update(&self, new: &config::Endpoint) {
-        self.weight.set(new.weight.max(1));
-        self.healthy.set(new.healthy);
+    /// Takes over what discovery says about it. `zone` is ours; `since`: from when on it
+    /// can serve, if it could not before.
+    pub(super) fn update(&self, new: &config::Endpoint, zone: &str, since: Option<Instant>) {
+        let known = self.member.get();
+        self.member.set(Member {
+            weight: new.weight,
+            priority: new.priority,
+            local: !zone.is_empty() && new.zone == zone,
+            since: if new.health == EndpointHealth::Healthy { since } else { known.since },
+            ..known
+        });
+        self.health.set(new.health);
+    }
+
+    /// Since when it can serve, as far as that was seen.
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.member.get().since
+    }
+
+    /// What the balancer is made from.
+    pub(super) fn member(&self) -> Member {
+        self.member.get()
     }
 
     /// It is gone from its destination: idle connections end, others when they are done.
@@ -159,7 +176,7 @@ impl Endpoint {
 
     /// Whether discovery says that it may get new traffic.
     pub fn is_healthy(&self) -> bool {
-        self.healthy.get()
+        self.health.get() == EndpointHealth::Healthy
     }
 
     /// Whether it is reached with mutual TLS.
@@ -176,6 +193,7 @@ impl Endpoint {
     #[inline]
     pub fn begin(self: &Rc<Self>) -> InFlight {
         self.load.begin();
+        self.all_in_flight.set(self.all_in_flight.get() + 1);
         InFlight(self.clone())
     }
 
@@ -195,13 +213,18 @@ impl Candidate for Rc<Endpoint> {
     }
 
     #[inline]
-    fn weight(&self) -> u32 {
-        self.weight.get()
+    fn health(&self) -> Health {
+        match self.health.get() {
+            EndpointHealth::Healthy if self.breaker.is_out() => Health::Ejected,
+            EndpointHealth::Healthy => Health::Well,
+            EndpointHealth::Unhealthy => Health::Unhealthy,
+            EndpointHealth::Draining => Health::Draining,
+        }
     }
 
     #[inline]
     fn admits(&self, now: Instant) -> bool {
-        self.healthy.get() && self.breaker.admits(now)
+        self.is_healthy() && self.breaker.admits(now)
     }
 }
 
@@ -211,5 +234,6 @@ pub struct InFlight(Rc<Endpoint>);
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.load.end();
+        self.0.all_in_flight.set(self.0.all_in_flight.get().saturating_sub(1));
     }
 }

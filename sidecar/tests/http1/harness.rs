@@ -10,8 +10,8 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
 use heddle_api::tls::{Credentials, TrustBundle, provider};
 use heddle_sidecar::config::{
-    self, AppProtocol, Endpoint, Lookup, Mesh, MeshPeer, Port, Publisher, Service, Snapshot, TrafficPolicy,
-    Workload,
+    self, AppProtocol, Endpoint, EndpointHealth, Lookup, Mesh, MeshPeer, Port, Publisher, Service, Snapshot,
+    TrafficPolicy, Workload,
 };
 use heddle_sidecar::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
 use heddle_sidecar::telemetry::access_log::AccessLog;
@@ -74,7 +74,8 @@ impl Sidecar {
                     mesh: mesh.clone(),
                     zone: String::new(),
                     weight: 1,
-                    healthy: true,
+                    priority: 0,
+                    health: EndpointHealth::Healthy,
                 })
                 .collect(),
             policy: Arc::new(policy),
@@ -83,6 +84,7 @@ impl Sidecar {
         let workload = Workload {
             service: name.clone(),
             ports: endpoints.iter().map(|(address, _)| port(address.port())).collect(),
+            zone: "".into(),
             access_log: false,
             sampling: 0.0,
         };

@@ -4,11 +4,10 @@
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Parser;
 use heddle_sidecar::check::CheckArgs;
-use heddle_sidecar::config::{self, Limits, Lookup, Service, Snapshot, TrafficPolicy, Want};
+use heddle_sidecar::config::{self, Lookup, Service, Snapshot, Want};
 use heddle_sidecar::dns::Addresses;
 use heddle_sidecar::listener::{AppDialer, InboundKind, OutboundKind};
 use heddle_sidecar::proxy::Setup;
@@ -135,21 +134,11 @@ fn original_destination(stream: &TcpStream) -> SocketAddr {
 }
 
 fn service(name: heddle_api::name::ServiceName) -> Arc<Service> {
-    let policy = TrafficPolicy {
-        source: String::new(),
-        connect_timeout: Duration::from_secs(1),
-        request_timeout: None,
-        per_try_timeout: None,
-        idle_timeout: None,
-        retry: Default::default(),
-        ejection: Default::default(),
-        limits: Limits { connections: 1, pending_requests: 1, requests: 1, requests_per_connection: None },
-    };
     Arc::new(Service {
         name,
         ports: vec![],
         endpoints: vec![],
-        policy: Arc::new(policy),
+        policy: Arc::default(),
         usage: Arc::default(),
     })
 }

@@ -16,6 +16,10 @@ fn paths(value: Value) -> Vec<String> {
     violations.into_iter().map(|violation| violation.path).collect()
 }
 
+fn hashed(key: Value) -> Value {
+    json!({"loadBalancer": {"algorithm": "ConsistentHash", "consistentHash": key}})
+}
+
 /// The example of the design, word for word.
 fn full() -> Value {
     json!({
@@ -64,6 +68,11 @@ fn impossible_values_do_not_parse() {
         json!({"limits": {"connections": 0}}),
         json!({"retry": {"unknown": 1}}),
         json!({"loadBalancer": {"algorithm": "Best"}}),
+        json!({"loadBalancer": {"slowStart": {}}}),
+        json!({"loadBalancer": {"locality": "Nearest"}}),
+        json!({"loadBalancer": {"panicThreshold": 101}}),
+        hashed(json!({"cookie": {"ttl": "1h"}})),
+        hashed(json!({"claim": "sub"})),
     ] {
         assert!(spec(value.clone()).is_err(), "{value}");
     }
@@ -82,6 +91,30 @@ fn impossible_pairs_are_named_by_their_path() {
         (json!({"retry": {"on": []}}), "spec.retry.on"),
         (json!({"retry": {"bufferBytes": 1_000_000_000}}), "spec.retry.bufferBytes"),
         (json!({"loadBalancer": {"algorithm": "ConsistentHash"}}), "spec.loadBalancer.consistentHash"),
+        (json!({"loadBalancer": {"consistentHash": {"sourceIp": true}}}), "spec.loadBalancer.consistentHash"),
+        (
+            json!({"loadBalancer": {"algorithm": "Random", "consistentHash": {"sourceIp": true}}}),
+            "spec.loadBalancer.consistentHash",
+        ),
+        (hashed(json!({})), "spec.loadBalancer.consistentHash"),
+        (hashed(json!({"sourceIp": false})), "spec.loadBalancer.consistentHash"),
+        (hashed(json!({"sourceIp": true, "query": "user"})), "spec.loadBalancer.consistentHash"),
+        (hashed(json!({"header": "x user"})), "spec.loadBalancer.consistentHash.header"),
+        (hashed(json!({"query": ""})), "spec.loadBalancer.consistentHash.query"),
+        (hashed(json!({"cookie": {"name": "a=b"}})), "spec.loadBalancer.consistentHash.cookie.name"),
+        (
+            hashed(json!({"cookie": {"name": "a", "ttl": "0s"}})),
+            "spec.loadBalancer.consistentHash.cookie.ttl",
+        ),
+        (
+            hashed(json!({"cookie": {"name": "a", "path": "a"}})),
+            "spec.loadBalancer.consistentHash.cookie.path",
+        ),
+        (
+            hashed(json!({"cookie": {"name": "a", "path": "/;b"}})),
+            "spec.loadBalancer.consistentHash.cookie.path",
+        ),
+        (json!({"loadBalancer": {"slowStart": {"window": "0s"}}}), "spec.loadBalancer.slowStart.window"),
         (json!({"healthCheck": {}}), "spec.healthCheck"),
         (json!({"fallback": {"on": ["Timeout"], "steps": [{}]}}), "spec.fallback.steps[0]"),
     ] {

@@ -10,6 +10,7 @@ use crate::policy::budget::BudgetPolicy;
 use crate::policy::ejection::EjectionPolicy;
 use crate::policy::retry::{Cause, Causes, Methods, RetryPolicy, StatusSet};
 
+use super::balancing::balancing;
 use super::{Invalid, unknown};
 
 /// The defaults of the design's "TrafficPolicy, in full"; those of retries and
@@ -36,6 +37,8 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
         retry: retry(wire.retry.unwrap_or_default()).map_err(|e| e.within("retry"))?,
         ejection: ejection(wire.ejection.unwrap_or_default()).map_err(|e| e.within("ejection"))?,
         limits: limits(wire.limits.unwrap_or_default()).map_err(|e| e.within("limits"))?,
+        balancing: balancing(wire.load_balancer.unwrap_or_default())
+            .map_err(|e| e.within("load_balancer"))?,
     })
 }
 
@@ -186,7 +189,7 @@ fn limit(
     })
 }
 
-fn duration(path: &str, value: prost_types::Duration) -> Result<Duration, Invalid> {
+pub(super) fn duration(path: &str, value: prost_types::Duration) -> Result<Duration, Invalid> {
     let invalid = || Invalid::new(path, "it is negative or out of range");
     if !(0..1_000_000_000).contains(&value.nanos) {
         return Err(invalid());

@@ -17,8 +17,8 @@ use http::{HeaderMap, Request, Response};
 use tokio::net::TcpStream;
 
 use crate::config::{
-    self, AppProtocol, Endpoint, Lookup, MeshPeer, Port, Publisher, Service, Snapshot, TrafficPolicy,
-    Workload,
+    self, AppProtocol, Endpoint, EndpointHealth, Lookup, MeshPeer, Port, Publisher, Service, Snapshot,
+    TrafficPolicy, Workload,
 };
 use crate::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
 use crate::telemetry::access_log::AccessLog;
@@ -150,7 +150,8 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         mesh: mesh.clone(),
         zone: String::new(),
         weight: 1,
-        healthy: true,
+        priority: 0,
+        health: EndpointHealth::Healthy,
     });
     let service = Service {
         name: name.clone(),
@@ -165,6 +166,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         workload: Some(Arc::new(Workload {
             service: ServiceName::new("default", account).unwrap(),
             ports: ports.collect(),
+            zone: "".into(),
             access_log: false,
             sampling: 0.0,
         })),
