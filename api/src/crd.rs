@@ -8,6 +8,7 @@
 //! a version of Heddle enforces a field is not known here.
 
 mod duration;
+mod gateway;
 mod kubernetes;
 mod manifest;
 mod mesh_config;
@@ -21,22 +22,31 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use gateway::{header_value, is_token};
+
 pub use duration::{GatewayDuration, InvalidDuration};
+pub use gateway::{
+    BackendObject, BackendRef, Cors, Filter, Fraction, GATEWAY_GROUP, GrpcMatch, GrpcRoute, GrpcRouteSpec,
+    GrpcRule, Header, HeaderMatch, HeaderModifier, HeaderName, HttpMatch, HttpRoute, HttpRouteSpec, HttpRule,
+    InvalidHeaderName, LocalObject, MethodMatch, Mirror, ParentRef, PathMatch, PathModifier, QueryMatch,
+    Redirect, Route, RouteSpec, RuleRetry, RuleTimeouts, SessionCarrier, SessionPersistence, TcpRoute,
+    TcpRouteSpec, TcpRule, TextMatch, UrlRewrite,
+};
 pub use kubernetes::{
     AddressType, EndpointConditions, EndpointPort, EndpointSlice, IntOrString, Service, ServicePort,
     ServiceSpec, SliceEndpoint,
 };
 pub use manifest::{manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
-pub use number::{Multiplier, Percent, Positive, Ratio};
+pub use number::{Multiplier, Percent, PortNumber, Positive, Ratio, Weight};
 pub use size::{ByteSize, InvalidSize};
 pub use telemetry_policy::{AccessLog, MESH_POLICY_NAMESPACE, Selector, TelemetryPolicySpec};
 pub use traffic_policy::{
-    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, Concurrency, ConcurrencyMode, ConsistentHash,
-    Cookie, FailureRate, Fallback, FallbackReason, FallbackResponse, FallbackStep, Growth, GrpcHealthCheck,
-    HalfOpen, HealthCheck, Hedge, HttpHealthCheck, InvalidRetryOn, Limits, LoadBalancer, Locality, Method,
-    OpenState, Retry, RetryBudget, RetryOn, RetryReason, Scope, ServiceRef, SlowCall, SlowStart, StaleCache,
-    TcpHealthCheck, Timeouts, TrafficPolicySpec,
+    Algorithm, Backoff, BackoffStrategy, Canary, CanaryBy, CircuitBreaker, Concurrency, ConcurrencyMode,
+    ConsistentHash, Cookie, FailureRate, Fallback, FallbackReason, FallbackResponse, FallbackStep, Growth,
+    GrpcHealthCheck, HalfOpen, HeaderCondition, HealthCheck, Hedge, HttpHealthCheck, InvalidRetryOn, Limits,
+    LoadBalancer, Locality, Method, OpenState, Retry, RetryBudget, RetryOn, RetryReason, Scope, ServiceRef,
+    SlowCall, SlowStart, StaleCache, TcpHealthCheck, Timeouts, TrafficPolicySpec,
 };
 
 /// The API group of Heddle's kinds.
@@ -142,4 +152,37 @@ pub struct TargetRef {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub section_name: Option<String>,
+}
+
+impl TargetRef {
+    /// Whether it is a route, or a rule of one.
+    pub fn is_route(&self) -> bool {
+        self.group == GATEWAY_GROUP && matches!(self.kind.as_str(), "HTTPRoute" | "GRPCRoute")
+    }
+
+    /// What is wrong with a target at `path` that is a namespace or the mesh, in
+    /// a policy of that namespace and name.
+    fn misplaced(&self, path: &str, metadata: &Metadata) -> Option<Violation> {
+        let namespace = metadata.namespace();
+        let violation =
+            |field: &str, message: String| Some(Violation::new(format!("{path}{field}"), message));
+        match (self.group.as_str(), self.kind.as_str()) {
+            ("", "Namespace") if self.name != namespace => violation(
+                ".name",
+                format!("{:?} is not the policy's own namespace, {namespace:?}", self.name),
+            ),
+            (GROUP, "MeshConfig") if self.name != MESH_NAME => violation(
+                ".name",
+                format!("{:?}: the mesh's one MeshConfig is named {MESH_NAME:?}", self.name),
+            ),
+            (GROUP, "MeshConfig") if namespace != MESH_POLICY_NAMESPACE => violation(
+                "",
+                format!("only a policy in namespace {MESH_POLICY_NAMESPACE} may target the whole mesh"),
+            ),
+            ("", "Namespace") | (GROUP, "MeshConfig") if self.section_name.is_some() => {
+                violation(".sectionName", "a namespace and the mesh have no sections".into())
+            }
+            _ => None,
+        }
+    }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 macro_rules! whole {
     ($(#[$doc:meta])* $name:ident($int:ident), $min:literal..=$max:expr, $schema:tt) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
         pub struct $name($int);
 
         impl $name {
@@ -111,6 +111,22 @@ whole!(
     /// A count of at least one.
     Positive(u32), 1..=u32::MAX, { "type": "integer", "format": "int64", "minimum": 1, "maximum": 4294967295_u32 }
 );
+
+whole!(
+    /// The number of a port.
+    PortNumber(u16), 1..=u16::MAX, { "type": "integer", "minimum": 1, "maximum": 65535 }
+);
+
+whole!(
+    /// A relative share of traffic (Gateway API); 1 unless it is said.
+    Weight(u32), 0..=1_000_000_u32, { "type": "integer", "minimum": 0, "maximum": 1_000_000 }
+);
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(1)
+    }
+}
 
 real!(
     /// A share of one.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GROUP, Kind, MESH_NAME, Metadata, Ratio, TargetRef, Violation};
+use super::{GROUP, Kind, Metadata, Ratio, TargetRef, Violation};
 
 /// Where policies for the whole mesh live, so that nobody sets them by the
 /// right to write policies of another namespace.
@@ -74,39 +74,14 @@ impl Kind for TelemetryPolicySpec {
         }
         for (index, target) in self.target_refs.iter().enumerate() {
             let path = format!("spec.targetRefs[{index}]");
-            match (target.group.as_str(), target.kind.as_str()) {
-                ("", "Namespace") if target.name != metadata.namespace() => violations.push(Violation::new(
-                    format!("{path}.name"),
-                    format!(
-                        "{:?} is not the policy's own namespace, {:?}",
-                        target.name,
-                        metadata.namespace()
-                    ),
-                )),
-                (GROUP, "MeshConfig") if target.name != MESH_NAME => violations.push(Violation::new(
-                    format!("{path}.name"),
-                    format!("{:?}: the mesh's one MeshConfig is named {MESH_NAME:?}", target.name),
-                )),
-                (GROUP, "MeshConfig") if metadata.namespace() != MESH_POLICY_NAMESPACE => {
-                    violations.push(Violation::new(
-                        path,
-                        format!(
-                            "only a policy in namespace {MESH_POLICY_NAMESPACE} may target the whole mesh"
-                        ),
-                    ));
-                }
-                ("", "Namespace") | (GROUP, "MeshConfig") => {}
-                (group, kind) => violations.push(Violation::new(
+            let (group, kind) = (target.group.as_str(), target.kind.as_str());
+            if !matches!((group, kind), ("", "Namespace") | (GROUP, "MeshConfig")) {
+                violations.push(Violation::new(
                     format!("{path}.kind"),
                     format!("{kind:?} of group {group:?} is no target; Namespace and {GROUP} MeshConfig are"),
-                )),
-            }
-            if target.section_name.is_some() {
-                violations.push(Violation::new(
-                    format!("spec.targetRefs[{index}].sectionName"),
-                    "a namespace and the mesh have no sections",
                 ));
             }
+            violations.extend(target.misplaced(&path, metadata));
         }
         violations
     }

@@ -4,6 +4,7 @@
 
 mod resilience;
 mod retry;
+mod routing;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ pub use resilience::{
 pub use retry::{
     Backoff, BackoffStrategy, Hedge, InvalidRetryOn, Method, Retry, RetryBudget, RetryOn, RetryReason,
 };
+pub use routing::{Canary, CanaryBy, HeaderCondition};
 
 /// How clients treat the traffic to a service. The most specific attachment
 /// wins field by field; on a tie the oldest object. What nobody says has the
@@ -25,7 +27,11 @@ pub use retry::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// What it attaches to: Services or routes of its own namespace.
+    /// What it attaches to, in its own namespace: Services or one of their ports, HTTPRoutes and
+    /// GRPCRoutes or one of their rules (by `sectionName`), the Namespace as a whole; from
+    /// `heddle-system` also the mesh (MeshConfig `mesh`). On routes it can say what concerns
+    /// requests (timeouts.request, timeouts.perTry, retry without its budget); what concerns
+    /// endpoints is said of the Service that the route leads to.
     #[schemars(length(min = 1, max = 16))]
     pub target_refs: Vec<TargetRef>,
     /// How endpoints are chosen.
@@ -52,6 +58,14 @@ pub struct TrafficPolicySpec {
     /// What is answered in place of an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
+    /// Only on routes: weights of backends are shares of users, not of requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// Only on routes: conditions that narrow every match of the rules, each counting as a
+    /// header match where precedence is decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub when: Option<Vec<HeaderCondition>>,
 }
 
 /// How endpoints are chosen.
@@ -188,7 +202,7 @@ impl Kind for TrafficPolicySpec {
     const PLURAL: &'static str = "trafficpolicies";
     const NAMESPACED: bool = true;
 
-    fn validate(&self, _: &Metadata) -> Vec<Violation> {
+    fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Violations::default();
         if self.target_refs.is_empty() || self.target_refs.len() > 16 {
             violations.add("spec.targetRefs", "has to name between 1 and 16 targets");
@@ -197,6 +211,7 @@ impl Kind for TrafficPolicySpec {
             if self.target_refs[..index].contains(target) {
                 violations.add(format!("spec.targetRefs[{index}]"), "is named twice");
             }
+            violations.0.extend(target.misplaced(&format!("spec.targetRefs[{index}]"), metadata));
         }
         if let Some(load_balancer) = &self.load_balancer {
             load_balancer.validate(&mut violations);
@@ -219,6 +234,7 @@ impl Kind for TrafficPolicySpec {
         if let Some(fallback) = &self.fallback {
             fallback.validate(&mut violations);
         }
+        self.validate_routing(&mut violations);
         violations.0
     }
 }

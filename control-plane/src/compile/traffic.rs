@@ -27,6 +27,8 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         concurrency,
         health_check,
         fallback,
+        canary,
+        when,
     } = spec;
     let mut found = Vec::new();
     let mut refuse = |given: bool, path: &str, what: &str| {
@@ -78,6 +80,8 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
     refuse(concurrency.is_some(), "spec.concurrency", "an adaptive concurrency limit");
     refuse(health_check.is_some(), "spec.healthCheck", "active health checking");
     refuse(fallback.is_some(), "spec.fallback", "a fallback");
+    refuse(canary.is_some(), "spec.canary", "a share of users");
+    refuse(when.is_some(), "spec.when", "a condition on a rule");
     found
 }
 

@@ -129,3 +129,46 @@ fn what_is_retried_prints_as_it_was_written() {
         assert_eq!(text.parse::<RetryOn>().unwrap().to_string(), text);
     }
 }
+
+#[test]
+fn shares_of_users_and_conditions_belong_on_routes() {
+    let on = |kind: &str, rest: Value| {
+        let mut value = rest;
+        let group = if kind == "Service" { "" } else { "gateway.networking.k8s.io" };
+        value["targetRefs"] = json!([{"group": group, "kind": kind, "name": "users", "sectionName": "main"}]);
+        let spec: TrafficPolicySpec = serde_json::from_value(value).unwrap();
+        spec.validate(&metadata()).into_iter().map(|violation| violation.path).collect::<Vec<_>>()
+    };
+    let full = json!({"canary": {"by": {"header": "X-User"}},
+        "when": [{"header": "x-plan", "in": ["gold", "silver"]}, {"header": "x-bot", "notIn": ["yes"]}]});
+    assert!(on("HTTPRoute", full.clone()).is_empty());
+    assert!(on("GRPCRoute", full.clone()).is_empty());
+    assert_eq!(on("Service", full), ["spec.canary", "spec.when"]);
+    for (value, path) in [
+        (json!({"canary": {"by": {}}}), "spec.canary.by"),
+        (json!({"canary": {"by": {"header": "a", "cookie": "b"}}}), "spec.canary.by"),
+        (json!({"canary": {"by": {"cookie": "a b"}}}), "spec.canary.by.cookie"),
+        (json!({"when": []}), "spec.when"),
+        (json!({"when": [{"header": "a"}]}), "spec.when[0]"),
+        (json!({"when": [{"header": "a", "in": ["b"], "notIn": ["c"]}]}), "spec.when[0]"),
+        (json!({"when": [{"header": "a", "in": []}]}), "spec.when[0].in"),
+        (json!({"when": [{"header": "a", "notIn": ["b", "c\n"]}]}), "spec.when[0].notIn[1]"),
+    ] {
+        assert_eq!(on("HTTPRoute", value.clone()), [path], "{value}");
+    }
+}
+
+#[test]
+fn a_namespace_is_ones_own_and_the_mesh_that_of_its_own_namespace() {
+    let on = |group: &str, kind: &str, name: &str, namespace: &str| {
+        let value = json!({"targetRefs": [{"group": group, "kind": kind, "name": name}]});
+        let spec: TrafficPolicySpec = serde_json::from_value(value).unwrap();
+        let metadata = Metadata { namespace: Some(namespace.into()), ..metadata() };
+        spec.validate(&metadata).into_iter().map(|violation| violation.path).collect::<Vec<_>>()
+    };
+    assert!(on("", "Namespace", "shop", "shop").is_empty());
+    assert_eq!(on("", "Namespace", "bank", "shop"), ["spec.targetRefs[0].name"]);
+    assert!(on("heddle.dev", "MeshConfig", "mesh", "heddle-system").is_empty());
+    assert_eq!(on("heddle.dev", "MeshConfig", "mesh", "shop"), ["spec.targetRefs[0]"]);
+    assert_eq!(on("heddle.dev", "MeshConfig", "other", "heddle-system"), ["spec.targetRefs[0].name"]);
+}
