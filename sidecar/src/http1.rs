@@ -29,6 +29,7 @@ mod smuggling;
 
 pub(crate) use connection::serve;
 pub use fields::Origin;
+pub(crate) use fields::write_field;
 pub use method::Method;
 pub use scan::HeadScan;
 pub use span::Span;

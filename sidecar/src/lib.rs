@@ -23,6 +23,7 @@ mod outbound;
 pub mod policy;
 pub mod proxy;
 pub mod reason;
+pub mod route;
 pub mod run;
 pub mod runtime_dir;
 pub mod sanitize;
