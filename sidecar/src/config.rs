@@ -17,6 +17,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::policy::balance::Balancing;
 use crate::policy::retry::RetryPolicy;
+use crate::routing::Table;
+use crate::upstream::Home;
 
 /// Everything known at one moment.
 #[derive(Default, Debug)]
@@ -30,6 +32,17 @@ pub struct Snapshot {
     pub addresses: HashMap<IpAddr, Lookup<ServiceName>>,
     /// The workload's own side; `None` until received: nothing is admitted.
     pub workload: Option<Arc<Workload>>,
+}
+
+impl Snapshot {
+    /// Where we are; unknown until our own side was received.
+    pub fn home(&self) -> Home<'_> {
+        let workload = self.workload.as_deref();
+        Home {
+            zone: workload.map_or("", |workload| &workload.zone),
+            namespace: workload.map_or("", |workload| workload.service.namespace()),
+        }
+    }
 }
 
 /// The answer of discovery to a name.
@@ -65,8 +78,33 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// How to treat its traffic.
     pub policy: Arc<TrafficPolicy>,
+    /// The routes that requests to its ports meet.
+    pub routes: Vec<PortRoutes>,
     /// When a worker last used it, for the idle expiry of subscriptions.
     pub usage: Arc<Usage>,
+}
+
+impl Service {
+    /// The rules that clients of a namespace meet at a port: those for the namespace alone, if
+    /// there are any, else those for everyone.
+    pub fn table(&self, port: u16, namespace: &str) -> Option<&Arc<Table>> {
+        let of = |clients: Option<&str>| {
+            let mut routes = self.routes.iter();
+            routes.find(|routes| routes.port == port && routes.client_namespace.as_deref() == clients)
+        };
+        of(Some(namespace)).or_else(|| of(None)).map(|routes| &routes.table)
+    }
+}
+
+/// The routes of one port.
+#[derive(Debug)]
+pub struct PortRoutes {
+    /// The port that clients dial.
+    pub port: u16,
+    /// Whose clients meet them; `None`: everyone whose namespace has none of its own.
+    pub client_namespace: Option<String>,
+    /// The rules.
+    pub table: Arc<Table>,
 }
 
 /// A port of a service.

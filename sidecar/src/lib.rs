@@ -24,6 +24,7 @@ pub mod policy;
 pub mod proxy;
 pub mod reason;
 pub mod route;
+pub mod routing;
 pub mod run;
 pub mod runtime_dir;
 pub mod sanitize;

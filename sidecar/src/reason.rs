@@ -16,6 +16,10 @@ pub enum Reason {
     UnknownService,
     /// The service has no such port.
     UnknownPort,
+    /// No rule of the service's routes matches the request.
+    NoRoute,
+    /// The rule's backend does not exist or may not be used, or it has none.
+    NoBackend,
     /// The service has no endpoint that may be used now.
     NoHealthyEndpoint,
     /// No connection could be made; the request was provably not processed.
@@ -48,12 +52,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::BadRequest,
         Self::HeaderTooLarge,
         Self::RequestTimeout,
         Self::UnknownService,
         Self::UnknownPort,
+        Self::NoRoute,
+        Self::NoBackend,
         Self::NoHealthyEndpoint,
         Self::ConnectFailure,
         Self::ConnectTimeout,
@@ -78,6 +84,8 @@ impl Reason {
             Self::RequestTimeout => "request_timeout",
             Self::UnknownService => "unknown_service",
             Self::UnknownPort => "unknown_port",
+            Self::NoRoute => "no_route",
+            Self::NoBackend => "no_backend",
             Self::NoHealthyEndpoint => "no_healthy_endpoint",
             Self::ConnectFailure => "connect_failure",
             Self::ConnectTimeout => "connect_timeout",
@@ -105,9 +113,10 @@ impl Reason {
         match self {
             Self::BadRequest => 400,
             Self::Denied => 403,
-            Self::UnknownService | Self::UnknownPort => 404,
+            Self::UnknownService | Self::UnknownPort | Self::NoRoute => 404,
             Self::RequestTimeout => 408,
             Self::HeaderTooLarge => 431,
+            Self::NoBackend => 500,
             Self::Reset | Self::BadResponse => 502,
             Self::NoHealthyEndpoint
             | Self::ConnectFailure
@@ -127,7 +136,7 @@ impl Reason {
             Self::BadRequest => 13,
             Self::HeaderTooLarge | Self::Overloaded => 8,
             Self::Denied => 7,
-            Self::UnknownService | Self::UnknownPort => 12,
+            Self::UnknownService | Self::UnknownPort | Self::NoRoute => 12,
             Self::RequestTimeout | Self::Timeout | Self::PerTryTimeout => 4,
             Self::Loop => 9,
             _ => 14,

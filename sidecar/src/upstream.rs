@@ -29,6 +29,7 @@ use crate::policy::ejection::{Census, Fault};
 use crate::policy::retry::Failure;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
+use crate::routing::{Routing, Table};
 use crate::telemetry::metrics::{DestinationLabels, EndpointsGauge, RetryMetrics, ServiceLabels, Shard};
 
 pub(crate) use self::connect::ClientConfigs;
@@ -102,6 +103,17 @@ pub struct Destination {
     requests: Cell<usize>,
     connections: Rc<Connections>,
     retired: Cell<bool>,
+    /// The routes that requests to it meet, if it has any.
+    routing: RefCell<Option<Rc<Routing>>>,
+}
+
+/// Where we are: what a service looks like depends on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Home<'a> {
+    /// Our zone, empty if unknown.
+    pub zone: &'a str,
+    /// Our namespace: routes may be for its clients alone.
+    pub namespace: &'a str,
 }
 
 /// Open connections of a destination, and who waits for one to end.
@@ -127,14 +139,13 @@ impl Connections {
 
 impl Destination {
     /// One port of a service; `None` if the service has no such port.
-    /// `zone` is ours, empty if unknown.
-    pub fn of_service(service: &Service, port: u16, zone: &str, metrics: &Shard) -> Option<Rc<Self>> {
+    pub fn of_service(service: &Service, port: u16, home: Home<'_>, metrics: &Shard) -> Option<Rc<Self>> {
         let declared = service.ports.iter().find(|p| p.number == port)?;
         let key = DestinationKey::Service(service.name.clone(), port);
         let name = (service.name.name().into(), service.name.namespace().into());
         let usage = service.usage.clone();
         let destination = Self::new(key, name, declared.protocol, service.policy.clone(), usage, metrics);
-        destination.take_over(service, port, zone, None, metrics);
+        destination.take_over(service, port, home, None, metrics);
         Some(destination)
     }
 
@@ -198,6 +209,7 @@ impl Destination {
             requests: Cell::new(0),
             connections: Rc::default(),
             retired: Cell::new(false),
+            routing: RefCell::default(),
         })
     }
 
@@ -209,12 +221,12 @@ impl Destination {
 
     /// Takes over endpoints and policy of a newer state of the service.
     /// `false` if the port is gone.
-    pub fn follow(&self, service: &Service, zone: &str, metrics: &Shard) -> bool {
+    pub fn follow(&self, service: &Service, home: Home<'_>, metrics: &Shard) -> bool {
         let DestinationKey::Service(_, port) = self.key else { return true };
         if service.ports.iter().all(|p| p.number != port || p.protocol != self.protocol) {
             return false;
         }
-        self.take_over(service, port, zone, Some(Instant::now()), metrics);
+        self.take_over(service, port, home, Some(Instant::now()), metrics);
         true
     }
 
@@ -223,11 +235,12 @@ impl Destination {
         &self,
         service: &Service,
         port: u16,
-        zone: &str,
+        home: Home<'_>,
         new_since: Option<Instant>,
         metrics: &Shard,
     ) {
         *self.policy.borrow_mut() = service.policy.clone();
+        self.follow_routes(service.table(port, home.namespace));
         let before = self.endpoints();
         let known: HashMap<(&str, &Target), &Rc<Endpoint>> =
             before.iter().map(|e| ((&*e.id, &e.target), e)).collect();
@@ -239,12 +252,12 @@ impl Destination {
                 Some(match known.get(&(new.id.as_str(), &target)) {
                     Some(endpoint) => {
                         let since = if endpoint.is_healthy() { endpoint.since() } else { new_since };
-                        endpoint.update(new, zone, since);
+                        endpoint.update(new, home.zone, since);
                         Rc::clone(endpoint)
                     }
                     None => {
                         let endpoint = Endpoint::new(new.id.as_str().into(), target, self, metrics);
-                        endpoint.update(new, zone, new_since);
+                        endpoint.update(new, home.zone, new_since);
                         endpoint
                     }
                 })
@@ -282,6 +295,37 @@ impl Destination {
             self.balancer.borrow_mut().step(&self.chance, now);
         }
         self.survey(now);
+    }
+
+    fn follow_routes(&self, table: Option<&Arc<Table>>) {
+        let mut routing = self.routing.borrow_mut();
+        let same = match (&*routing, table) {
+            (Some(routing), Some(table)) => routing.is_of(table),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            *routing = table.map(|table| Rc::new(Routing::new(table.clone())));
+        }
+    }
+
+    /// The routes that requests to it meet, at this moment.
+    #[inline]
+    pub(crate) fn routing(&self) -> Option<Rc<Routing>> {
+        self.routing.borrow().clone()
+    }
+
+    /// The port that clients dial.
+    pub fn port(&self) -> u16 {
+        match &self.key {
+            DestinationKey::Service(_, port) | DestinationKey::App(port) => *port,
+            DestinationKey::Direct(address) => address.port(),
+        }
+    }
+
+    /// Whether it is this port of this service.
+    pub fn is(&self, name: &ServiceName, port: u16) -> bool {
+        matches!(&self.key, DestinationKey::Service(own, number) if own == name && *number == port)
     }
 
     /// It is no longer used: the service or its port is gone, or nobody asked for it.

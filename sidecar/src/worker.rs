@@ -244,11 +244,11 @@ impl Worker {
             self.access_logged.set(workload.access_log);
             self.sampling.set(workload.sampling);
         }
-        let zone = snapshot.workload.as_ref().map_or("", |workload| &workload.zone);
+        let home = snapshot.home();
         self.destinations.borrow_mut().retain(|key, destination| {
             let kept = match key {
                 DestinationKey::Service(name, _) => match snapshot.services.get(name) {
-                    Some(Lookup::Found(service)) => destination.follow(service, zone, &self.metrics),
+                    Some(Lookup::Found(service)) => destination.follow(service, home, &self.metrics),
                     // Not asked for any more, or asked for again: the last good state serves
                     // until there is an answer.
                     Some(Lookup::Pending) => true,

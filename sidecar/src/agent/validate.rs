@@ -67,7 +67,8 @@ pub(crate) fn service(
     }
     let policy =
         policy::traffic_policy(message.policy.unwrap_or_default()).map_err(|e| e.within("policy"))?;
-    let service = Service { name: name.clone(), ports, endpoints, policy: Arc::new(policy), usage };
+    let service =
+        Service { name: name.clone(), ports, endpoints, policy: Arc::new(policy), routes: Vec::new(), usage };
     Ok((service, addresses))
 }
 

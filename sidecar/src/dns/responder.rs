@@ -281,6 +281,7 @@ mod tests {
                 ports: vec![],
                 endpoints: vec![],
                 policy: Arc::default(),
+                routes: Vec::new(),
                 usage: Arc::default(),
             })),
             Lookup::Absent => Lookup::Absent,

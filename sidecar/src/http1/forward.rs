@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,16 @@ use crate::http1::lookup::Lookup;
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{Method, Origin, Version};
+use crate::io::WriteBuffer;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
+use crate::route::{Filters, Http1Head, Http1Request, Reply, TooLong};
+use crate::routing::{Routed, Routing, Selected, Turn};
 use crate::sanitize::answer::{Answer, Http1};
 use crate::session;
 use crate::tcp::tunnel;
-use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
+use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol, broken};
 
@@ -35,6 +39,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
     let started = Instant::now();
     let (trace, in_flight) = trace(client, &head);
     head.finish(&mut client.to_upstream.bytes);
+    let head_end = client.to_upstream.bytes.len();
     client.connection.input.consume(head.consumed);
     let mut request = Request {
         sending: Sending {
@@ -48,6 +53,8 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         trace,
         _in_flight: in_flight,
         affinity: Affinity::default(),
+        head_end,
+        routed: None,
         attempts: 0,
         progress: Progress {
             started,
@@ -65,12 +72,32 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         Some(destination) => Ok(destination),
         None => request.find(client).await,
     };
-    let admitted = found.and_then(|destination| Ok((destination.admit()?, destination)));
-    match admitted {
-        Ok((_admitted, destination)) => request.serve(client, &destination).await,
-        Err(Stop::Reason(reason)) => request.refuse(client, None, reason, "").await,
-        Err(Stop::ClientLeft) => Next::Abort,
+    let destination = match found {
+        Ok(destination) => destination,
+        Err(Stop::Reason(reason)) => return request.refuse(client, None, reason, "").await,
+        Err(Stop::ClientLeft) => return Next::Abort,
+    };
+    let destination = match request.route(client, destination).await {
+        Ok(destination) => destination,
+        Err(Detour::Reply(reply)) => return request.reply(client, &reply).await,
+        Err(Detour::Refused(destination, reason, why)) => {
+            return request.refuse(client, Some(&destination), reason, &why).await;
+        }
+        Err(Detour::ClientLeft) => return Next::Abort,
+    };
+    match destination.admit() {
+        Ok(_admitted) => request.serve(client, &destination).await,
+        Err(reason) => request.refuse(client, Some(&destination), reason, "").await,
     }
+}
+
+/// Why a request goes to no destination.
+enum Detour {
+    /// Its route answers it.
+    Reply(Box<Reply>),
+    /// For this reason, at this destination.
+    Refused(Rc<Destination>, Reason, String),
+    ClientLeft,
 }
 
 /// A request and how far it has come.
@@ -87,6 +114,10 @@ struct Request {
     trace: Option<SpanContext>,
     /// Says that it is in flight to the application.
     _in_flight: Option<InboundInFlight>,
+    /// The length of its head, as it is sent.
+    head_end: usize,
+    /// The rule that it fell to, where its destination has routes.
+    routed: Option<Box<Routed>>,
     /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
     told: Option<Box<[u8]>>,
 }
@@ -132,9 +163,97 @@ impl Request {
         Ok(wait(found, connection, deadline, &mut self.sending, &mut self.limits).await??)
     }
 
+    /// The destination of a request that dialled `front`: another where a route says so.
+    async fn route(
+        &mut self,
+        client: &mut Client,
+        front: Rc<Destination>,
+    ) -> Result<Rc<Destination>, Detour> {
+        match front.routing() {
+            Some(routing) => Box::pin(self.follow_route(client, front, &routing)).await,
+            None => Ok(front),
+        }
+    }
+
+    async fn follow_route(
+        &mut self,
+        client: &mut Client,
+        front: Rc<Destination>,
+        routing: &Routing,
+    ) -> Result<Rc<Destination>, Detour> {
+        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end]);
+        let selected = routing.select(&head, front.port(), &client.session.worker.rng);
+        let Some(Selected { rule, noted, turn }) = selected else {
+            return Err(Detour::Refused(front, Reason::NoRoute, String::new()));
+        };
+        let (place, session) = match turn {
+            Turn::Backend(place, session) => (place, session),
+            Turn::Reply(reply) => return Err(Detour::Reply(Box::new(reply))),
+            Turn::Refused(why) => return Err(Detour::Refused(front, Reason::NoBackend, why)),
+        };
+        let way = match routing.known(&rule, place) {
+            Some(way) => way,
+            None => {
+                let Client { session, connection, deadline, .. } = client;
+                let found = Box::pin(session.worker.way(&front, routing, &rule, place));
+                self.limits.arm(deadline, self.progress.started);
+                match wait(found, connection, deadline, &mut self.sending, &mut self.limits).await {
+                    Ok(Ok(way)) => way,
+                    Ok(Err(reason)) | Err(Stop::Reason(reason)) => {
+                        return Err(Detour::Refused(front, reason, String::new()));
+                    }
+                    Err(Stop::ClientLeft) => return Err(Detour::ClientLeft),
+                }
+            }
+        };
+        if self.edit(&mut client.to_upstream, [&way.rule.filters, &way.backend().filters]).is_err() {
+            return Err(Detour::Refused(front, Reason::HeaderTooLarge, String::new()));
+        }
+        let destination = way.destination.clone();
+        self.routed = Some(Box::new(Routed { way, noted, session }));
+        Ok(destination)
+    }
+
+    /// Changes the head as the filters of its route say.
+    fn edit(&mut self, out: &mut WriteBuffer, filters: [&Filters; 2]) -> Result<(), TooLong> {
+        if !filters.iter().any(|filters| filters.edits_request()) {
+            return Ok(());
+        }
+        let (head, body) = out.bytes.split_at(self.head_end);
+        let mut edited = Http1Request::new(head);
+        for filters in filters {
+            filters.edit_request(&mut edited)?;
+        }
+        let mut bytes = Vec::with_capacity(out.bytes.len() + 256);
+        let places = edited.write(&mut bytes);
+        self.head_end = bytes.len();
+        bytes.extend_from_slice(body);
+        out.bytes = bytes;
+        self.head.method_token = places.method;
+        (self.head.path, self.head.target, self.head.authority) =
+            (places.path, places.target, places.authority);
+        Ok(())
+    }
+
+    /// How the request is treated.
+    fn policy(&self, destination: &Destination) -> Arc<TrafficPolicy> {
+        match &self.routed {
+            Some(routed) => routed.way.policy(),
+            None => destination.policy(),
+        }
+    }
+
+    /// Where its retries are counted.
+    fn retries<'a>(&'a self, destination: &'a Destination) -> &'a RetryMetrics {
+        match &self.routed {
+            Some(routed) => &routed.way.retries,
+            None => &destination.retries,
+        }
+    }
+
     /// Tries endpoints until one answers or nothing is left to try.
     async fn serve(&mut self, client: &mut Client, destination: &Rc<Destination>) -> Next {
-        let policy = destination.policy();
+        let policy = self.policy(destination);
         let started = self.progress.started;
         self.sending.held = client.to_upstream.bytes.len().saturating_add(policy.retry.buffer_bytes);
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
@@ -150,7 +269,11 @@ impl Request {
                 Ok(endpoint) => endpoint,
                 Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
             };
-            let metrics = client.requests(destination, &endpoint).begin();
+            let metrics = match &self.routed {
+                Some(routed) => routed.way.requests(&endpoint, &client.session.worker.metrics),
+                None => client.requests(destination, &endpoint),
+            };
+            let metrics = metrics.begin();
             let load = endpoint.begin();
             let (tried, mut lease, exchange) =
                 self.attempt(client, destination, &endpoint, &policy, now).await;
@@ -305,6 +428,9 @@ impl Request {
         if let Some(cookie) = &self.affinity.set_cookie {
             write_field(&mut client.to_client.bytes, b"set-cookie", cookie.as_bytes());
         }
+        if let Some(routed) = &self.routed {
+            routed.edit_http1_response(lease.endpoint(), &mut client.to_client.bytes);
+        }
         response.finish(stays, &mut client.to_client.bytes);
         self.sending.let_go(&mut client.to_upstream);
         self.limits.attempt = None;
@@ -411,7 +537,7 @@ impl Request {
         match policy.retry.decide(&self.progress, failure, budget, &client.session.worker.rng, now) {
             Decision::Retry { after } => Some(after),
             Decision::GiveUp(GiveUp::BudgetExhausted) => {
-                destination.retries.budget_exhausted();
+                self.retries(destination).budget_exhausted();
                 None
             }
             Decision::GiveUp(_) => None,
@@ -422,7 +548,7 @@ impl Request {
     fn note_retry(&self, destination: &Destination, succeeded: bool) {
         if self.progress.retries > 0 {
             let outcome = if succeeded { RetryOutcome::Succeeded } else { RetryOutcome::Failed };
-            destination.retries.retried(outcome);
+            self.retries(destination).retried(outcome);
         }
     }
 
@@ -453,6 +579,23 @@ impl Request {
         self.answer(client, destination, None, metrics, reason, message).await
     }
 
+    /// Answers as a route says.
+    async fn reply(&mut self, client: &mut Client, reply: &Reply) -> Next {
+        let whole = self.sending.body.is_complete();
+        let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
+        let metrics = client.session.requests(None, None).begin();
+        reply.write_http1(!stays, &mut client.to_client.bytes);
+        let next = match (stays, whole) {
+            (true, _) => Next::KeepAlive,
+            (false, true) => Next::Close,
+            (false, false) => Next::Linger,
+        };
+        let next = client.send_answer(next).await;
+        let outcome = Outcome { code: reply.status, grpc_status: None, error: None };
+        self.finish(client, None, None, metrics, outcome, 0);
+        next
+    }
+
     /// Answers in place of the upstream.
     async fn answer(
         &mut self,
@@ -466,7 +609,7 @@ impl Request {
         let whole = self.sending.body.is_complete();
         let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
         let service = destination.map(|d| format!("{}.{}", d.service, d.namespace)).unwrap_or_default();
-        let policy = destination.map(|d| d.policy());
+        let policy = destination.map(|d| self.policy(d));
         let trace_id = self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default();
         let answer = Answer {
             message,

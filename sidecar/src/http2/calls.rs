@@ -17,16 +17,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::config::TrafficPolicy;
 use crate::http2::head::{strip, strip_mesh};
 use crate::http2::lookup::Lookup;
-use crate::http2::seam::{Call, Calls, End, Limits, Refusal};
+use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
+use crate::routing::{Routed, Routing, Selected, Turn};
 use crate::sanitize::answer::{Answer, ERROR_HEADER, Form};
 use crate::session::Session;
 use crate::session::record::Exchange;
-use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
+use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext, is_replaced};
 use crate::upstream::{Admitted, Destination, Endpoint, Lease, MeshProtocol};
 use crate::wheel::Wheel;
@@ -97,6 +98,40 @@ impl Side {
         });
     }
 
+    /// What the routes of a request's destination say about it; its head is changed accordingly.
+    async fn route(
+        &self,
+        head: &mut request::Parts,
+        front: &Rc<Destination>,
+        routing: &Routing,
+        started: Instant,
+    ) -> Result<Routed, Detour> {
+        let worker = &self.session.worker;
+        let refused = |head: &request::Parts, reason: Reason, why: String| {
+            self.count_refused(head, Some(front), reason, started);
+            Detour::Refused(Refusal::new(reason, why))
+        };
+        let Some(Selected { rule, noted, turn }) = routing.select(head, front.port(), &worker.rng) else {
+            return Err(refused(head, Reason::NoRoute, String::new()));
+        };
+        let (place, session) = match turn {
+            Turn::Backend(place, session) => (place, session),
+            Turn::Reply(reply) => {
+                let outcome = Outcome { code: reply.status, grpc_status: None, error: None };
+                self.session.requests(Some(front), None).begin().finish(outcome, started.elapsed());
+                return Err(Detour::Reply(reply));
+            }
+            Turn::Refused(why) => return Err(refused(head, Reason::NoBackend, why)),
+        };
+        let way = worker.way(front, routing, &rule, place).await;
+        let way = way.map_err(|reason| refused(head, reason, String::new()))?;
+        for filters in [&way.rule.filters, &way.backend().filters] {
+            let edited = filters.edit_request(head);
+            edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
+        }
+        Ok(Routed { way, noted, session })
+    }
+
     /// The request's span, and its mark as in flight to the application.
     fn trace(&self, head: &request::Parts) -> (Option<SpanContext>, Option<InboundInFlight>) {
         let worker = &self.session.worker;
@@ -145,14 +180,21 @@ impl Calls for Side {
         self.session.worker.is_draining()
     }
 
-    async fn begin(&self, head: &mut request::Parts, started: Instant) -> Result<Forward<'_>, Refusal> {
+    async fn begin(&self, head: &mut request::Parts, started: Instant) -> Result<Forward<'_>, Detour> {
         let (trace, in_app) = self.trace(head);
+        let recorded = self.session.is_recorded(trace.as_ref());
+        let recorded = recorded.then(|| (head.method.clone(), head.uri.clone()));
         let authority = head.uri.authority().map_or(b"".as_slice(), |a| a.as_str().as_bytes());
-        let destination = self.session.destination(authority).await.map_err(|reason| {
+        let front = self.session.destination(authority).await.map_err(|reason| {
             self.count_refused(head, None, reason, started);
             Refusal::from(reason)
         })?;
-        let policy = destination.policy();
+        let routed = match front.routing() {
+            Some(routing) => Some(self.route(head, &front, &routing, started).await?),
+            None => None,
+        };
+        let destination = routed.as_ref().map_or(front, |routed| routed.way.destination.clone());
+        let policy = routed.as_ref().map_or_else(|| destination.policy(), |routed| routed.way.policy());
         let admitted = destination.admit().map_err(|reason| {
             self.count_refused(head, Some(&destination), reason, started);
             Refusal { policy: policy.source.clone(), ..reason.into() }
@@ -165,12 +207,12 @@ impl Calls for Side {
             response_started: false,
             replayable: true,
         };
-        let recorded = self.session.is_recorded(trace.as_ref());
         let lookup = Lookup { head, client: self.session.client };
         Ok(Forward {
             side: self,
             affinity: policy.balancing.affinity(&lookup, &self.session.worker.rng),
-            recorded: recorded.then(|| (head.method.clone(), head.uri.clone())),
+            recorded,
+            routed,
             trace,
             tries: 0,
             _in_app: in_app,
@@ -202,6 +244,8 @@ pub(super) struct Forward<'a> {
     /// The try under way: since when, and its place in the endpoint's load.
     current: Option<(Instant, crate::upstream::InFlight)>,
     counted: Option<InFlight>,
+    /// The rule that it fell to, where its destination has routes.
+    routed: Option<Routed>,
     /// What is told about it at its end, if anything is.
     recorded: Option<(Method, Uri)>,
     trace: Option<SpanContext>,
@@ -218,9 +262,14 @@ impl Forward<'_> {
         }
     }
 
+    /// Where its retries are counted.
+    fn retries(&self) -> &RetryMetrics {
+        self.routed.as_ref().map_or(&self.destination.retries, |routed| &routed.way.retries)
+    }
+
     fn decide(&mut self, failure: Failure, now: Instant) -> Option<Duration> {
         if self.progress.retries > 0 {
-            self.destination.retries.retried(RetryOutcome::Failed);
+            self.retries().retried(RetryOutcome::Failed);
         }
         // The application's port is shut here: only another endpoint can help, and
         // the client's sidecar knows others.
@@ -236,7 +285,7 @@ impl Forward<'_> {
             }
             Decision::GiveUp(why) => {
                 if why == GiveUp::BudgetExhausted {
-                    self.destination.retries.budget_exhausted();
+                    self.retries().budget_exhausted();
                 }
                 None
             }
@@ -271,7 +320,11 @@ impl Call for Forward<'_> {
         let endpoint =
             picked.map_err(|reason| Refusal { policy: self.policy.source.clone(), ..reason.into() })?;
         self.current = Some((now, endpoint.begin()));
-        self.counted = Some(self.side.metrics(&self.destination, &endpoint).begin());
+        let metrics = match &self.routed {
+            Some(routed) => routed.way.requests(&endpoint, &worker.metrics),
+            None => self.side.metrics(&self.destination, &endpoint),
+        };
+        self.counted = Some(metrics.begin());
         let terms = Terms {
             wheel: worker.wheel.clone(),
             times: Times { silence: SILENCE, idle: IDLE_LINK },
@@ -361,12 +414,18 @@ impl Call for Forward<'_> {
         self.decide(failure, now)
     }
 
+    fn incoming(&mut self, headers: &mut HeaderMap) {
+        if let (Some(routed), Some(endpoint)) = (&self.routed, &self.endpoint) {
+            routed.edit_response(endpoint, headers);
+        }
+    }
+
     fn ended(&mut self, end: End, now: Instant) {
         match (end.reason, end.grpc_status) {
             (Some(reason), _) => self.book(Failure::Mesh(reason), now),
             (None, Some(status)) if status > 0 => self.book(Failure::Grpc(status), now),
             _ if self.progress.retries > 0 && !end.cancelled => {
-                self.destination.retries.retried(RetryOutcome::Succeeded);
+                self.retries().retried(RetryOutcome::Succeeded);
             }
             _ => {}
         }

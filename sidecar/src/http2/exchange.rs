@@ -18,11 +18,12 @@ use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response, header, request};
 
 use crate::http2::body::{Body, Broken};
-use crate::http2::seam::{Call, Calls, End, Limits, Refusal};
+use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
 use crate::http2::upstream::Slot;
 use crate::http2::{fault, grpc, head};
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
+use crate::route::Reply;
 use crate::sanitize::answer::{Answer, Form};
 use crate::wheel::{Deadline, Wheel};
 
@@ -48,7 +49,8 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
     let begun = client.unless_gone(calls.begin(&mut head, started)).await;
     let call = match begun {
         Ok(Ok(call)) => call,
-        Ok(Err(refusal)) => return client.refuse(&refusal, "", ""),
+        Ok(Err(Detour::Refused(refusal))) => return client.refuse(&refusal, "", ""),
+        Ok(Err(Detour::Reply(reply))) => return client.reply(&reply),
         Err(_) => return,
     };
     let limits = call.limits();
@@ -225,9 +227,10 @@ impl<C: Call> Exchange<'_, C> {
     /// Passes a response on, with what is left of both bodies.
     async fn respond(&mut self, answered: Answered) {
         let Answered { response, mut up, _slot } = answered;
-        let (head, body) = response.into_parts();
+        let (mut head, body) = response.into_parts();
         let status = head.status.as_u16();
         let grpc_status = grpc::status(&head.headers);
+        self.call.incoming(&mut head.headers);
         let mesh_reason = head
             .headers
             .get(crate::sanitize::answer::ERROR_HEADER)
@@ -436,6 +439,15 @@ impl Client<'_> {
             Poll::Pending => self.poll_patience(cx, false).map(Err),
         })
         .await
+    }
+
+    /// Answers as a route says.
+    fn reply(&mut self, reply: &Reply) {
+        let mut head = Response::new(());
+        *head.status_mut() = http::StatusCode::from_u16(reply.status).unwrap_or_default();
+        head.headers_mut().clone_from(&reply.headers);
+        // Fails only if the client is gone.
+        let _ = self.respond.send_response(head, true);
     }
 
     /// Answers in the mesh's own name.

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::http2::upstream::{Links, Terms};
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
+use crate::route::Reply;
 use crate::wheel::Wheel;
 
 /// Why the mesh answers a request itself.
@@ -25,6 +26,21 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
     /// The policy that asked for it, `namespace/name`; empty if none did.
     pub(crate) policy: String,
+}
+
+/// Why a request becomes no call.
+#[derive(Debug)]
+pub(crate) enum Detour {
+    /// It is refused.
+    Refused(Refusal),
+    /// Its route answers it.
+    Reply(Reply),
+}
+
+impl From<Refusal> for Detour {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl Refusal {
@@ -55,8 +71,8 @@ pub(crate) trait Calls: 'static {
     /// Whether the sidecar is leaving. Deadlines wake their tasks when it begins to.
     fn is_draining(&self) -> bool;
 
-    /// Decides where a request goes. Its head is sanitised: `:authority` is set
-    /// and valid, `Host` is gone, the path is normal.
+    /// Decides where a request goes, and changes its head as its route says. The
+    /// head is sanitised: `:authority` is set and valid, `Host` is gone, the path is normal.
     ///
     /// # Errors
     /// If it goes nowhere; counted by the implementation.
@@ -64,7 +80,7 @@ pub(crate) trait Calls: 'static {
         &self,
         head: &mut request::Parts,
         started: Instant,
-    ) -> impl Future<Output = Result<Self::Call<'_>, Refusal>>;
+    ) -> impl Future<Output = Result<Self::Call<'_>, Detour>>;
 
     /// A request was refused before it became a call: its head is not acceptable.
     fn refused(&self, head: &request::Parts, reason: Reason, started: Instant);
@@ -115,6 +131,9 @@ pub(crate) trait Call {
         response_started: bool,
         now: Instant,
     ) -> Option<Duration>;
+
+    /// Changes the head of the response that is passed on, as its route says.
+    fn incoming(&mut self, headers: &mut HeaderMap);
 
     /// It is over.
     fn ended(&mut self, end: End, now: Instant);

@@ -89,8 +89,8 @@ impl Worker {
             (None, [only]) => only.number,
             (None, _) => default,
         };
-        let zone = snapshot.workload.as_ref().map_or("", |workload| &workload.zone);
-        let Some(destination) = Destination::of_service(service, number, zone, &self.metrics) else {
+        let Some(destination) = Destination::of_service(service, number, snapshot.home(), &self.metrics)
+        else {
             return Some(Err(Reason::UnknownPort));
         };
         destination.touch(self.uptime(Instant::now()));

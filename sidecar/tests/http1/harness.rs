@@ -79,6 +79,7 @@ impl Sidecar {
                 })
                 .collect(),
             policy: Arc::new(policy),
+            routes: Vec::new(),
             usage: Arc::default(),
         };
         let workload = Workload {

@@ -139,6 +139,7 @@ fn service(name: heddle_api::name::ServiceName) -> Arc<Service> {
         ports: vec![],
         endpoints: vec![],
         policy: Arc::default(),
+        routes: Vec::new(),
         usage: Arc::default(),
     })
 }

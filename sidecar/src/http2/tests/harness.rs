@@ -158,6 +158,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         ports: vec![Port { number: 80, protocol: AppProtocol::Http2 }],
         endpoints: endpoints.collect(),
         policy: Arc::new(policy),
+        routes: Vec::new(),
         usage: Arc::default(),
     };
     let ports = apps.iter().map(|app| Port { number: app.port(), protocol: AppProtocol::Http2 });

@@ -33,6 +33,14 @@ pub const fn meaning(reason: Reason) -> Meaning {
         Reason::UnknownPort => {
             ("the service has no such port", "Add the port to the `Service`, or to `heddle run --port`.")
         }
+        Reason::NoRoute => (
+            "no rule of the service's routes matches the request",
+            "Compare method, path and headers with the routes, or add a rule that matches the rest.",
+        ),
+        Reason::NoBackend => (
+            "the route's rule has no backend for this request",
+            "Look at the route's status: a backend does not exist, may not be used, or none has a weight.",
+        ),
         Reason::NoHealthyEndpoint => (
             "the service has no endpoint that may be used",
             "Start a workload of the service, or see why its endpoints are unhealthy or ejected.",

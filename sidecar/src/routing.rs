@@ -1,0 +1,246 @@
+//! Requests under routes, as one worker sees them: which rule a request to a
+//! destination falls to, and what it finds at the rule's backend.
+//!
+//! [`crate::route`] decides; here its decisions meet destinations, policies and
+//! metrics. What a rule and a backend need for their requests is put together
+//! once, as a [`Way`], and kept until the routes or the backend change.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::{HeaderName, HeaderValue};
+
+use crate::config::TrafficPolicy;
+use crate::policy::rng::Rng;
+use crate::reason::Reason;
+use crate::route::{
+    Backend, Early, EditFields, EndpointTag, Front, GrpcTable, Head, Http1Response, HttpTable, Noted, Reply,
+    Rule, Scheme, Target, Token,
+};
+use crate::telemetry::metrics::{DestinationLabels, RequestLabels, RequestMetrics, RetryMetrics, Shard};
+use crate::upstream::{Destination, Endpoint};
+use crate::worker::Worker;
+
+/// The compiled rules of a service's port.
+#[derive(Debug)]
+pub enum Table {
+    /// Of HTTPRoutes.
+    Http(HttpTable),
+    /// Of GRPCRoutes.
+    Grpc(GrpcTable),
+}
+
+/// The routes of a destination, in use by one worker.
+pub(crate) struct Routing {
+    table: Arc<Table>,
+    /// By the rule's address, which its `Way` keeps from being used again, and the backend's place.
+    ways: RefCell<HashMap<(*const Rule, usize), Rc<Way>>>,
+}
+
+/// The rule that a request fell to, and what it asks for first.
+#[derive(Debug)]
+pub(crate) struct Selected {
+    pub(crate) rule: Arc<Rule>,
+    /// What the response's filters need of the request.
+    pub(crate) noted: Noted,
+    pub(crate) turn: Turn,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// It goes to the backend at this place of the rule's list, in this session.
+    Backend(usize, Option<Token>),
+    /// The rule answers it.
+    Reply(Reply),
+    /// It cannot be carried out, for this reason.
+    Refused(String),
+}
+
+impl Routing {
+    pub(crate) fn new(table: Arc<Table>) -> Self {
+        Self { table, ways: RefCell::default() }
+    }
+
+    /// Whether these are its rules.
+    pub(crate) fn is_of(&self, table: &Arc<Table>) -> bool {
+        Arc::ptr_eq(&self.table, table)
+    }
+
+    /// What becomes of a request that dialled `port`; `None`: no rule matches it.
+    pub(crate) fn select<H: Head>(&self, head: &H, port: u16, rng: &Rng) -> Option<Selected> {
+        let rule = match &*self.table {
+            Table::Http(table) => table.select(head),
+            Table::Grpc(table) => table.select(head),
+        }?;
+        let front = Front { scheme: Scheme::Http, port };
+        let turn = match rule.filters.answer(head, front) {
+            Some(Early::Reply(reply)) => Turn::Reply(reply),
+            Some(Early::Refuse(why)) => Turn::Refused(why.to_owned()),
+            None => backend(rule, head, rng),
+        };
+        Some(Selected { noted: rule.filters.note(head), rule: rule.clone(), turn })
+    }
+}
+
+fn backend<H: Head>(rule: &Arc<Rule>, head: &H, rng: &Rng) -> Turn {
+    let session = rule.session.as_ref().and_then(|session| session.read(head, SystemTime::now()));
+    let kept = session.as_ref().and_then(|token| token.backend(rule.backends.list()));
+    let kept = kept.filter(|backend| !matches!(backend.target, Target::Invalid(_)));
+    match kept.map_or_else(|| rule.backend(head, rng), Ok) {
+        Ok(chosen) => {
+            let place = rule.backends.list().iter().position(|backend| std::ptr::eq(backend, chosen));
+            place.map_or_else(|| Turn::Refused(String::new()), |place| Turn::Backend(place, session))
+        }
+        Err(none) => Turn::Refused(none.to_string()),
+    }
+}
+
+/// A rule, one of its backends, and what requests find there.
+pub(crate) struct Way {
+    pub(crate) rule: Arc<Rule>,
+    place: usize,
+    pub(crate) destination: Rc<Destination>,
+    pub(crate) retries: Rc<RetryMetrics>,
+    label: Arc<str>,
+    /// The backend's policy, and what the rule makes of it.
+    policy: RefCell<Option<(Arc<TrafficPolicy>, Arc<TrafficPolicy>)>>,
+    requests: RefCell<Vec<(Rc<Endpoint>, Rc<RequestMetrics>)>>,
+}
+
+impl Way {
+    fn new(rule: Arc<Rule>, place: usize, destination: Rc<Destination>, metrics: &Shard) -> Self {
+        let label: Arc<str> = (&*rule.label).into();
+        let retries = metrics.retries(&DestinationLabels {
+            service: destination.service.clone(),
+            namespace: destination.namespace.clone(),
+            route: label.clone(),
+        });
+        let (policy, requests) = (RefCell::default(), RefCell::default());
+        Self { rule, place, destination, retries, label, policy, requests }
+    }
+
+    /// The backend.
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.rule.backends.list()[self.place]
+    }
+
+    /// How its requests are treated, at this moment.
+    pub(crate) fn policy(&self) -> Arc<TrafficPolicy> {
+        let backend = self.destination.policy();
+        let mut known = self.policy.borrow_mut();
+        match &*known {
+            Some((of, merged)) if Arc::ptr_eq(of, &backend) => merged.clone(),
+            _ => {
+                let merged = Arc::new(merge(&self.rule, &backend));
+                *known = Some((backend, merged.clone()));
+                merged
+            }
+        }
+    }
+
+    /// The metrics of its requests to an endpoint.
+    pub(crate) fn requests(&self, endpoint: &Rc<Endpoint>, metrics: &Shard) -> Rc<RequestMetrics> {
+        let mut known = self.requests.borrow_mut();
+        if let Some((_, requests)) = known.iter().find(|(known, _)| Rc::ptr_eq(known, endpoint)) {
+            return requests.clone();
+        }
+        known.retain(|(known, _)| !known.is_retired());
+        let labels = RequestLabels { route: self.label.clone(), ..(**endpoint.requests.labels()).clone() };
+        let requests = metrics.requests(&labels);
+        known.push((endpoint.clone(), requests.clone()));
+        requests
+    }
+}
+
+/// A rule's own words about time and retries come before the policy's of its backend.
+fn merge(rule: &Rule, policy: &TrafficPolicy) -> TrafficPolicy {
+    let mut merged = policy.clone();
+    merged.request_timeout = rule.timeouts.request.over(policy.request_timeout);
+    merged.per_try_timeout = rule.timeouts.backend_request.over(policy.per_try_timeout);
+    if let Some(retry) = &rule.retry {
+        merged.retry = retry.over(&policy.retry);
+    }
+    merged
+}
+
+impl Worker {
+    /// The way to a backend that was selected for a request to `front`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn way(
+        &self,
+        front: &Rc<Destination>,
+        routing: &Routing,
+        rule: &Arc<Rule>,
+        place: usize,
+    ) -> Result<Rc<Way>, Reason> {
+        if let Some(way) = routing.known(rule, place) {
+            return Ok(way);
+        }
+        let destination = match rule.backends.list().get(place).map(|backend| &backend.target) {
+            // Routes of a backend do not apply to what a route sends there.
+            Some(Target::Service { name, port }) if front.is(name, *port) => front.clone(),
+            Some(Target::Service { name, port }) => self.service(name, Some(*port), *port).await?,
+            Some(Target::Invalid(_)) | None => return Err(Reason::NoBackend),
+        };
+        let way = Rc::new(Way::new(rule.clone(), place, destination, &self.metrics));
+        routing.ways.borrow_mut().insert((Arc::as_ptr(rule), place), way.clone());
+        Ok(way)
+    }
+}
+
+impl Routing {
+    /// A way that was gone before and whose backend is still there.
+    pub(crate) fn known(&self, rule: &Arc<Rule>, place: usize) -> Option<Rc<Way>> {
+        let ways = self.ways.borrow();
+        ways.get(&(Arc::as_ptr(rule), place)).filter(|way| !way.destination.is_retired()).cloned()
+    }
+}
+
+/// What a rule leaves to be done with the response of a request that fell to it.
+pub(crate) struct Routed {
+    pub(crate) way: Rc<Way>,
+    pub(crate) noted: Noted,
+    pub(crate) session: Option<Token>,
+}
+
+impl Routed {
+    /// The field that keeps the client with the endpoint that answered, if one has to be added.
+    fn session_field(&self, endpoint: &Endpoint) -> Option<(HeaderName, HeaderValue)> {
+        let session = self.way.rule.session.as_ref()?;
+        let tag = EndpointTag::of(&endpoint.id);
+        session.field(self.session.as_ref(), self.way.backend(), tag, false, SystemTime::now())
+    }
+
+    /// Whether the head of a response from `endpoint` has to be changed.
+    fn edits_response(&self) -> bool {
+        let (rule, backend) = (&self.way.rule, self.way.backend());
+        rule.session.is_some() || rule.filters.edits_response() || backend.filters.edits_response()
+    }
+
+    /// Changes the head of the response of `endpoint` as the filters of its route say.
+    pub(crate) fn edit_response(&self, endpoint: &Endpoint, head: &mut impl EditFields) {
+        self.way.backend().filters.edit_response(&self.noted, head);
+        self.way.rule.filters.edit_response(&self.noted, head);
+        if let Some((name, value)) = self.session_field(endpoint) {
+            head.add(&name, &value);
+        }
+    }
+
+    /// The same for the bytes of an HTTP/1 head, which is all of `out`.
+    pub(crate) fn edit_http1_response(&self, endpoint: &Endpoint, out: &mut Vec<u8>) {
+        if !self.edits_response() {
+            return;
+        }
+        let mut head = Http1Response::new(out);
+        self.edit_response(endpoint, &mut head);
+        let mut edited = Vec::with_capacity(out.len() + 256);
+        head.write(&mut edited);
+        *out = edited;
+    }
+}
