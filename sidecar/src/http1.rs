@@ -15,6 +15,7 @@ mod forward;
 mod limits;
 mod lookup;
 mod method;
+mod mirror;
 pub mod request;
 pub mod response;
 mod scan;

@@ -18,6 +18,7 @@ mod fault;
 mod grpc;
 mod head;
 mod lookup;
+mod mirror;
 mod seam;
 mod server;
 mod turn;

@@ -102,7 +102,8 @@ fn backend<H: Head>(rule: &Arc<Rule>, head: &H, rng: &Rng) -> Turn {
 /// A rule, one of its backends, and what requests find there.
 pub(crate) struct Way {
     pub(crate) rule: Arc<Rule>,
-    place: usize,
+    /// The backend's place in the rule's list.
+    pub(crate) place: usize,
     pub(crate) destination: Rc<Destination>,
     pub(crate) retries: Rc<RetryMetrics>,
     label: Arc<str>,
@@ -207,14 +208,20 @@ pub(crate) struct Routed {
     pub(crate) way: Rc<Way>,
     pub(crate) noted: Noted,
     pub(crate) session: Option<Token>,
+    /// Whether the copies that the rule asks for were sent.
+    pub(crate) mirrored: bool,
 }
 
 impl Routed {
     /// The field that keeps the client with the endpoint that answered, if one has to be added.
     fn session_field(&self, endpoint: &Endpoint) -> Option<(HeaderName, HeaderValue)> {
         let session = self.way.rule.session.as_ref()?;
-        let tag = EndpointTag::of(&endpoint.id);
-        session.field(self.session.as_ref(), self.way.backend(), tag, false, SystemTime::now())
+        session.field(self.session.as_ref(), self.way.backend(), endpoint.tag, false, SystemTime::now())
+    }
+
+    /// The endpoint of the client's session.
+    pub(crate) fn kept_at(&self) -> Option<EndpointTag> {
+        self.session.map(|token| token.endpoint())
     }
 
     /// Whether the head of a response from `endpoint` has to be changed.

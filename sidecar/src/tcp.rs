@@ -21,7 +21,7 @@ use crate::policy::retry::Failure;
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::telemetry::metrics::OpenConnection;
-use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol};
+use crate::upstream::{Bound, Destination, Endpoint, Lease, MeshProtocol};
 use crate::wheel::Deadline;
 
 /// Serves one of the application's connections, or one from a published port.
@@ -71,7 +71,8 @@ pub(crate) async fn open(
     let mut avoid = None;
     let mut reason = Reason::NoHealthyEndpoint;
     for _ in 0..tries {
-        let endpoint = destination.pick(key, avoid.as_ref(), &session.worker.rng, now)?;
+        let endpoint =
+            destination.pick(Bound { key, session: None }, avoid.as_ref(), &session.worker.rng, now)?;
         match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
             Ok(mut lease) => {
                 let mut leg = if endpoint.is_mesh() { Leg::framed() } else { Leg::raw() };
@@ -185,7 +186,7 @@ const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &Session) -> Option<()> {
     let reached = async {
         let destination = session.destination(b"").await?;
-        let endpoint = destination.pick(None, None, &session.worker.rng, Instant::now())?;
+        let endpoint = destination.pick(Bound::default(), None, &session.worker.rng, Instant::now())?;
         match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
             Ok(lease) => Ok((destination, endpoint, lease)),
             Err(error) => {

@@ -29,6 +29,7 @@ use crate::policy::ejection::{Census, Fault};
 use crate::policy::retry::Failure;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
+use crate::route::EndpointTag;
 use crate::routing::{Routing, Table};
 use crate::telemetry::metrics::{DestinationLabels, EndpointsGauge, RetryMetrics, ServiceLabels, Shard};
 
@@ -105,6 +106,15 @@ pub struct Destination {
     retired: Cell<bool>,
     /// The routes that requests to it meet, if it has any.
     routing: RefCell<Option<Rc<Routing>>>,
+}
+
+/// What binds a request to an endpoint.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Bound {
+    /// What the policy ties it to an endpoint by.
+    pub key: Option<u64>,
+    /// The endpoint of its session.
+    pub session: Option<EndpointTag>,
 }
 
 /// Where we are: what a service looks like depends on it.
@@ -359,14 +369,13 @@ impl Destination {
         self.usage.touch(uptime);
     }
 
-    /// The endpoint for the next try: another than the one that just failed, if there is
-    /// one. `key` is what the policy ties the request to an endpoint by.
+    /// The endpoint for the next try: another than the one that just failed, if there is one.
     ///
     /// # Errors
     /// [`Reason::NoHealthyEndpoint`] if none may be used.
     pub fn pick(
         &self,
-        key: Option<u64>,
+        bound: Bound,
         avoid: Option<&Rc<Endpoint>>,
         rng: &Rng,
         now: Instant,
@@ -376,7 +385,15 @@ impl Destination {
         }
         let endpoints = self.endpoints.borrow();
         let avoid = avoid.and_then(|avoid| endpoints.iter().position(|e| Rc::ptr_eq(e, avoid)));
-        let key = key.map(|hash| Key { hash, in_flight: self.in_flight.get() });
+        let kept = bound.session.filter(|_| avoid.is_none());
+        if let Some(kept) = kept.and_then(|tag| {
+            endpoints.iter().find(|e| e.tag == tag && e.is_healthy() && e.breaker.admits(now))
+        }) {
+            kept.breaker.begin(now);
+            self.used.set(true);
+            return Ok(kept.clone());
+        }
+        let key = bound.key.map(|hash| Key { hash, in_flight: self.in_flight.get() });
         let picked = self.balancer.borrow().pick(&endpoints, key, avoid, rng, now);
         let endpoint = &endpoints[picked.ok_or(Reason::NoHealthyEndpoint)?];
         endpoint.breaker.begin(now);

@@ -20,19 +20,19 @@ use crate::http1::limits::{Limits, Stop, wait};
 use crate::http1::lookup::Lookup;
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
-use crate::http1::{Method, Origin, Version};
+use crate::http1::{Method, Origin, Version, mirror};
 use crate::io::WriteBuffer;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::route::{Filters, Http1Head, Http1Request, Reply, TooLong};
-use crate::routing::{Routed, Routing, Selected, Turn};
+use crate::routing::{Routed, Routing, Selected, Turn, Way};
 use crate::sanitize::answer::{Answer, Http1};
 use crate::session;
 use crate::tcp::tunnel;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
-use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol, broken};
+use crate::upstream::{Bound, Destination, Endpoint, Lease, MeshProtocol, broken};
 
 /// Forwards the request whose head was just read, and answers it.
 pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
@@ -210,7 +210,7 @@ impl Request {
             return Err(Detour::Refused(front, Reason::HeaderTooLarge, String::new()));
         }
         let destination = way.destination.clone();
-        self.routed = Some(Box::new(Routed { way, noted, session }));
+        self.routed = Some(Box::new(Routed { way, noted, session, mirrored: false }));
         Ok(destination)
     }
 
@@ -235,6 +235,19 @@ impl Request {
         Ok(())
     }
 
+    /// Sends the copies that its rule asks for, as soon as all of it is known.
+    fn mirror(&mut self, client: &Client) {
+        if let Some(routed) = &mut self.routed
+            && !routed.mirrored
+            && self.sending.replayable
+            && self.sending.body.is_complete()
+        {
+            routed.mirrored = true;
+            let Way { rule, place, .. } = &*routed.way;
+            mirror::send(&client.session.worker, rule, *place, self.head.method, &client.to_upstream.bytes);
+        }
+    }
+
     /// How the request is treated.
     fn policy(&self, destination: &Destination) -> Arc<TrafficPolicy> {
         match &self.routed {
@@ -255,17 +268,20 @@ impl Request {
     async fn serve(&mut self, client: &mut Client, destination: &Rc<Destination>) -> Next {
         let policy = self.policy(destination);
         let started = self.progress.started;
+        self.mirror(client);
         self.sending.held = client.to_upstream.bytes.len().saturating_add(policy.retry.buffer_bytes);
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
         self.limits.idle = policy.idle_timeout;
         destination.budget.borrow_mut().deposit(started);
         let lookup = Lookup::new(&self.head, &client.to_upstream.bytes, client.session.client);
         self.affinity = policy.balancing.affinity(&lookup, &client.session.worker.rng);
+        let session = self.routed.as_ref().and_then(|routed| routed.kept_at());
+        let bound = Bound { key: self.affinity.key, session };
         let mut failed: Option<Rc<Endpoint>> = None;
         let mut now = started;
         loop {
             let rng = &client.session.worker.rng;
-            let endpoint = match destination.pick(self.affinity.key, failed.as_ref(), rng, now) {
+            let endpoint = match destination.pick(bound, failed.as_ref(), rng, now) {
                 Ok(endpoint) => endpoint,
                 Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
             };
@@ -278,6 +294,7 @@ impl Request {
             let (tried, mut lease, exchange) =
                 self.attempt(client, destination, &endpoint, &policy, now).await;
             let sent = std::mem::replace(&mut now, Instant::now());
+            self.mirror(client);
             self.progress.response_started |= exchange.passed_on;
             let after = match tried {
                 Tried::Response(mut response) => {

@@ -112,6 +112,12 @@ impl Body {
         self.replay.is_some()
     }
 
+    /// Its chunks and trailers, if all of it was sent and is still held.
+    pub(crate) fn whole(&self) -> Option<(&[Bytes], Option<&HeaderMap>)> {
+        let replay = self.replay.as_ref().filter(|_| self.is_done() || self.is_empty())?;
+        Some((&replay.chunks, self.trailers.as_ref()))
+    }
+
     /// Begins again. Only for a body that [is replayable](Self::is_replayable).
     pub(crate) fn rewind(&mut self) {
         debug_assert!(self.is_replayable());

@@ -15,8 +15,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::TrafficPolicy;
+use crate::http2::body::Body;
 use crate::http2::head::{strip, strip_mesh};
 use crate::http2::lookup::Lookup;
+use crate::http2::mirror;
 use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
@@ -29,8 +31,9 @@ use crate::session::Session;
 use crate::session::record::Exchange;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext, is_replaced};
-use crate::upstream::{Admitted, Destination, Endpoint, Lease, MeshProtocol};
+use crate::upstream::{Admitted, Bound, Destination, Endpoint, Lease, MeshProtocol};
 use crate::wheel::Wheel;
+use crate::worker::Worker;
 
 /// Upstream connections without streams are kept as long as HTTP/1's are.
 const IDLE_LINK: Duration = Duration::from_secs(60);
@@ -129,7 +132,7 @@ impl Side {
             let edited = filters.edit_request(head);
             edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
         }
-        Ok(Routed { way, noted, session })
+        Ok(Routed { way, noted, session, mirrored: false })
     }
 
     /// The request's span, and its mark as in flight to the application.
@@ -316,7 +319,9 @@ impl Call for Forward<'_> {
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
         let worker = &self.side.session.worker;
-        let picked = self.destination.pick(self.affinity.key, self.endpoint.as_ref(), &worker.rng, now);
+        let session = self.routed.as_ref().and_then(Routed::kept_at);
+        let bound = Bound { key: self.affinity.key, session };
+        let picked = self.destination.pick(bound, self.endpoint.as_ref(), &worker.rng, now);
         let endpoint =
             picked.map_err(|reason| Refusal { policy: self.policy.source.clone(), ..reason.into() })?;
         self.current = Some((now, endpoint.begin()));
@@ -325,12 +330,7 @@ impl Call for Forward<'_> {
             None => self.side.metrics(&self.destination, &endpoint),
         };
         self.counted = Some(metrics.begin());
-        let terms = Terms {
-            wheel: worker.wheel.clone(),
-            times: Times { silence: SILENCE, idle: IDLE_LINK },
-            waiting: self.policy.limits.pending_requests,
-            requests_per_link: self.policy.limits.requests_per_connection,
-        };
+        let terms = terms(worker, &self.policy);
         let links = endpoint.http2.clone();
         self.endpoint = Some(endpoint);
         Ok((links, terms))
@@ -341,13 +341,19 @@ impl Call for Forward<'_> {
         let worker = self.side.session.worker.clone();
         async move {
             let endpoint = endpoint.ok_or(Reason::NoHealthyEndpoint)?;
-            match destination.acquire(&endpoint, MeshProtocol::Http2, &worker).await {
-                Ok(lease) => Ok(Leased(lease)),
-                Err(error) => {
-                    worker.warn(format_args!("{}: {}", destination.key, error.detail));
-                    Err(Refusal::new(error.reason, error.detail))
-                }
-            }
+            connect(destination, endpoint, worker).await
+        }
+    }
+
+    fn mirror(&mut self, head: &request::Parts, body: &Body) {
+        if let Some(routed) = &mut self.routed
+            && !routed.mirrored
+            && let Some((chunks, trailers)) = body.whole()
+        {
+            routed.mirrored = true;
+            let whole =
+                || mirror::Whole { head: head.clone(), chunks: chunks.to_vec(), trailers: trailers.cloned() };
+            mirror::send(&self.side.session.worker, &routed.way, whole);
         }
     }
 
@@ -448,6 +454,31 @@ impl Call for Forward<'_> {
                 ..exchange(outcome, duration)
             };
             self.side.record((method, uri), told);
+        }
+    }
+}
+
+/// What the links to an endpoint need besides a connection.
+pub(super) fn terms(worker: &Worker, policy: &TrafficPolicy) -> Terms {
+    Terms {
+        wheel: worker.wheel.clone(),
+        times: Times { silence: SILENCE, idle: IDLE_LINK },
+        waiting: policy.limits.pending_requests,
+        requests_per_link: policy.limits.requests_per_connection,
+    }
+}
+
+/// Makes a connection to an endpoint.
+pub(super) async fn connect(
+    destination: Rc<Destination>,
+    endpoint: Rc<Endpoint>,
+    worker: Rc<Worker>,
+) -> Result<Leased, Refusal> {
+    match destination.acquire(&endpoint, MeshProtocol::Http2, &worker).await {
+        Ok(lease) => Ok(Leased(lease)),
+        Err(error) => {
+            worker.warn(format_args!("{}: {}", destination.key, error.detail));
+            Err(Refusal::new(error.reason, error.detail))
         }
     }
 }

@@ -128,6 +128,9 @@ impl<C: Call> Exchange<'_, C> {
     async fn tries(&mut self) -> Result<Answered, Stop> {
         loop {
             let tried = self.attempt().await;
+            if let Some(head) = &self.head {
+                self.call.mirror(head, &self.upload);
+            }
             let now = Instant::now();
             let replayable = self.upload.is_replayable() && self.head.is_some();
             let (result, again) = match tried {

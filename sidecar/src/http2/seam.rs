@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, request, response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::http2::body::Body;
 use crate::http2::upstream::{Links, Terms};
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
@@ -131,6 +132,10 @@ pub(crate) trait Call {
         response_started: bool,
         now: Instant,
     ) -> Option<Duration>;
+
+    /// A try was answered: sends the copies that the route asks for, if all of
+    /// the request is known.
+    fn mirror(&mut self, head: &request::Parts, body: &Body);
 
     /// Changes the head of the response that is passed on, as its route says.
     fn incoming(&mut self, headers: &mut HeaderMap);

@@ -16,6 +16,7 @@ use crate::policy::balance::{Candidate, Health, Member};
 use crate::policy::ejection::{Breaker, CircuitState};
 use crate::policy::ewma::PeakEwma;
 use crate::policy::hash_key;
+use crate::route::EndpointTag;
 use crate::telemetry::metrics::{
     self, CircuitGauge, Direction, EndpointLabels, RequestLabels, RequestMetrics, Shard, TcpLabels,
     TcpMetrics, Tls, UNKNOWN_PEER,
@@ -64,6 +65,8 @@ impl Target {
 pub struct Endpoint {
     /// Stable over updates.
     pub id: Arc<str>,
+    /// What sessions call it.
+    pub tag: EndpointTag,
     /// How it is reached.
     pub target: Target,
     /// What it proves, [`UNKNOWN_PEER`] outside the mesh.
@@ -118,6 +121,7 @@ impl Endpoint {
         let member =
             Member { id: hash_key::hash(id.as_bytes()), weight: 1, priority: 0, local: false, since: None };
         Rc::new(Self {
+            tag: EndpointTag::of(&id),
             id,
             target,
             peer,
