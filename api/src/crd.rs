@@ -34,7 +34,7 @@ pub use gateway::{
 };
 pub use kubernetes::{
     AddressType, EndpointConditions, EndpointPort, EndpointSlice, IntOrString, Service, ServicePort,
-    ServiceSpec, SliceEndpoint,
+    ServiceSpec, SliceEndpoint, WEIGHT_LABEL, weight,
 };
 pub use manifest::{manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};

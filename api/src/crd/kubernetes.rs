@@ -1,6 +1,7 @@
 //! The Kubernetes objects that services are made of, reduced to what Heddle
 //! reads. Fields that Heddle does not read are ignored.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -152,6 +153,23 @@ pub struct EndpointPort {
     pub port: Option<u16>,
 }
 
+/// The label of a workload, or of a slice for all of its endpoints, that says their
+/// share of traffic relative to others of the service.
+pub const WEIGHT_LABEL: &str = "heddle.dev/weight";
+
+/// As large as a weight in the Gateway API.
+const MAX_WEIGHT: u32 = 1_000_000;
+
+/// The weight that labels ask for, if they do.
+///
+/// # Errors
+/// Why it is no weight.
+pub fn weight(labels: &BTreeMap<String, String>) -> Result<Option<u32>, String> {
+    let Some(text) = labels.get(WEIGHT_LABEL) else { return Ok(None) };
+    let weight = text.parse().ok().filter(|weight| (1..=MAX_WEIGHT).contains(weight));
+    weight.map(Some).ok_or_else(|| format!("{text:?} is no whole number between 1 and {MAX_WEIGHT}"))
+}
+
 /// Whether an address can be dialled.
 fn is_one_host(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast()
@@ -197,6 +215,9 @@ impl EndpointSlice {
     /// What no single field's type can say.
     pub fn validate(&self) -> Vec<Violation> {
         let mut violations = Vec::new();
+        if let Err(message) = weight(&self.metadata.labels) {
+            violations.push(Violation::new(format!("metadata.labels[{WEIGHT_LABEL}]"), message));
+        }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             if endpoint.addresses.is_empty() {
                 violations.push(Violation::new(format!("endpoints[{index}].addresses"), "is empty"));

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use heddle_api::crd::{EndpointConditions, EndpointSlice};
+use heddle_api::crd::{self, EndpointConditions, EndpointSlice};
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
@@ -70,7 +70,7 @@ pub(super) fn compile(
     let mut endpoints = Endpoints { service, ports, made: BTreeMap::new(), plain: HashMap::new() };
     for workload in workloads.of(service) {
         let bindings = ports.iter().filter_map(|port| Some((port.number, port.resolve(workload)?)));
-        endpoints.join(workload, bindings.collect(), Health::of(workload), "");
+        endpoints.join(workload, bindings.collect(), Health::of(workload), Hints::default());
     }
     for slice in slices {
         endpoints.add_slice(slice, workloads);
@@ -110,9 +110,11 @@ impl Draft {
 impl Endpoints<'_> {
     fn add_slice(&mut self, slice: &EndpointSlice, workloads: &Workloads<'_>) {
         let targets = self.targets(slice);
+        // The source has refused what is no weight.
+        let weight = crd::weight(&slice.metadata.labels).ok().flatten();
         for endpoint in &slice.endpoints {
-            let (health, zone) =
-                (Health::in_slice(endpoint.conditions), endpoint.zone.as_deref().unwrap_or_default());
+            let health = Health::in_slice(endpoint.conditions);
+            let hints = Hints { zone: endpoint.zone.as_deref().unwrap_or_default(), weight };
             // The source has refused what is no address.
             for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
                 let address = address.to_canonical();
@@ -123,12 +125,12 @@ impl Endpoints<'_> {
                         Some(workload) => {
                             let binding =
                                 meshed_port(port, target, workload).map(|target| (port.number, target));
-                            self.join(workload, binding.into_iter().collect(), health, zone);
+                            self.join(workload, binding.into_iter().collect(), health, hints);
                         }
                         None => plain.push((port.number, target)),
                     }
                 }
-                self.add_plain(plain, health, zone);
+                self.add_plain(plain, health, hints);
             }
         }
     }
@@ -152,7 +154,13 @@ impl Endpoints<'_> {
     }
 
     /// Adds a workload, or what another source knows about it.
-    fn join(&mut self, workload: &Registration, bindings: BTreeMap<u16, u16>, health: Health, zone: &str) {
+    fn join(
+        &mut self,
+        workload: &Registration,
+        bindings: BTreeMap<u16, u16>,
+        health: Health,
+        hints: Hints<'_>,
+    ) {
         if bindings.is_empty() {
             return;
         }
@@ -162,13 +170,16 @@ impl Endpoints<'_> {
             // Instances are told apart only within their own service.
             format!("{}/{}", workload.service, workload.instance)
         };
+        // The registry has refused what is no weight.
+        let weight = crd::weight(&workload.labels).ok().flatten();
         let draft = self.made.entry(id.clone()).or_insert_with(|| Draft {
             endpoint: v1::Endpoint {
                 id,
                 address: workload.address.to_string(),
                 identity: workload.identity.as_str().into(),
                 mesh_port: workload.inbound_port.into(),
-                zone: if workload.zone.is_empty() { zone.into() } else { workload.zone.clone() },
+                zone: if workload.zone.is_empty() { hints.zone.into() } else { workload.zone.clone() },
+                weight: weight.or(hints.weight).unwrap_or_default(),
                 ..v1::Endpoint::default()
             },
             bindings: BTreeMap::new(),
@@ -176,13 +187,20 @@ impl Endpoints<'_> {
         });
         // Each of the two may take the workload out, neither may put it back.
         draft.health = draft.health.max(health);
+        // What it does not say itself, a slice may.
+        if draft.endpoint.zone.is_empty() {
+            draft.endpoint.zone = hints.zone.into();
+        }
+        if draft.endpoint.weight == 0 {
+            draft.endpoint.weight = hints.weight.unwrap_or_default();
+        }
         for (port, target) in bindings {
             draft.bindings.entry(port).or_insert(target);
         }
     }
 
     /// Adds an address outside the mesh, or what another slice knows about it.
-    fn add_plain(&mut self, bindings: Vec<(u16, SocketAddr)>, health: Health, zone: &str) {
+    fn add_plain(&mut self, bindings: Vec<(u16, SocketAddr)>, health: Health, hints: Hints<'_>) {
         let known = bindings.iter().find_map(|binding| self.plain.get(binding)).cloned();
         let Some((port, first)) = bindings.first() else { return };
         let id = known.unwrap_or_else(|| match first.to_string() {
@@ -200,7 +218,8 @@ impl Endpoints<'_> {
                 endpoint: v1::Endpoint {
                     id: id.clone(),
                     address: first.ip().to_string(),
-                    zone: zone.into(),
+                    zone: hints.zone.into(),
+                    weight: hints.weight.unwrap_or_default(),
                     ..v1::Endpoint::default()
                 },
                 bindings: BTreeMap::new(),
@@ -217,8 +236,16 @@ impl Endpoints<'_> {
             }
         }
         // The same host, but another instance on it.
-        self.add_plain(others, health, zone);
+        self.add_plain(others, health, hints);
     }
+}
+
+/// What a slice says about an endpoint besides where it is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Hints<'a> {
+    /// Empty if it does not say.
+    zone: &'a str,
+    weight: Option<u32>,
 }
 
 /// The application port that a service's port means at a workload that a slice listed by `target`.

@@ -195,6 +195,31 @@ endpoints:
 }
 
 #[test]
+fn weights_are_labels_of_workloads_and_of_slices() {
+    let body = |address: &str, port: u16| {
+        format!(
+            "addressType: IPv4\nports: [{{name: http, port: {port}}}]\nendpoints: [{{addresses: [{address}], zone: east}}]"
+        )
+    };
+    let weighted =
+        slice("heavy", &body("10.0.0.1", 3000)).replace("labels: {", "labels: {heddle.dev/weight: '7', ");
+    let same =
+        slice("same", &body("127.0.0.1", 20001)).replace("labels: {", "labels: {heddle.dev/weight: '5', ");
+    let mut labelled = workload("shop/users", "aa", &[("web", 8080)]);
+    labelled.labels.insert("heddle.dev/weight".into(), "3".into());
+    let text = USERS.to_owned() + &weighted + &slice("plain", &body("10.0.0.2", 3000)) + &same;
+    let users =
+        service(&model(&text, &[labelled, workload("shop/users", "a", &[("web", 8080)])]), "shop/users");
+    let said: Vec<_> = users.endpoints.iter().map(|e| (e.id.as_str(), e.weight, e.zone.as_str())).collect();
+    assert_eq!(
+        said,
+        [("10.0.0.1:3000", 7, "east"), ("10.0.0.2:3000", 0, "east"), ("a", 5, "east"), ("aa", 3, "")]
+    );
+    let errors = Objects::parse(Path::new("mesh.yaml"), &weighted.replace("'7'", "'0'")).unwrap_err();
+    assert!(format!("{errors:?}").contains("metadata.labels[heddle.dev/weight]"), "{errors:?}");
+}
+
+#[test]
 fn one_host_may_run_several_instances_and_none_is_listed_twice() {
     let body = |port: u16, ready: bool| {
         format!(

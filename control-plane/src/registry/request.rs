@@ -1,8 +1,10 @@
 //! Reads what a sidecar says about its workload. Nothing of it is believed
 //! that its certificate does not allow, and everything has a bound.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use heddle_api::crd;
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
@@ -78,6 +80,8 @@ pub(crate) fn read(request: v1::RegisterRequest, subject: &Subject) -> Result<Re
         text("labels", key)?;
         text("labels", value)?;
     }
+    let labels: BTreeMap<String, String> = request.labels.into_iter().collect();
+    crd::weight(&labels).map_err(|reason| field("labels[heddle.dev/weight]", reason))?;
     Ok(Registration {
         instance: request.instance,
         identity,
@@ -85,7 +89,7 @@ pub(crate) fn read(request: v1::RegisterRequest, subject: &Subject) -> Result<Re
         address,
         inbound_port: port("inbound_port", request.inbound_port)?,
         ports,
-        labels: request.labels.into_iter().collect(),
+        labels,
         zone: request.zone,
         ready: request.ready,
         draining: request.draining,
@@ -151,6 +155,7 @@ mod tests {
 
     #[test]
     fn impossible_values_are_refused_with_their_field() {
+        let weight = |weight: &str| [(crd::WEIGHT_LABEL.to_owned(), weight.to_owned())].into();
         let port = |port| v1::RegisteredPort { port, ..Default::default() };
         let cases = [
             ("instance", v1::RegisterRequest { instance: String::new(), ..request() }),
@@ -162,6 +167,8 @@ mod tests {
             ("ports", v1::RegisterRequest { ports: (1..100).map(port).collect(), ..request() }),
             ("admin", v1::RegisterRequest { admin: "localhost:1".into(), ..request() }),
             ("zone", v1::RegisterRequest { zone: "a\nb".into(), ..request() }),
+            ("labels[heddle.dev/weight]", v1::RegisterRequest { labels: weight("heavy"), ..request() }),
+            ("labels[heddle.dev/weight]", v1::RegisterRequest { labels: weight("0"), ..request() }),
         ];
         for (expected, request) in cases {
             match read(request, &subject(None)) {
