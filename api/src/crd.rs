@@ -26,11 +26,12 @@ use gateway::{header_value, is_token};
 
 pub use duration::{GatewayDuration, InvalidDuration};
 pub use gateway::{
-    BackendObject, BackendRef, Cors, Filter, Fraction, GATEWAY_GROUP, GrpcMatch, GrpcRoute, GrpcRouteSpec,
-    GrpcRule, Header, HeaderMatch, HeaderModifier, HeaderName, HttpMatch, HttpRoute, HttpRouteSpec, HttpRule,
-    InvalidHeaderName, LocalObject, MethodMatch, Mirror, ParentRef, PathMatch, PathModifier, QueryMatch,
-    Redirect, Route, RouteSpec, RuleRetry, RuleTimeouts, SessionCarrier, SessionPersistence, TcpRoute,
-    TcpRouteSpec, TcpRule, TextMatch, UrlRewrite,
+    BackendObject, BackendRef, Cors, Filter, Fraction, GATEWAY_GROUP, GrantFrom, GrantTo, GrpcMatch,
+    GrpcRoute, GrpcRouteSpec, GrpcRule, Header, HeaderMatch, HeaderModifier, HeaderName, HttpMatch,
+    HttpRoute, HttpRouteSpec, HttpRule, InvalidHeaderName, LocalObject, MethodMatch, Mirror, ParentRef,
+    PathMatch, PathModifier, QueryMatch, Redirect, ReferenceGrant, ReferenceGrantSpec, Route, RouteSpec,
+    RuleRetry, RuleTimeouts, SessionCarrier, SessionPersistence, TcpRoute, TcpRouteSpec, TcpRule, TextMatch,
+    UrlRewrite,
 };
 pub use kubernetes::{
     AddressType, EndpointConditions, EndpointPort, EndpointSlice, IntOrString, Service, ServicePort,

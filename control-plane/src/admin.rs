@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::discovery::Published;
 use crate::discovery::sessions::Sessions;
 use crate::metrics::{Gauges, Metrics};
-use crate::model::{InForce, PolicyStatus, Registration};
+use crate::model::{InForce, ParentStatus, PolicyStatus, Registration};
 use crate::pipeline::certificate_expiry;
 use crate::server::registry::SharedRegistry;
 use crate::server::until;
@@ -116,8 +116,38 @@ fn source_error(error: &SourceError) -> Value {
 
 async fn statuses(State(admin): State<Admin>) -> Json<Value> {
     let published = admin.published.borrow().clone();
-    let policies: Vec<Value> = published.iter().flat_map(|p| &p.model.statuses).map(policy_status).collect();
-    Json(json!({"policies": policies, "sidecars": admin.sessions.list()}))
+    let statuses = || published.iter().flat_map(|p| &p.model.statuses);
+    let is_route = |status: &&PolicyStatus| status.kind.ends_with("Route");
+    let routes: Vec<Value> = statuses().filter(is_route).map(route_status).collect();
+    let policies: Vec<Value> = statuses().filter(|status| !is_route(status)).map(policy_status).collect();
+    Json(json!({"policies": policies, "routes": routes, "sidecars": admin.sessions.list()}))
+}
+
+fn route_status(status: &PolicyStatus) -> Value {
+    let parents = status.parents.iter().map(|ParentStatus { parent, conditions }| {
+        let conditions = conditions.iter().map(|condition| {
+            json!({
+                "type": condition.kind,
+                "status": if condition.status { "True" } else { "False" },
+                "reason": condition.reason,
+                "message": condition.message,
+            })
+        });
+        json!({
+            "parentRef": {
+                "group": parent.group,
+                "kind": parent.kind,
+                "namespace": parent.namespace,
+                "name": parent.name,
+                "sectionName": parent.section_name,
+                "port": parent.port.map(|port| port.get()),
+            },
+            "conditions": conditions.collect::<Vec<_>>(),
+        })
+    });
+    let mut shown = policy_status(status);
+    shown["parents"] = parents.collect();
+    shown
 }
 
 fn policy_status(status: &PolicyStatus) -> Value {

@@ -9,6 +9,7 @@
 mod endpoints;
 mod policies;
 mod protocol;
+mod routes;
 mod services;
 mod telemetry;
 mod traffic;
@@ -16,16 +17,19 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use heddle_api::crd::{EgressMode, Violation};
+use heddle_api::crd::{EgressMode, RouteSpec, TargetRef, TrafficPolicy, Violation};
 use heddle_api::discovery::{MESH, ResourceType, v1};
+use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 
 use crate::model::{Model, Registration, Resource, ResourceKey};
-use crate::source::Objects;
+use crate::source::{ObjectName, Objects, Sourced};
 
 pub(crate) use policies::Accepted;
 pub(crate) use services::Declared;
 pub(crate) use telemetry::Telemetry;
+pub(crate) use traffic::Attachments;
+pub use traffic::{FieldOrigin, Level, RuleRef};
 
 /// What a model is made from.
 #[derive(Debug, Clone)]
@@ -78,17 +82,36 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         |_| Vec::new(),
         |_| Vec::new(),
     );
+    macro_rules! judge_routes {
+        ($($routes:ident),*) => {$(
+            accepted.$routes = policies::judge(
+                &inputs.objects.$routes,
+                &previous.accepted.$routes,
+                &mut statuses,
+                routes::unsupported,
+                |route| routes::unresolved(route, &services),
+            );
+        )*};
+    }
+    judge_routes!(grpc_routes, http_routes, tcp_routes);
     accepted.traffic = policies::judge(
         &inputs.objects.traffic_policies,
         &previous.accepted.traffic,
         &mut statuses,
         |policy| traffic::unsupported(&policy.spec),
-        |policy| traffic::unresolved(policy, &services.resources),
+        |policy| unresolved_targets(policy, &services, &accepted),
     );
+    let attachments = Attachments::new(&accepted.traffic);
+    let mut bound = routes::bind(&accepted, &services, &attachments);
+    routes::report(inputs.objects, &services, &bound, &mut statuses);
+    statuses.sort_by(|a, b| (a.kind, &a.object).cmp(&(b.kind, &b.object)));
     let mut resources = Resources { previous, made: BTreeMap::new() };
-    let mut policies = traffic::by_service(&accepted.traffic);
     for (name, mut service) in services.resources {
-        service.policy = policies.remove(&name);
+        service.policy = attachments.service(&name);
+        for port in &mut service.ports {
+            port.policy = attachments.port(&name, &port.name);
+        }
+        service.routes = bound.sets.remove(&name).unwrap_or_default();
         resources.add(name.as_str(), &service);
     }
     for (address, service) in services.addresses {
@@ -110,8 +133,47 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         statuses,
         telemetry: Telemetry::new(&accepted.telemetry),
         declared: services.declared,
+        attachments,
         accepted,
     }
+}
+
+/// The targets of a policy that do not exist.
+fn unresolved_targets(
+    policy: &Sourced<TrafficPolicy>,
+    services: &services::Services,
+    accepted: &Accepted,
+) -> Vec<String> {
+    let namespace = &policy.name.namespace;
+    let exists = |target: &TargetRef| {
+        let section = target.section_name.as_deref().filter(|section| !section.is_empty());
+        let among = |mut names: Box<dyn Iterator<Item = Option<&str>> + '_>| {
+            section.is_none() || names.any(|name| name == section)
+        };
+        let route = ObjectName { namespace: namespace.clone(), name: target.name.clone() };
+        match target.kind.as_str() {
+            "Service" => {
+                let name = ServiceName::new(namespace, &target.name).ok();
+                let service = name.and_then(|name| services.resources.get(&name));
+                service.is_some_and(|s| among(Box::new(s.ports.iter().map(|port| Some(port.name.as_str())))))
+            }
+            "HTTPRoute" => {
+                let route = accepted.http_routes.get(&route);
+                route.is_some_and(|route| among(Box::new(route.value.spec.rule_names())))
+            }
+            "GRPCRoute" => {
+                let route = accepted.grpc_routes.get(&route);
+                route.is_some_and(|route| among(Box::new(route.value.spec.rule_names())))
+            }
+            _ => true,
+        }
+    };
+    let missing = policy.value.spec.target_refs.iter().filter(|target| !exists(target));
+    let describe = |target: &TargetRef| {
+        let section = target.section_name.iter().map(|section| format!(" {section}")).collect::<String>();
+        format!("{} {namespace}/{}{section}", target.kind, target.name)
+    };
+    missing.map(describe).collect()
 }
 
 /// Encodes resources, keeping the bytes of those that did not change.

@@ -10,11 +10,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use heddle_api::crd::ParentRef;
 use heddle_api::discovery::{ResourceType, v1};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
-use crate::compile::{Accepted, Declared, Telemetry};
+use crate::compile::{Accepted, Attachments, Declared, FieldOrigin, RuleRef, Telemetry};
 use crate::source::{Location, ObjectName};
 
 /// Everything that one compilation made.
@@ -22,11 +23,12 @@ use crate::source::{Location, ObjectName};
 pub struct Model {
     /// What sidecars can subscribe to, save their own [`v1::Workload`] and the trust bundle.
     pub resources: BTreeMap<ResourceKey, Arc<Resource>>,
-    /// What became of each policy, ordered by kind, namespace and name.
+    /// What became of each policy and route, ordered by kind, namespace and name.
     pub statuses: Vec<PolicyStatus>,
     pub(crate) accepted: Accepted,
     pub(crate) telemetry: Telemetry,
     pub(crate) declared: Declared,
+    pub(crate) attachments: Attachments,
 }
 
 impl Model {
@@ -43,6 +45,17 @@ impl Model {
             })
         };
         self.statuses.iter().filter(move |status| !status.refusals.is_empty() && !known(status))
+    }
+
+    /// Where each field of the traffic policy comes from that requests to
+    /// `service` meet: at one of its ports by name, and by one rule of a route.
+    pub fn traffic_origins(
+        &self,
+        service: &ServiceName,
+        port: Option<&str>,
+        rule: Option<RuleRef<'_>>,
+    ) -> Vec<FieldOrigin> {
+        self.attachments.origins(service, port, rule)
     }
 
     /// What the sidecar of `registration` needs for its own side, the resource "self".
@@ -136,7 +149,7 @@ pub struct RegisteredPort {
     pub protocol: v1::AppProtocol,
 }
 
-/// What became of a policy.
+/// What became of a policy or a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyStatus {
     /// Its kind, such as `TrafficPolicy`.
@@ -149,8 +162,32 @@ pub struct PolicyStatus {
     pub refusals: Vec<Refusal>,
     /// What applies now.
     pub in_force: InForce,
-    /// Targets that do not exist, as "Kind namespace/name".
+    /// Targets or parents that do not exist, as "Kind namespace/name".
     pub unresolved: Vec<String>,
+    /// What became of a route at each Service that it attaches to; empty for policies.
+    pub parents: Vec<ParentStatus>,
+}
+
+/// What became of a route at one of its parents (Gateway API, `RouteParentStatus`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentStatus {
+    /// The parent, as the route names it.
+    pub parent: ParentRef,
+    /// `Accepted` and `ResolvedRefs`, and `PartiallyInvalid` where it is true.
+    pub conditions: Vec<Condition>,
+}
+
+/// A statement about a route (meta/v1 `Condition`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// Its type, such as `Accepted`.
+    pub kind: &'static str,
+    /// Whether it is true.
+    pub status: bool,
+    /// Why, as one of the words of the Gateway API.
+    pub reason: &'static str,
+    /// Why, in a sentence.
+    pub message: String,
 }
 
 /// Which version of a policy applies.

@@ -12,6 +12,7 @@ mod filter;
 mod grpc_route;
 mod http_route;
 mod matching;
+mod reference_grant;
 mod session;
 mod text;
 
@@ -27,6 +28,7 @@ pub use filter::{
 pub use grpc_route::{GrpcMatch, GrpcRouteSpec, GrpcRule, MethodMatch};
 pub use http_route::{HttpMatch, HttpRouteSpec, HttpRule, RuleRetry, RuleTimeouts};
 pub use matching::{HeaderMatch, PathMatch, QueryMatch, TextMatch};
+pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant, ReferenceGrantSpec};
 pub use session::{SessionCarrier, SessionPersistence};
 pub use text::{HeaderName, InvalidHeaderName};
 pub(super) use text::{header_value, is_token};

@@ -1,34 +1,67 @@
-//! Which policies are accepted, and which version of each is in force.
+//! Which policies and routes are accepted, and which version of each is in force.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use heddle_api::crd::{Kind, MeshConfigSpec, Object, TelemetryPolicySpec, TrafficPolicySpec, Violation};
+use heddle_api::crd::{
+    GrpcRoute, HttpRoute, Kind, MeshConfigSpec, Metadata, Object, Route, RouteSpec, TcpRoute,
+    TelemetryPolicySpec, TrafficPolicySpec, Violation,
+};
 
 use crate::model::{InForce, PolicyStatus, Refusal};
 use crate::source::{ObjectName, Sourced};
 
-/// Policies of one kind by name.
-pub(super) type Policies<S> = BTreeMap<ObjectName, Arc<Sourced<Object<S>>>>;
+/// An object that is judged as a whole.
+pub(super) trait Judged {
+    /// Its kind, such as `TrafficPolicy`.
+    const KIND: &'static str;
 
-/// The version of each policy that is in force.
+    fn metadata(&self) -> &Metadata;
+}
+
+impl<S: Kind> Judged for Object<S> {
+    const KIND: &'static str = S::KIND;
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+}
+
+impl<S: RouteSpec> Judged for Route<S> {
+    const KIND: &'static str = S::KIND;
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+}
+
+/// Objects of one kind by name.
+pub(super) type Versions<T> = BTreeMap<ObjectName, Arc<Sourced<T>>>;
+
+/// Policies of one kind by name.
+pub(super) type Policies<S> = Versions<Object<S>>;
+
+/// The version of each policy and route that is in force.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Accepted {
     pub(super) traffic: Policies<TrafficPolicySpec>,
     pub(super) telemetry: Policies<TelemetryPolicySpec>,
     pub(super) mesh: Policies<MeshConfigSpec>,
+    pub(super) http_routes: Versions<HttpRoute>,
+    pub(super) grpc_routes: Versions<GrpcRoute>,
+    pub(super) tcp_routes: Versions<TcpRoute>,
 }
 
 /// The versions in force of `objects`, of which `refuse` says what is wrong
 /// and `unresolved` which targets do not exist.
-pub(super) fn judge<S: Kind>(
-    objects: &Policies<S>,
-    previous: &Policies<S>,
+pub(super) fn judge<T: Judged>(
+    objects: &Versions<T>,
+    previous: &Versions<T>,
     statuses: &mut Vec<PolicyStatus>,
-    refuse: impl Fn(&Object<S>) -> Vec<Violation>,
-    unresolved: impl Fn(&Sourced<Object<S>>) -> Vec<String>,
-) -> Policies<S> {
-    let mut accepted = Policies::new();
+    refuse: impl Fn(&T) -> Vec<Violation>,
+    unresolved: impl Fn(&Sourced<T>) -> Vec<String>,
+) -> Versions<T> {
+    let mut accepted = Versions::new();
     for (name, object) in objects {
         let refusals: Vec<Refusal> = refuse(&object.value)
             .into_iter()
@@ -47,25 +80,27 @@ pub(super) fn judge<S: Kind>(
             accepted.insert(name.clone(), version.clone());
         }
         statuses.push(PolicyStatus {
-            kind: S::KIND,
+            kind: T::KIND,
             object: name.clone(),
-            generation: object.value.metadata.generation,
+            generation: object.value.metadata().generation,
             refusals,
             in_force,
             unresolved: unresolved(object),
+            parents: Vec::new(),
         });
     }
     accepted
 }
 
-/// The policies from the oldest to the youngest, as ties are decided: by
+/// The objects from the oldest to the youngest, as ties are decided: by
 /// creation, then by namespace and name. Files know no creation; what comes
 /// from them counts as older than what does.
-pub(super) fn oldest_first<S>(policies: &Policies<S>) -> Vec<&Arc<Sourced<Object<S>>>> {
-    let mut sorted: Vec<_> = policies.values().collect();
+pub(super) fn oldest_first<T: Judged>(objects: &Versions<T>) -> Vec<&Arc<Sourced<T>>> {
+    let mut sorted: Vec<_> = objects.values().collect();
     sorted.sort_by(|a, b| {
-        let age = |policy: &Sourced<Object<S>>| policy.value.metadata.creation_timestamp.clone();
-        age(a).cmp(&age(b)).then_with(|| a.name.cmp(&b.name))
+        let (older, younger) = (a.value.metadata(), b.value.metadata());
+        let by_age = older.creation_timestamp.cmp(&younger.creation_timestamp);
+        by_age.then_with(|| a.name.cmp(&b.name))
     });
     sorted
 }

@@ -23,6 +23,8 @@ pub(super) struct Services {
     pub(super) resources: BTreeMap<ServiceName, v1::Service>,
     pub(super) addresses: BTreeMap<IpAddr, ServiceName>,
     pub(super) declared: Declared,
+    /// Those without an address of their own, though they are declared.
+    pub(super) headless: BTreeSet<ServiceName>,
 }
 
 /// A port of a service and where it leads.
@@ -67,8 +69,12 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
             Some((ServiceName::new(&name.namespace, &name.name).ok()?, &object.value))
         })
         .collect();
-    let mut services =
-        Services { resources: BTreeMap::new(), addresses: BTreeMap::new(), declared: Declared::default() };
+    let mut services = Services {
+        resources: BTreeMap::new(),
+        addresses: BTreeMap::new(),
+        declared: Declared::default(),
+        headless: BTreeSet::new(),
+    };
     let mut declared = BTreeMap::new();
     let names: BTreeSet<&ServiceName> = objects.keys().chain(workloads.services()).collect();
     for name in names {
@@ -76,6 +82,9 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
         let mut ports = object.map_or_else(|| registered_ports(registered), |object| declared_ports(object));
         if object.is_some() {
             declared.insert(name.clone(), ports.clone());
+        }
+        if object.is_some_and(|object| object.spec.cluster_ip.as_deref() == Some("None")) {
+            services.headless.insert(name.clone());
         }
         for port in ports.iter_mut().filter(|port| port.protocol == v1::AppProtocol::Unspecified) {
             port.protocol = unanimous_protocol(port, registered);

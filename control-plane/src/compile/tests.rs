@@ -44,21 +44,21 @@ fn workload(service: &str, instance: &str, ports: &[(&str, u16)]) -> Registratio
     }
 }
 
-fn model_after(previous: &Model, text: &str, registrations: &[Registration]) -> Model {
+pub(super) fn model_after(previous: &Model, text: &str, registrations: &[Registration]) -> Model {
     let registrations: Vec<_> = registrations.iter().cloned().map(Arc::new).collect();
     compile(&Inputs { objects: &objects(text), registrations: &registrations, mesh: &mesh() }, previous)
 }
 
-fn model(text: &str, registrations: &[Registration]) -> Model {
+pub(super) fn model(text: &str, registrations: &[Registration]) -> Model {
     model_after(&Model::default(), text, registrations)
 }
 
-fn decoded<T: ResourceType>(model: &Model, name: &str) -> T {
+pub(super) fn decoded<T: ResourceType>(model: &Model, name: &str) -> T {
     let resource = model.resource::<T>(name).unwrap_or_else(|| panic!("no {name}"));
     T::decode(resource.bytes.clone()).unwrap()
 }
 
-fn service(model: &Model, name: &str) -> v1::Service {
+pub(super) fn service(model: &Model, name: &str) -> v1::Service {
     decoded(model, name)
 }
 
@@ -79,7 +79,7 @@ fn endpoints(service: &v1::Service) -> Vec<String> {
     service.endpoints.iter().map(describe).collect()
 }
 
-const USERS: &str = "
+pub(super) const USERS: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: users, namespace: shop}
@@ -104,7 +104,7 @@ metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name:
     )
 }
 
-fn policy(name: &str, rest: &str) -> String {
+pub(super) fn policy(name: &str, rest: &str) -> String {
     format!(
         "
 apiVersion: heddle.dev/v1alpha1
@@ -425,11 +425,9 @@ fn every_field_that_is_not_enforced_is_refused() {
         let paths: Vec<_> = status.refusals.iter().map(|refusal| refusal.path.as_str()).collect();
         assert_eq!(paths, [path]);
     }
-    let route = policy("p", "")
-        .replace("group: '', kind: Service", "group: gateway.networking.k8s.io, kind: HTTPRoute");
-    assert_eq!(model(&route, &[]).statuses[0].refusals[0].path, "spec.targetRefs[0].kind");
-    let port = policy("p", "").replace("name: users}", "name: users, sectionName: http}");
-    assert_eq!(model(&port, &[]).statuses[0].refusals[0].path, "spec.targetRefs[0].sectionName");
+    let gateway = policy("p", "")
+        .replace("group: '', kind: Service", "group: gateway.networking.k8s.io, kind: Gateway");
+    assert_eq!(model(&gateway, &[]).statuses[0].refusals[0].path, "spec.targetRefs[0].kind");
 }
 
 #[test]

@@ -1,18 +1,20 @@
 //! TrafficPolicies, merged field by field and written as sidecars read them.
 
-use std::collections::BTreeMap;
+mod attachment;
+
 use std::time::Duration;
 
 use heddle_api::crd::{
-    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, ConsistentHash, Cookie, GatewayDuration, Growth,
-    Limits, LoadBalancer, Locality, OpenState, Retry, RetryOn, RetryReason, Scope, TargetRef, Timeouts,
-    TrafficPolicy, TrafficPolicySpec, Violation,
+    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, ConsistentHash, Cookie, GROUP, GatewayDuration,
+    Growth, Limits, LoadBalancer, Locality, OpenState, Retry, RetryOn, RetryReason, Scope, TargetRef,
+    Timeouts, TrafficPolicy, TrafficPolicySpec, Violation,
 };
 use heddle_api::discovery::v1;
-use heddle_api::name::ServiceName;
 
-use super::policies::{Policies, oldest_first};
 use crate::source::Sourced;
+
+pub(crate) use attachment::Attachments;
+pub use attachment::{FieldOrigin, Level, RuleRef};
 
 /// What the object asks for and this version would not do. Every field is
 /// named here, so that a new one cannot be forgotten.
@@ -27,8 +29,8 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         concurrency,
         health_check,
         fallback,
-        canary,
-        when,
+        canary: _,
+        when: _,
     } = spec;
     let mut found = Vec::new();
     let mut refuse = |given: bool, path: &str, what: &str| {
@@ -38,11 +40,14 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         }
     };
     for (index, target) in target_refs.iter().enumerate() {
-        let TargetRef { group, kind, name: _, section_name } = target;
-        let path = format!("spec.targetRefs[{index}]");
-        let service = group.is_empty() && kind == "Service";
-        refuse(!service, &format!("{path}.kind"), &format!("a target of kind {kind:?} in group {group:?}"));
-        refuse(section_name.is_some(), &format!("{path}.sectionName"), "a part of a target");
+        let TargetRef { group, kind, name: _, section_name: _ } = target;
+        let known = match group.as_str() {
+            "" => matches!(kind.as_str(), "Service" | "Namespace"),
+            GROUP => kind == "MeshConfig",
+            _ => target.is_route(),
+        };
+        let path = format!("spec.targetRefs[{index}].kind");
+        refuse(!known, &path, &format!("a target of kind {kind:?} in group {group:?}"));
     }
     if let Some(Retry {
         attempts: _,
@@ -80,38 +85,11 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
     refuse(concurrency.is_some(), "spec.concurrency", "an adaptive concurrency limit");
     refuse(health_check.is_some(), "spec.healthCheck", "active health checking");
     refuse(fallback.is_some(), "spec.fallback", "a fallback");
-    refuse(canary.is_some(), "spec.canary", "a share of users");
-    refuse(when.is_some(), "spec.when", "a condition on a rule");
+    found.extend(attachment::not_on_routes(spec));
     found
 }
 
-/// The targets that do not exist.
-pub(super) fn unresolved(
-    policy: &Sourced<TrafficPolicy>,
-    services: &BTreeMap<ServiceName, v1::Service>,
-) -> Vec<String> {
-    let namespace = &policy.name.namespace;
-    let missing = policy.value.spec.target_refs.iter().filter(|target| {
-        let name = ServiceName::new(namespace, &target.name);
-        !name.is_ok_and(|name| services.contains_key(&name))
-    });
-    missing.map(|target| format!("{} {namespace}/{}", target.kind, target.name)).collect()
-}
-
-/// The policy of each service that has one.
-pub(super) fn by_service(policies: &Policies<TrafficPolicySpec>) -> BTreeMap<ServiceName, v1::TrafficPolicy> {
-    let mut merged: BTreeMap<ServiceName, Merged<'_>> = BTreeMap::new();
-    for policy in oldest_first(policies) {
-        for target in &policy.value.spec.target_refs {
-            let Ok(service) = ServiceName::new(&policy.name.namespace, &target.name) else { continue };
-            merged.entry(service).or_default().0.push(policy);
-        }
-    }
-    merged.into_iter().map(|(service, policies)| (service, policies.compiled())).collect()
-}
-
-/// The policies of one service, the oldest first: it wins wherever it says something.
-#[derive(Default)]
+/// The policies of one target, the one that wins first.
 struct Merged<'a>(Vec<&'a Sourced<TrafficPolicy>>);
 
 impl Merged<'_> {
@@ -129,7 +107,13 @@ impl Merged<'_> {
     }
 
     fn compiled(&self) -> v1::TrafficPolicy {
-        let names: Vec<String> = self.0.iter().map(|policy| policy.name.to_string()).collect();
+        let mut names: Vec<String> = Vec::new();
+        for policy in &self.0 {
+            let name = policy.name.to_string();
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
         v1::TrafficPolicy {
             source: names.join(","),
             timeouts: self.has(|spec| spec.timeouts.as_ref()).then(|| self.timeouts()),
@@ -327,7 +311,7 @@ fn bounds(
     }
 }
 
-fn duration(time: Duration) -> prost_types::Duration {
+pub(super) fn duration(time: Duration) -> prost_types::Duration {
     // Four parts of five digits, each of hours, are 46 years.
     time.try_into().expect("the longest Gateway API duration fits")
 }

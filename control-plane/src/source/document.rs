@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use heddle_api::crd::{self, Kind, Violation};
+use heddle_api::crd::{self, Kind, RouteSpec, Violation};
 use heddle_api::name::ServiceName;
 
 use super::object::{Object, ObjectName, Origin, Sourced};
@@ -44,6 +44,7 @@ struct Reader<'a> {
 }
 
 const CUSTOM: &str = "heddle.dev/v1alpha1";
+const GATEWAY_V1: &str = "gateway.networking.k8s.io/v1";
 
 impl Reader<'_> {
     fn document(&mut self, node: &Node) {
@@ -68,6 +69,16 @@ impl Reader<'_> {
             }
             ("v1", "Service") => self.service(node),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.endpoint_slice(node),
+            (GATEWAY_V1 | "gateway.networking.k8s.io/v1beta1", "HTTPRoute") => {
+                self.route(node, Object::HttpRoute);
+            }
+            (GATEWAY_V1, "GRPCRoute") => self.route(node, Object::GrpcRoute),
+            (GATEWAY_V1 | "gateway.networking.k8s.io/v1alpha2", "TCPRoute") => {
+                self.route(node, Object::TcpRoute);
+            }
+            (GATEWAY_V1 | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
+                self.reference_grant(node);
+            }
             (CUSTOM, "TrafficPolicy") => self.custom(node, Object::TrafficPolicy),
             (CUSTOM, "TelemetryPolicy") => self.custom(node, Object::TelemetryPolicy),
             (CUSTOM, "MeshConfig") => self.custom(node, Object::MeshConfig),
@@ -102,6 +113,27 @@ impl Reader<'_> {
         self.add(node, name, slice, violations, Object::EndpointSlice);
     }
 
+    fn route<S: RouteSpec>(&mut self, node: &Node, wrap: fn(Arc<Sourced<crd::Route<S>>>) -> Object) {
+        let Some(route) = self.typed::<crd::Route<S>>(node) else { return };
+        if !route.spec.hostnames().is_empty()
+            && route.spec.parent_refs().iter().any(crd::ParentRef::is_service)
+        {
+            let what = format!("spec.hostnames of {}", S::KIND);
+            self.skip(node, &what, "a route of a Service is for all names of the Service");
+        }
+        let (name, violations) = (namespaced(&route.metadata), route.spec.validate());
+        self.add(node, name, route, violations, wrap);
+    }
+
+    fn reference_grant(&mut self, node: &Node) {
+        let Some(grant) = self.typed::<crd::ReferenceGrant>(node) else { return };
+        let violations = grant.validate();
+        if violations.is_empty() {
+            self.skip(node, "ReferenceGrant", "routes of Services need no permission");
+        }
+        self.refuse(&self.origin(node), violations);
+    }
+
     fn custom<K: Kind>(&mut self, node: &Node, wrap: fn(Arc<Sourced<crd::Object<K>>>) -> Object) {
         let Some(object) = self.typed::<crd::Object<K>>(node) else { return };
         let mut name = namespaced(&object.metadata);
@@ -124,16 +156,24 @@ impl Reader<'_> {
         violations: Vec<Violation>,
         wrap: fn(Arc<Sourced<T>>) -> Object,
     ) {
-        let origin = Origin::new(self.file.clone(), node.positions());
+        let origin = self.origin(node);
         if violations.is_empty() {
             self.content.objects.push(wrap(Arc::new(Sourced { name, value, origin })));
         } else {
-            self.errors.extend(violations.into_iter().map(|violation| SourceError {
-                location: origin.locate(&violation.path),
-                field: violation.path,
-                message: violation.message,
-            }));
+            self.refuse(&origin, violations);
         }
+    }
+
+    fn origin(&self, node: &Node) -> Origin {
+        Origin::new(self.file.clone(), node.positions())
+    }
+
+    fn refuse(&mut self, origin: &Origin, violations: Vec<Violation>) {
+        self.errors.extend(violations.into_iter().map(|violation| SourceError {
+            location: origin.locate(&violation.path),
+            field: violation.path,
+            message: violation.message,
+        }));
     }
 
     fn skip(&mut self, node: &Node, kind: &str, reason: &'static str) {
@@ -222,6 +262,98 @@ spec:
             only_error("apiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n");
         assert_eq!((field.as_str(), line), ("kind", 2));
         assert!(message.contains("not supported by this version"), "{message}");
+    }
+
+    /// A Service with a canary, as people write it: several kinds in one file.
+    const ROUTES: &str = "
+# Ten per cent of the users meet the new version.
+apiVersion: v1
+kind: Service
+metadata: {name: users, namespace: shop}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: users
+  namespace: shop
+  labels: {app: users}
+  annotations: {example.com/owner: shop}
+spec:
+  hostnames: [users.example.com]
+  parentRefs:
+  - group: ''
+    kind: Service
+    name: users
+    port: 80
+  rules:
+  - name: split
+    matches:
+    - path: {type: PathPrefix, value: /users}
+    backendRefs:
+    - {name: users-v1, port: 80, weight: 90}
+    - {name: users-v2, port: 80, weight: 10}
+status: {parents: []}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: users, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: users}]
+  rules: [{matches: [{method: {service: shop.Users}}], backendRefs: [{name: users, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: ledger, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: ledger}]
+  rules: [{backendRefs: [{name: ledger, port: 5432}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: {name: all, namespace: shop}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: bank}]
+  to: [{group: '', kind: Service}]
+---
+apiVersion: heddle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: users-canary, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: users, sectionName: split}]
+  canary: {by: {header: x-user-id}}
+  when: [{header: x-plan, in: [gold, silver]}]
+";
+
+    #[test]
+    fn routes_are_read_beside_what_they_attach_to() {
+        let content = read(ROUTES).unwrap();
+        assert_eq!(content.objects.len(), 5);
+        let skipped: Vec<_> = content.skipped.iter().map(|(object, _)| object.as_str()).collect();
+        assert_eq!(skipped, ["spec.hostnames of HTTPRoute shop/users", "ReferenceGrant shop/all"]);
+    }
+
+    #[test]
+    fn an_impossible_route_is_reported_with_field_and_line() {
+        for (from, to, field) in [
+            ("value: /users", "value: users", "spec.rules[0].matches[0].path.value"),
+            (
+                "PathPrefix, value: /users",
+                "RegularExpression, value: '/('",
+                "spec.rules[0].matches[0].path.value",
+            ),
+            ("weight: 10}", "weight: 1000001}", "spec.rules[0].backendRefs[1].weight"),
+            ("- path:", "- paht:", "spec.rules[0].matches[0].paht"),
+            ("    port: 80", "    prot: 80", "spec.parentRefs[0].prot"),
+            ("service: shop.Users", "service: shop/Users", "spec.rules[0].matches[0].method.service"),
+            ("to: [{group: '', kind: Service}]", "to: []", "spec.to"),
+            ("in: [gold, silver]", "in: []", "spec.when[0].in"),
+        ] {
+            let text = ROUTES.replacen(from, to, 1);
+            let line = text.lines().position(|line| line.contains(to)).unwrap() + 1;
+            let (found, at, message) = only_error(&text);
+            assert_eq!((found.as_str(), at as usize), (field, line), "{message}");
+        }
     }
 
     #[test]

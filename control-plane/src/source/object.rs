@@ -18,6 +18,12 @@ pub struct Objects {
     pub services: BTreeMap<ObjectName, Arc<Sourced<crd::Service>>>,
     /// discovery.k8s.io/v1 `EndpointSlice`.
     pub endpoint_slices: BTreeMap<ObjectName, Arc<Sourced<crd::EndpointSlice>>>,
+    /// `HTTPRoute`.
+    pub http_routes: BTreeMap<ObjectName, Arc<Sourced<crd::HttpRoute>>>,
+    /// `GRPCRoute`.
+    pub grpc_routes: BTreeMap<ObjectName, Arc<Sourced<crd::GrpcRoute>>>,
+    /// `TCPRoute`.
+    pub tcp_routes: BTreeMap<ObjectName, Arc<Sourced<crd::TcpRoute>>>,
     /// `TrafficPolicy`.
     pub traffic_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TrafficPolicy>>>,
     /// `TelemetryPolicy`.
@@ -32,6 +38,9 @@ impl Objects {
         match object {
             Object::Service(object) => insert(&mut self.services, "Service", object),
             Object::EndpointSlice(object) => insert(&mut self.endpoint_slices, "EndpointSlice", object),
+            Object::HttpRoute(object) => insert(&mut self.http_routes, "HTTPRoute", object),
+            Object::GrpcRoute(object) => insert(&mut self.grpc_routes, "GRPCRoute", object),
+            Object::TcpRoute(object) => insert(&mut self.tcp_routes, "TCPRoute", object),
             Object::TrafficPolicy(object) => insert(&mut self.traffic_policies, "TrafficPolicy", object),
             Object::TelemetryPolicy(object) => {
                 insert(&mut self.telemetry_policies, "TelemetryPolicy", object)
@@ -64,6 +73,9 @@ fn insert<T>(
 pub(super) enum Object {
     Service(Arc<Sourced<crd::Service>>),
     EndpointSlice(Arc<Sourced<crd::EndpointSlice>>),
+    HttpRoute(Arc<Sourced<crd::HttpRoute>>),
+    GrpcRoute(Arc<Sourced<crd::GrpcRoute>>),
+    TcpRoute(Arc<Sourced<crd::TcpRoute>>),
     TrafficPolicy(Arc<Sourced<crd::TrafficPolicy>>),
     TelemetryPolicy(Arc<Sourced<crd::TelemetryPolicy>>),
     MeshConfig(Arc<Sourced<crd::MeshConfig>>),

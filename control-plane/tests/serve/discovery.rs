@@ -149,3 +149,62 @@ async fn a_slow_client_skips_what_was_replaced_meanwhile() {
     let last = format!("10.0.1.{EDITS}");
     discovery.until("shop/users", |s: Option<&v1::Service>| s.is_some_and(|s| address_of(s) == last)).await;
 }
+
+/// A route of `shop/users` that sends `prefix` to itself, with more in its rule.
+fn route_yaml(prefix: &str, more: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: users, namespace: shop}}\n\
+         spec:\n  parentRefs: [{{group: '', kind: Service, name: users}}]\n  rules:\n  - matches: [{{path: {{value: {prefix}}}}}]\n\
+         \x20   backendRefs: [{{name: users, port: 80}}]\n{more}"
+    )
+}
+
+/// The path that the service's only route is for.
+fn routed(service: &v1::Service) -> Option<String> {
+    let v1::route_set::Rules::Http(routes) = service.routes.first()?.rules.as_ref()? else { return None };
+    match routes.rules.first()?.matches.first()?.path.as_ref()?.path.as_ref()? {
+        v1::path_match::Path::Prefix(prefix) => Some(prefix.clone()),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn an_edited_route_is_pushed_and_a_broken_one_leaves_the_last_good_one_in_force() {
+    let home = Home::new();
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.1"));
+    write_manifest(&home, "route.yaml", &route_yaml("/a", ""));
+    let plane = home.start(&[]);
+    let web = Sidecar::join(&home, &plane, "web").await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::Service>(&["shop/users"]).await;
+    let is = |prefix: &'static str| {
+        move |found: Option<&v1::Service>| found.and_then(routed).as_deref() == Some(prefix)
+    };
+    discovery.until("shop/users", is("/a")).await;
+    write_manifest(&home, "route.yaml", &route_yaml("/b", ""));
+    discovery.until("shop/users", is("/b")).await;
+    let told = &plane.json("/statuses")["routes"][0];
+    assert_eq!(told["parents"][0]["conditions"][0]["reason"], "Accepted");
+
+    // What cannot be: the file as a whole is not taken over.
+    write_manifest(&home, "route.yaml", &route_yaml("'no path'", ""));
+    eventually("the broken file is reported", || {
+        plane.json("/errors")["errors"][0]["field"] == "spec.rules[0].matches[0].path.value"
+    })
+    .await;
+    // What this version does not do: the object is refused.
+    let filter = "    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [host]}}]\n";
+    write_manifest(&home, "route.yaml", &route_yaml("/c", filter));
+    eventually("the route is refused", || plane.json("/statuses")["routes"][0]["inForce"] == "lastGood")
+        .await;
+    let told = plane.json("/statuses")["routes"][0].clone();
+    assert_eq!(told["refusals"][0]["field"], "spec.rules[0].filters[0].requestHeaderModifier.remove[0]");
+    assert_eq!(told["parents"][0]["conditions"][0]["reason"], "UnsupportedValue");
+    let mut late = web.discover("web-2").await;
+    late.subscribe::<v1::Service>(&["shop/users"]).await;
+    late.until("shop/users", is("/b")).await;
+
+    write_manifest(&home, "route.yaml", &route_yaml("/d", ""));
+    let next = discovery.next().await.unwrap();
+    assert_eq!(routed(&decode(&next.resources[0])).as_deref(), Some("/d"), "nothing was pushed meanwhile");
+}
