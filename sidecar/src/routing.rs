@@ -31,6 +31,8 @@ pub enum Table {
     Http(HttpTable),
     /// Of GRPCRoutes.
     Grpc(GrpcTable),
+    /// Of a TCPRoute: the one rule that everything falls to.
+    Tcp(Arc<Rule>),
 }
 
 /// The routes of a destination, in use by one worker.
@@ -75,6 +77,7 @@ impl Routing {
         let rule = match &*self.table {
             Table::Http(table) => table.select(head),
             Table::Grpc(table) => table.select(head),
+            Table::Tcp(rule) => Some(rule),
         }?;
         let front = Front { scheme: Scheme::Http, port };
         let turn = match rule.filters.answer(head, front) {

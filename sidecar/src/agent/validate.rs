@@ -15,6 +15,7 @@ use crate::config::{AppProtocol, Endpoint, EndpointHealth, Mesh, MeshPeer, Port,
 
 mod balancing;
 mod policy;
+mod route;
 
 /// A resource that this version cannot put into force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,8 +68,8 @@ pub(crate) fn service(
     }
     let policy =
         policy::traffic_policy(message.policy.unwrap_or_default()).map_err(|e| e.within("policy"))?;
-    let service =
-        Service { name: name.clone(), ports, endpoints, policy: Arc::new(policy), routes: Vec::new(), usage };
+    let routes = route::routes(message.routes, &ports)?;
+    let service = Service { name: name.clone(), ports, endpoints, policy: Arc::new(policy), routes, usage };
     Ok((service, addresses))
 }
 

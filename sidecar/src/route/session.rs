@@ -52,9 +52,6 @@ pub enum BadSession {
     /// A permanent cookie would be kept for ever.
     #[error("a permanent cookie needs an absolute timeout")]
     Unlimited,
-    /// A limit of no time.
-    #[error("a session of no time is none")]
-    Zero,
     /// A header that filters may not touch either.
     #[error(transparent)]
     Header(#[from] crate::route::filter::BadEdit),
@@ -114,9 +111,6 @@ impl Session {
                 return Err(BadSession::Unlimited);
             }
             Carrier::Cookie { .. } => {}
-        }
-        if [absolute, idle].contains(&Some(Duration::ZERO)) {
-            return Err(BadSession::Zero);
         }
         #[expect(clippy::cast_possible_truncation, reason = "32 bits tell the rules of a client apart")]
         let rule = stable(RULE, rule.as_bytes()) as u32;

@@ -176,6 +176,8 @@ fn some_match() -> impl Strategy<Value = Match> {
     let path = prop_oneof![
         prop::sample::select(PATHS.to_vec()).prop_map(Path::Exact),
         prop::sample::select(PATHS.to_vec()).prop_map(Path::Prefix),
+        // Enough of one path that its matches are indexed.
+        Just(Path::Prefix("/")),
         Just(Path::BeginsWithA),
     ];
     let method = prop::option::weighted(0.3, prop::sample::select(vec!["GET", "POST"]));
@@ -201,7 +203,7 @@ proptest! {
 
     #[test]
     fn an_http_request_falls_to_the_rule_of_the_written_precedence(
-        rules in prop::collection::vec(prop::collection::vec(some_match(), 0..4), 0..40),
+        rules in prop::collection::vec(prop::collection::vec(some_match(), 0..4), 0..80),
         requests in prop::collection::vec(asked(), 1..20),
     ) {
         let compile = |wanted: &Match| HttpMatch {
