@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use http::{HeaderName, HeaderValue};
 
 use crate::config::TrafficPolicy;
+use crate::policy::retry::RetryPolicy;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
 use crate::route::{
@@ -160,13 +161,21 @@ impl Way {
     }
 }
 
-/// A rule's own words about time and retries come before the policy's of its backend.
+/// What a rule says about time and retries itself comes first, then what its policy
+/// says, then the policy of its backend, which alone knows about endpoints and
+/// the budget that all their retries share.
 fn merge(rule: &Rule, policy: &TrafficPolicy) -> TrafficPolicy {
     let mut merged = policy.clone();
-    merged.request_timeout = rule.timeouts.request.over(policy.request_timeout);
-    merged.per_try_timeout = rule.timeouts.backend_request.over(policy.per_try_timeout);
+    if let Some(own) = &rule.policy {
+        merged.source.clone_from(&own.source);
+        merged.request_timeout = own.request_timeout;
+        merged.per_try_timeout = own.per_try_timeout;
+        merged.retry = RetryPolicy { budget: policy.retry.budget, ..own.retry.clone() };
+    }
+    merged.request_timeout = rule.timeouts.request.over(merged.request_timeout);
+    merged.per_try_timeout = rule.timeouts.backend_request.over(merged.per_try_timeout);
     if let Some(retry) = &rule.retry {
-        merged.retry = retry.over(&policy.retry);
+        merged.retry = retry.over(&merged.retry);
     }
     merged
 }
@@ -252,5 +261,58 @@ impl Routed {
         let mut edited = Vec::with_capacity(out.len() + 256);
         head.write(&mut edited);
         *out = edited;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::policy::budget::BudgetPolicy;
+    use crate::route::{Backends, Filters, Limit, RuleRetry, Timeouts};
+
+    #[test]
+    fn a_rule_comes_before_its_policy_and_that_before_its_backends() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let budget = BudgetPolicy { percent: 7, ..BudgetPolicy::default() };
+        let backend = TrafficPolicy {
+            request_timeout: seconds(1),
+            per_try_timeout: seconds(1),
+            idle_timeout: seconds(1),
+            retry: RetryPolicy { attempts: 1, budget, ..RetryPolicy::default() },
+            ..TrafficPolicy::default()
+        };
+        let own = TrafficPolicy {
+            source: "shop/rule".into(),
+            request_timeout: seconds(2),
+            per_try_timeout: None,
+            idle_timeout: seconds(2),
+            retry: RetryPolicy { attempts: 2, ..RetryPolicy::default() },
+            ..TrafficPolicy::default()
+        };
+        let mut rule = Rule {
+            route: "shop/users".into(),
+            label: "shop/users/0".into(),
+            filters: Filters::default(),
+            backends: Backends::default(),
+            policy: None,
+            timeouts: Timeouts::default(),
+            retry: None,
+            session: None,
+            user: None,
+        };
+        let merged = merge(&rule, &backend);
+        assert_eq!((merged.request_timeout, merged.retry.attempts), (seconds(1), 1));
+        rule.policy = Some(Arc::new(own));
+        let merged = merge(&rule, &backend);
+        assert_eq!((merged.request_timeout, merged.per_try_timeout), (seconds(2), None));
+        assert_eq!((merged.retry.attempts, merged.retry.budget), (2, budget));
+        assert_eq!((merged.idle_timeout, &*merged.source), (seconds(1), "shop/rule"));
+        rule.timeouts = Timeouts { request: Limit::Disabled, backend_request: Limit::After(Duration::MAX) };
+        rule.retry = Some(RuleRetry { attempts: Some(3), ..RuleRetry::default() });
+        let merged = merge(&rule, &backend);
+        assert_eq!((merged.request_timeout, merged.per_try_timeout), (None, Some(Duration::MAX)));
+        assert_eq!((merged.retry.attempts, merged.retry.budget), (3, budget));
     }
 }
