@@ -13,7 +13,6 @@ mod exchange;
 mod fields;
 mod forward;
 mod limits;
-mod lookup;
 mod method;
 mod mirror;
 pub mod request;

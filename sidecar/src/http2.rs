@@ -17,7 +17,6 @@ mod exchange;
 mod fault;
 mod grpc;
 mod head;
-mod lookup;
 mod mirror;
 mod seam;
 mod server;

@@ -29,6 +29,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use backend::cookies;
 pub use backend::{Backend, Backends, NoBackend, Target, UserKey};
 pub use cors::{Allowed, BadName, Cors, DEFAULT_MAX_AGE, OriginPattern, list as header_list};
 pub use edit::{EditFields, EditHead, Http1Request, Http1Response, Places, TooLong};
@@ -36,10 +37,12 @@ pub use filter::{
     BadEdit, Early, Filter, Filters, HeaderEdits, Mirror, Noted, Reply, Rewrite, RewrittenHost, may_edit,
 };
 pub use grpc::{GrpcMatch, GrpcTable};
+pub(crate) use hash::stable as stable_hash;
 pub use head::{Head, Http1Head};
 pub use http::{HttpMatch, HttpTable, PathMatch};
 pub use matching::{BadPattern, NameMatch, Pattern, Test};
 pub use path::{BadRoutePath, PathEdit, normal as normal_path};
+pub(crate) use query::first as query_parameter;
 pub use redirect::{Front, Redirect, RedirectStatus, Scheme};
 pub use rule::{Limit, Rule, RuleRetry, Timeouts};
 pub use session::{BadSession, Carrier, EndpointTag, Session, Token};

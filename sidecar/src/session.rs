@@ -4,7 +4,7 @@
 pub(crate) mod record;
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -90,6 +90,11 @@ impl Session {
     /// Whether the client is a sidecar: its mesh headers can be believed.
     pub(crate) fn is_from_mesh(&self) -> bool {
         self.tls == Tls::Mutual
+    }
+
+    /// Where the client is, if that is known.
+    pub(crate) fn client_address(&self) -> Option<IpAddr> {
+        self.client.map(|client| client.ip())
     }
 
     /// Whether requests say where they go (and not the connection).

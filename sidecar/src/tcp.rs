@@ -67,7 +67,7 @@ pub(crate) async fn open(
 ) -> Result<Opened, Reason> {
     let policy = destination.policy();
     let tries = 1 + policy.retry.attempts;
-    let key = policy.balancing.affinity_of_connection(session.client.map(|client| client.ip()));
+    let key = policy.balancing.affinity_of_connection(session.client_address());
     let mut avoid = None;
     let mut reason = Reason::NoHealthyEndpoint;
     for _ in 0..tries {

@@ -119,7 +119,7 @@ pub struct ConsistentHash {
     /// The client's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_ip: Option<bool>,
-    /// A query parameter, as it is written in the target.
+    /// A query parameter.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub query: Option<String>,

@@ -17,7 +17,6 @@ use crate::http1::connection::{Client, Next};
 use crate::http1::exchange::{Broken, Exchange, Sending, Sides, watch};
 use crate::http1::fields::write_field;
 use crate::http1::limits::{Limits, Stop, wait};
-use crate::http1::lookup::Lookup;
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{Method, Origin, Version, mirror};
@@ -273,8 +272,8 @@ impl Request {
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
         self.limits.idle = policy.idle_timeout;
         destination.budget.borrow_mut().deposit(started);
-        let lookup = Lookup::new(&self.head, &client.to_upstream.bytes, client.session.client);
-        self.affinity = policy.balancing.affinity(&lookup, &client.session.worker.rng);
+        let (head, address) = (Http1Head::new(&client.to_upstream.bytes), client.session.client_address());
+        self.affinity = policy.balancing.affinity(&head, address, &client.session.worker.rng);
         let session = self.routed.as_ref().and_then(|routed| routed.kept_at());
         let bound = Bound { key: self.affinity.key, session };
         let mut failed: Option<Rc<Endpoint>> = None;

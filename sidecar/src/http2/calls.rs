@@ -17,7 +17,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::config::TrafficPolicy;
 use crate::http2::body::Body;
 use crate::http2::head::{strip, strip_mesh};
-use crate::http2::lookup::Lookup;
 use crate::http2::mirror;
 use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
 use crate::http2::upstream::{Links, Terms};
@@ -210,10 +209,10 @@ impl Calls for Side {
             response_started: false,
             replayable: true,
         };
-        let lookup = Lookup { head, client: self.session.client };
+        let address = self.session.client_address();
         Ok(Forward {
             side: self,
-            affinity: policy.balancing.affinity(&lookup, &self.session.worker.rng),
+            affinity: policy.balancing.affinity(head, address, &self.session.worker.rng),
             recorded,
             routed,
             trace,

@@ -23,8 +23,9 @@ use self::maglev::Maglev;
 use self::shares::Tally;
 use self::turns::Turns;
 use crate::policy::ewma::PeakEwma;
-use crate::policy::hash_key::{Affinity, HashOn, Source};
+use crate::policy::hash_key::{Affinity, HashOn};
 use crate::policy::rng::Rng;
+use crate::route::Head;
 
 /// The load balancing part of a traffic policy, compiled.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,9 +44,9 @@ pub struct Balancing {
 impl Balancing {
     /// What ties a request to an endpoint; nothing is looked at unless the algorithm asks for it.
     #[inline]
-    pub fn affinity(&self, source: &impl Source, rng: &Rng) -> Affinity {
+    pub fn affinity(&self, head: &impl Head, client: Option<IpAddr>, rng: &Rng) -> Affinity {
         match &self.algorithm {
-            Algorithm::ConsistentHash(on) => on.affinity(source, rng),
+            Algorithm::ConsistentHash(on) => on.affinity(head, client, rng),
             _ => Affinity::default(),
         }
     }

@@ -6,18 +6,21 @@
 
 use std::net::IpAddr;
 
+use http::HeaderName;
+
 use crate::policy::rng::Rng;
+use crate::route::{Head, cookies, query_parameter, stable_hash};
 
 /// Which part of a request is its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HashOn {
     /// The values of a header.
-    Header(Box<str>),
+    Header(HeaderName),
     /// A cookie, which is set where the client has none.
     Cookie(Cookie),
     /// The client's address.
     SourceIp,
-    /// A query parameter, as it is written.
+    /// The first value of a query parameter.
     Query(Box<str>),
 }
 
@@ -28,16 +31,6 @@ pub struct Cookie {
     pub name: Box<str>,
     /// What follows its value in `Set-Cookie`, beginning with a semicolon.
     pub attributes: Box<str>,
-}
-
-/// Where a key is looked for.
-pub trait Source {
-    /// The values of a field, in their order. Names are compared without case.
-    fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]>;
-    /// What stands between `?` and the end of the target.
-    fn query(&self) -> &[u8];
-    /// The client's address, if it is known.
-    fn client(&self) -> Option<IpAddr>;
 }
 
 /// A request's tie to an endpoint.
@@ -52,27 +45,26 @@ pub struct Affinity {
 impl HashOn {
     /// The tie of a request. One without a key goes anywhere, one without a
     /// cookie gets one.
-    pub fn affinity(&self, source: &impl Source, rng: &Rng) -> Affinity {
-        match self {
-            Self::Header(name) => {
-                let join = |before: Option<u64>, value: &[u8]| Some(mix(before.unwrap_or(0), hash(value)));
-                Affinity { key: source.fields(name).fold(None, join), set_cookie: None }
-            }
+    pub fn affinity(&self, head: &impl Head, client: Option<IpAddr>, rng: &Rng) -> Affinity {
+        let key = match self {
+            // Each value under the hash of those before it: their order and their borders count.
+            Self::Header(name) => head.values(name).fold(None, |before: Option<u64>, value| {
+                Some(stable_hash(before.unwrap_or_default(), value))
+            }),
             Self::Cookie(cookie) => {
-                let sent = source.fields("cookie").find_map(|field| cookie.in_field(field));
+                let sent = cookies(head, cookie.name.as_bytes()).find(|value| !value.is_empty());
                 match sent {
-                    Some(value) => Affinity { key: Some(hash(value)), set_cookie: None },
-                    None => cookie.made(rng),
+                    Some(value) => Some(hash(value)),
+                    None => return cookie.made(rng),
                 }
             }
-            Self::SourceIp => Affinity { key: source.client().map(of_address), set_cookie: None },
+            Self::SourceIp => client.map(of_address),
             Self::Query(name) => {
-                let pairs = source.query().split(|byte| *byte == b'&');
-                let value =
-                    pairs.filter_map(|pair| split(pair, b'=')).find(|(key, _)| *key == name.as_bytes());
-                Affinity { key: value.map(|(_, value)| hash(value)), set_cookie: None }
+                let value = head.query().and_then(|query| query_parameter(query, name.as_bytes()));
+                value.map(|value| hash(&value))
             }
-        }
+        };
+        Affinity { key, set_cookie: None }
     }
 
     /// The tie of a connection without requests: only its client's address can make one.
@@ -82,24 +74,11 @@ impl HashOn {
 }
 
 impl Cookie {
-    /// Its value in a `Cookie` field; an empty one is none.
-    fn in_field<'a>(&self, field: &'a [u8]) -> Option<&'a [u8]> {
-        let pairs = field.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        let named =
-            pairs.filter_map(|pair| split(pair, b'=')).filter(|(name, _)| *name == self.name.as_bytes());
-        named.map(|(_, value)| value).find(|value| !value.is_empty())
-    }
-
     fn made(&self, rng: &Rng) -> Affinity {
         let value = format!("{:016x}", rng.bits());
         let set_cookie = format!("{}={value}{}", self.name, self.attributes);
         Affinity { key: Some(hash(value.as_bytes())), set_cookie: Some(set_cookie.into()) }
     }
-}
-
-fn split(pair: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
-    let middle = pair.iter().position(|byte| *byte == at)?;
-    Some((&pair[..middle], &pair[middle + 1..]))
 }
 
 /// IPv4 clients have the same key on sockets of both families.
@@ -110,61 +89,22 @@ fn of_address(address: IpAddr) -> u64 {
     }
 }
 
-/// 64 well-mixed bits of some bytes: the folded multiplication of wyhash (Wang Yi, public
-/// domain), eight bytes at a time.
+/// The hash of a key, or of an endpoint's id.
 pub fn hash(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let state = words.iter().fold(bytes.len() as u64, |state, word| mix(state, u64::from_le_bytes(*word)));
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    mix(mix(state, u64::from_le_bytes(last)), 0)
-}
-
-fn mix(state: u64, word: u64) -> u64 {
-    let product = u128::from(state ^ 0xa076_1d64_78bd_642f) * u128::from(word ^ 0xe703_7ed1_a0b4_28db);
-    #[expect(clippy::cast_possible_truncation, reason = "folds both halves")]
-    let folded = (product >> 64) as u64 ^ product as u64;
-    folded
+    stable_hash(0, bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::Http1Head;
 
-    struct Request {
-        fields: &'static [(&'static str, &'static str)],
-        query: &'static str,
-        client: Option<IpAddr>,
+    fn affinity(on: &HashOn, head: &str) -> Affinity {
+        on.affinity(&Http1Head::new(head.as_bytes()), None, &Rng::new(1))
     }
 
-    impl Source for Request {
-        fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-            let named = self.fields.iter().filter(move |(field, _)| field.eq_ignore_ascii_case(name));
-            named.map(|(_, value)| value.as_bytes())
-        }
-
-        fn query(&self) -> &[u8] {
-            self.query.as_bytes()
-        }
-
-        fn client(&self) -> Option<IpAddr> {
-            self.client
-        }
-    }
-
-    fn request(fields: &'static [(&'static str, &'static str)], query: &'static str) -> Request {
-        Request { fields, query, client: None }
-    }
-
-    fn key(on: &HashOn, request: &Request) -> Option<u64> {
-        on.affinity(request, &Rng::new(1)).key
-    }
-
-    #[test]
-    fn the_hash_never_changes() {
-        // Sidecars of different versions have to agree.
-        let known = [9_453_038_937_549_525_072, 2_442_438_697_980_503_658, 18_007_671_211_155_060_347];
-        assert_eq!([hash(b""), hash(b"a"), hash(b"user-4711")], known);
+    fn key(on: &HashOn, head: &str) -> Option<u64> {
+        affinity(on, head).key
     }
 
     #[test]
@@ -179,25 +119,27 @@ mod tests {
 
     #[test]
     fn all_values_of_a_header_count_in_their_order() {
-        let on = HashOn::Header("x-user".into());
-        let a = key(&on, &request(&[("X-User", "a")], ""));
-        let ab = key(&on, &request(&[("x-user", "a"), ("other", "c"), ("x-user", "b")], ""));
-        let ba = key(&on, &request(&[("x-user", "b"), ("x-user", "a")], ""));
-        assert!(a.is_some() && a != ab && ab != ba);
-        assert_eq!(a, key(&on, &request(&[("x-user", "a"), ("other", "d")], "")));
-        assert_eq!(key(&on, &request(&[("x-users", "a")], "")), None);
+        let on = HashOn::Header(HeaderName::from_static("x-user"));
+        let of = |fields: &str| key(&on, &format!("GET / HTTP/1.1\r\nhost: users\r\n{fields}\r\n"));
+        let a = of("X-User: a\r\n");
+        let ab = of("x-user: a\r\nother: c\r\nx-user: b\r\n");
+        assert!(a.is_some() && a != ab && ab != of("x-user: b\r\nx-user: a\r\n"));
+        assert_ne!(ab, of("x-user: ab\r\n"));
+        assert_eq!(a, of("other: d\r\nx-user: a\r\n"));
+        assert_eq!(of("x-users: a\r\n"), None);
     }
 
     #[test]
     fn a_cookie_is_found_among_others_and_made_where_there_is_none() {
-        let cookie = Cookie { name: "heddle".into(), attributes: "; Path=/; Max-Age=60".into() };
+        let cookie = Cookie { name: "tie".into(), attributes: "; Path=/; Max-Age=60".into() };
         let on = HashOn::Cookie(cookie);
-        let sent = request(&[("cookie", "a=1; xheddle=no"), ("cookie", "b=2;heddle=abc; c=3")], "");
-        assert_eq!(on.affinity(&sent, &Rng::new(1)), Affinity { key: Some(hash(b"abc")), set_cookie: None });
-        for without in [request(&[("cookie", "heddles=abc; heddle=")], ""), request(&[], "")] {
-            let affinity = on.affinity(&without, &Rng::new(1));
+        let of = |fields: &str| affinity(&on, &format!("GET / HTTP/1.1\r\nhost: users\r\n{fields}\r\n"));
+        let sent = of("cookie: a=1; xtie=no\r\ncookie: b=2; tie=abc; c=3\r\n");
+        assert_eq!(sent, Affinity { key: Some(hash(b"abc")), set_cookie: None });
+        for without in ["cookie: ties=abc; tie=\r\n", ""] {
+            let affinity = of(without);
             let set = affinity.set_cookie.unwrap();
-            let value = set.strip_prefix("heddle=").and_then(|set| set.strip_suffix("; Path=/; Max-Age=60"));
+            let value = set.strip_prefix("tie=").and_then(|set| set.strip_suffix("; Path=/; Max-Age=60"));
             assert_eq!(affinity.key, value.map(|value| hash(value.as_bytes())));
         }
     }
@@ -205,9 +147,10 @@ mod tests {
     #[test]
     fn a_query_parameter_is_found_by_its_whole_name() {
         let on = HashOn::Query("user".into());
-        assert_eq!(key(&on, &request(&[], "a=1&user=x&user=y")), Some(hash(b"x")));
-        for none in ["", "users=x", "user", "a=user=x"] {
-            assert_eq!(key(&on, &request(&[], none)), None, "{none}");
+        let of = |target: &str| key(&on, &format!("GET {target} HTTP/1.1\r\nhost: users\r\n\r\n"));
+        assert_eq!(of("/?a=1&user=x&user=y"), Some(hash(b"x")));
+        for none in ["/", "/?users=x", "/?a=user=x"] {
+            assert_eq!(of(none), None, "{none}");
         }
     }
 
@@ -216,11 +159,10 @@ mod tests {
         let of = |address: &str| {
             let client = Some(address.parse().unwrap());
             assert_eq!(HashOn::Query("a".into()).of_connection(client), None);
-            assert_eq!(
-                key(&HashOn::SourceIp, &Request { client, ..request(&[], "") }),
-                HashOn::SourceIp.of_connection(client)
-            );
-            HashOn::SourceIp.of_connection(client)
+            let head = Http1Head::new(b"GET / HTTP/1.1\r\nhost: users\r\n\r\n");
+            let key = HashOn::SourceIp.affinity(&head, client, &Rng::new(1)).key;
+            assert_eq!(key, HashOn::SourceIp.of_connection(client));
+            key
         };
         assert!(of("10.0.0.1").is_some());
         assert_eq!(of("10.0.0.1"), of("::ffff:10.0.0.1"));

@@ -142,7 +142,7 @@ impl UserKey {
 
 /// The values of a cookie (RFC 6265, section 5.4; HTTP/2 may send several
 /// `cookie` fields), without quotes.
-pub(super) fn cookies<'a, H: Head>(head: &'a H, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+pub(crate) fn cookies<'a, H: Head>(head: &'a H, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     static FIELD: HeaderName = COOKIE;
     head.values(&FIELD).flat_map(|field| field.split(|&byte| byte == b';')).filter_map(move |pair| {
         let value = pair.trim_ascii_start().strip_prefix(name)?.strip_prefix(b"=")?.trim_ascii_end();

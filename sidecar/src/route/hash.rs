@@ -4,7 +4,7 @@
 /// 64 well-mixed bits of `bytes` under a seed: FNV-1a (Fowler, Noll, Vo) with
 /// the final mixing of splitmix64 (Vigna), since FNV alone leaves the upper
 /// bits of short keys alike.
-pub(super) fn stable(seed: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn stable(seed: u64, bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let mut hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325 ^ seed, step);
     hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

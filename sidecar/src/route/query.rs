@@ -7,7 +7,7 @@ use memchr::{memchr, memchr2};
 
 /// The first value of a parameter, decoded; names are case-sensitive. Allocates
 /// only for a value that has escapes, and only if a rule asks for it.
-pub(super) fn first<'a>(query: &'a [u8], name: &[u8]) -> Option<Cow<'a, [u8]>> {
+pub(crate) fn first<'a>(query: &'a [u8], name: &[u8]) -> Option<Cow<'a, [u8]>> {
     query.split(|&byte| byte == b'&').find_map(|pair| {
         let (key, value) = match memchr(b'=', pair) {
             Some(at) => (&pair[..at], &pair[at + 1..]),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use heddle_api::discovery::v1;
+use http::HeaderName;
 
 use super::{Invalid, policy, unknown};
 use crate::policy::balance::{Algorithm, Balancing};
@@ -45,7 +46,7 @@ pub(super) fn balancing(wire: v1::LoadBalancer) -> Result<Balancing, Invalid> {
 
 fn hash_on(key: v1::hash_key::Key) -> Result<HashOn, Invalid> {
     Ok(match key {
-        v1::hash_key::Key::Header(name) => HashOn::Header(token("header", &name)?),
+        v1::hash_key::Key::Header(name) => HashOn::Header(header(&name)?),
         v1::hash_key::Key::Cookie(wire) => HashOn::Cookie(cookie(wire).map_err(|e| e.within("cookie"))?),
         v1::hash_key::Key::SourceIp(true) => HashOn::SourceIp,
         v1::hash_key::Key::SourceIp(false) => return Err(Invalid::new("source_ip", "it can only be true")),
@@ -71,16 +72,15 @@ fn cookie(wire: v1::HashCookie) -> Result<Cookie, Invalid> {
     }
     // No script has any use for it.
     attributes.push_str("; HttpOnly");
-    Ok(Cookie { name: token("name", &wire.name)?, attributes: attributes.into() })
+    // Names of cookies are tokens, as those of headers are, but with their case.
+    if wire.name.parse::<HeaderName>().is_err() {
+        return Err(Invalid::new("name", format!("{:?} is no name of a cookie", wire.name)));
+    }
+    Ok(Cookie { name: wire.name.into(), attributes: attributes.into() })
 }
 
-/// The name of a field or of a cookie (RFC 9110, 5.6.2).
-fn token(path: &str, name: &str) -> Result<Box<str>, Invalid> {
-    let valid = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if name.is_empty() || !name.bytes().all(valid) {
-        return Err(Invalid::new(path, format!("{name:?} is no name of a field or a cookie")));
-    }
-    Ok(name.into())
+fn header(name: &str) -> Result<HeaderName, Invalid> {
+    name.parse().map_err(|_| Invalid::new("header", format!("{name:?} is no name of a header")))
 }
 
 #[cfg(test)]
@@ -116,7 +116,7 @@ mod tests {
             Algorithm::ConsistentHash(on) => on,
             other => panic!("{other:?}"),
         };
-        assert_eq!(on(hashed(header("x-user"))), HashOn::Header("x-user".into()));
+        assert_eq!(on(hashed(header("X-User"))), HashOn::Header(HeaderName::from_static("x-user")));
         assert_eq!(on(hashed(Some(v1::hash_key::Key::SourceIp(true)))), HashOn::SourceIp);
         let cookie = |attributes: &str| Cookie { name: "tie".into(), attributes: attributes.into() };
         let long = cookie("; Max-Age=61; Path=/a; HttpOnly");
