@@ -17,8 +17,18 @@ const DRAWS: u32 = 8;
 pub(super) enum Weights {
     /// All are the same, as they mostly are.
     Equal { weight: u64, len: usize },
-    /// Running sums.
-    Sums(Box<[u64]>),
+    /// An alias table (Walker 1977, made as Vose 1991 does): one draw and at most
+    /// one look elsewhere, however many places there are.
+    Table(Box<[Slot]>),
+}
+
+/// A place and who takes what it does not fill of its slot, all slots being as large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    weight: u64,
+    /// The part of the slot that is the place's own, as a fraction of 2^64.
+    own: u64,
+    alias: u32,
 }
 
 impl Weights {
@@ -27,18 +37,34 @@ impl Weights {
         if weights.windows(2).all(|pair| pair[0] == pair[1]) {
             return Self::Equal { weight: weights.first().copied().unwrap_or(1), len: weights.len() };
         }
-        let sums = weights.iter().scan(0_u64, |sum, weight| {
-            *sum = sum.saturating_add(*weight);
-            Some(*sum)
-        });
-        Self::Sums(sums.collect())
+        let size: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
+        // What each has to place, in units of which a slot holds `size`.
+        let mut left: Vec<u128> =
+            weights.iter().map(|weight| u128::from(*weight) * weights.len() as u128).collect();
+        let slot = |weight: &u64| Slot { weight: *weight, own: u64::MAX, alias: 0 };
+        let mut slots: Box<[Slot]> = weights.iter().map(slot).collect();
+        let places = 0..u32::try_from(weights.len()).unwrap_or(u32::MAX);
+        let (mut small, mut large): (Vec<u32>, Vec<u32>) =
+            places.partition(|place| left[*place as usize] < size);
+        while let (Some(lesser), Some(&greater)) = (small.pop(), large.last()) {
+            let (own, rest) = (left[lesser as usize], &mut left[greater as usize]);
+            let slot = &mut slots[lesser as usize];
+            slot.own = u64::try_from((own << 64) / size).unwrap_or(u64::MAX);
+            slot.alias = greater;
+            *rest -= size - own;
+            if *rest < size {
+                large.pop();
+                small.push(greater);
+            }
+        }
+        Self::Table(slots)
     }
 
     #[inline]
     fn len(&self) -> usize {
         match self {
             Self::Equal { len, .. } => *len,
-            Self::Sums(sums) => sums.len(),
+            Self::Table(slots) => slots.len(),
         }
     }
 
@@ -47,7 +73,7 @@ impl Weights {
     pub(super) fn weight(&self, place: usize) -> u64 {
         match self {
             Self::Equal { weight, .. } => *weight,
-            Self::Sums(sums) => sums[place] - place.checked_sub(1).map_or(0, |before| sums[before]),
+            Self::Table(slots) => slots[place].weight,
         }
     }
 
@@ -56,7 +82,7 @@ impl Weights {
     pub(super) fn pair(&self, a: usize, b: usize) -> (f64, f64) {
         match self {
             Self::Equal { .. } => (1.0, 1.0),
-            Self::Sums(_) => (real(self.weight(a)), real(self.weight(b))),
+            Self::Table(_) => (real(self.weight(a)), real(self.weight(b))),
         }
     }
 
@@ -65,9 +91,13 @@ impl Weights {
     fn draw(&self, rng: &Rng) -> usize {
         match self {
             Self::Equal { len, .. } => rng.index(*len),
-            Self::Sums(sums) => {
-                let point = rng.below(sums.last().copied().unwrap_or(0));
-                sums.partition_point(|&sum| sum <= point).min(sums.len() - 1)
+            Self::Table(slots) => {
+                // The upper half is a slot, the lower half a point in it.
+                let product = u128::from(rng.bits()) * slots.len() as u128;
+                #[expect(clippy::cast_possible_truncation, reason = "both halves are taken apart")]
+                let (place, point) = ((product >> 64) as usize, product as u64);
+                let slot = &slots[place];
+                if point < slot.own { place } else { slot.alias as usize }
             }
         }
     }
@@ -104,7 +134,7 @@ impl Weights {
             }
             // With different weights it may be the same: of a pair, both would be
             // drawn always and weights be lost.
-            Self::Sums(_) => self.draw(rng),
+            Self::Table(_) => self.draw(rng),
         };
         // On a tie the first: it was drawn at random.
         let first_wins = second == first || !usable(second) || beats(first, second);

@@ -21,8 +21,9 @@ const SMALL: usize = 16_381;
 /// many endpoints there are is the only thing that all sidecars agree on.
 const SMALL_PLACES: usize = 128;
 
-/// Slots for more places; a prime.
-const LARGE: usize = 131_071;
+/// Slots for more places; a prime. A thousand places have 65 each, and the table
+/// is made within a few milliseconds, which all requests of the worker wait for.
+const LARGE: usize = 65_537;
 
 /// Steps of a walk before all places are looked at.
 const STEPS: usize = 64;
