@@ -128,7 +128,7 @@ impl Admin {
             },
             "/metrics" if read => content("text/plain; version=0.0.4", self.metrics.encode()),
             "/config" if read => json(&view::config(self)),
-            "/endpoints" if read => json(&view::endpoints(&self.config.load())),
+            "/endpoints" if read => json(&view::endpoints(&self.config.load(), &self.metrics)),
             "/certs" if read => json(&view::certificates(self.credentials.get())),
             "/log" if read => plain(StatusCode::OK, format!("{}\n", log::filter().unwrap_or_default())),
             "/log" if write => set_filter(request).await,

@@ -16,6 +16,8 @@ use heddle_api::spiffe::SpiffeId;
 use tokio::sync::{mpsc, watch};
 
 use crate::policy::balance::Balancing;
+use crate::policy::breaker::BreakerPolicy;
+use crate::policy::concurrency::ConcurrencyPolicy;
 use crate::policy::retry::RetryPolicy;
 use crate::routing::Table;
 use crate::upstream::Home;
@@ -189,7 +191,11 @@ pub struct TrafficPolicy {
     /// When to try again.
     pub retry: RetryPolicy,
     /// When to stop using an endpoint for a while.
-    pub ejection: crate::policy::ejection::EjectionPolicy,
+    pub breaker: BreakerPolicy,
+    /// When to leave the whole service alone for a while.
+    pub service_breaker: Option<BreakerPolicy>,
+    /// How the limit on requests in flight follows their latency; `None`: it does not.
+    pub concurrency: Option<ConcurrencyPolicy>,
     /// Limits per destination and worker.
     pub limits: Limits,
     /// How an endpoint is chosen.
@@ -206,7 +212,9 @@ impl Default for TrafficPolicy {
             per_try_timeout: None,
             idle_timeout: Some(Duration::from_secs(3600)),
             retry: RetryPolicy::default(),
-            ejection: crate::policy::ejection::EjectionPolicy::default(),
+            breaker: BreakerPolicy::default(),
+            service_breaker: None,
+            concurrency: None,
             limits: Limits::default(),
             balancing: Balancing::default(),
         }

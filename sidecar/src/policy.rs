@@ -1,14 +1,15 @@
 //! Decisions as plain state machines: inputs and a clock in, decisions out.
 //! No sockets, no async, no globals, no reading of clocks.
 //!
-//! What a worker keeps per endpoint ([`ewma::PeakEwma`], [`ejection::Breaker`])
+//! What a worker keeps per endpoint ([`ewma::PeakEwma`], [`breaker::Breaker`])
 //! changes through `&self`: workers are single-threaded, so `Cell` suffices and
 //! several owners may hold an endpoint. Nothing here is shared by threads.
 
 pub mod backoff;
 pub mod balance;
+pub mod breaker;
 pub mod budget;
-pub mod ejection;
+pub mod concurrency;
 pub mod ewma;
 pub mod hash_key;
 pub mod retry;

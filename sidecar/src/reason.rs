@@ -22,6 +22,8 @@ pub enum Reason {
     NoBackend,
     /// The service has no endpoint that may be used now.
     NoHealthyEndpoint,
+    /// The circuit breaker of the service, or of all its endpoints, is open.
+    CircuitOpen,
     /// No connection could be made; the request was provably not processed.
     ConnectFailure,
     /// No connection could be made in time; likewise not processed.
@@ -52,7 +54,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::HeaderTooLarge,
         Self::RequestTimeout,
@@ -61,6 +63,7 @@ impl Reason {
         Self::NoRoute,
         Self::NoBackend,
         Self::NoHealthyEndpoint,
+        Self::CircuitOpen,
         Self::ConnectFailure,
         Self::ConnectTimeout,
         Self::TlsRefused,
@@ -87,6 +90,7 @@ impl Reason {
             Self::NoRoute => "no_route",
             Self::NoBackend => "no_backend",
             Self::NoHealthyEndpoint => "no_healthy_endpoint",
+            Self::CircuitOpen => "circuit_open",
             Self::ConnectFailure => "connect_failure",
             Self::ConnectTimeout => "connect_timeout",
             Self::TlsRefused => "tls_refused",
@@ -119,6 +123,7 @@ impl Reason {
             Self::NoBackend => 500,
             Self::Reset | Self::BadResponse => 502,
             Self::NoHealthyEndpoint
+            | Self::CircuitOpen
             | Self::ConnectFailure
             | Self::TlsRefused
             | Self::RefusedStream
@@ -140,6 +145,15 @@ impl Reason {
             Self::RequestTimeout | Self::Timeout | Self::PerTryTimeout => 4,
             Self::Loop => 9,
             _ => 14,
+        }
+    }
+
+    /// After how many seconds a request that met it may be sent again, where no
+    /// more is known: a queue that sheds is another one a second later.
+    pub const fn retry_after(self) -> Option<u32> {
+        match self {
+            Self::Overloaded | Self::CircuitOpen => Some(1),
+            _ => None,
         }
     }
 

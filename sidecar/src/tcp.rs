@@ -21,7 +21,7 @@ use crate::policy::retry::Failure;
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::telemetry::metrics::OpenConnection;
-use crate::upstream::{Bound, Destination, Endpoint, Lease, MeshProtocol};
+use crate::upstream::{Bound, Destination, Endpoint, InFlight, Lease, MeshProtocol};
 use crate::wheel::Deadline;
 
 /// Serves one of the application's connections, or one from a published port.
@@ -41,6 +41,7 @@ pub(crate) struct Opened {
     leg: Leg,
     endpoint: Rc<Endpoint>,
     since: Instant,
+    in_flight: InFlight,
 }
 
 impl Opened {
@@ -73,6 +74,7 @@ pub(crate) async fn open(
     for _ in 0..tries {
         let endpoint =
             destination.pick(Bound { key, session: None }, avoid.as_ref(), &session.worker.rng, now)?;
+        let in_flight = destination.begin(&endpoint, now);
         match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
             Ok(mut lease) => {
                 let mut leg = if endpoint.is_mesh() { Leg::framed() } else { Leg::raw() };
@@ -80,7 +82,7 @@ pub(crate) async fn open(
                 // A first write into an empty socket buffer; what is left of it goes with the first data.
                 let sent = poll_fn(|cx| std::task::Poll::Ready(leg.poll_flush(cx, &mut lease))).await;
                 if !matches!(sent, std::task::Poll::Ready(Err(_))) {
-                    return Ok(Opened { lease, leg, endpoint, since: Instant::now() });
+                    return Ok(Opened { lease, leg, endpoint, since: Instant::now(), in_flight });
                 }
                 reason = Reason::Reset;
             }
@@ -89,7 +91,7 @@ pub(crate) async fn open(
                 reason = error.reason;
             }
         }
-        destination.failed(&endpoint, Failure::Mesh(reason), Instant::now());
+        in_flight.failed(Failure::Mesh(reason), Instant::now());
         avoid = Some(endpoint);
     }
     Err(reason)
@@ -105,23 +107,22 @@ pub(crate) async fn serve_opened(
     let mut stream = stream;
     let mut retries = destination.policy().retry.attempts;
     loop {
-        let Opened { mut lease, leg, endpoint, since } = stream;
+        let Opened { mut lease, leg, endpoint, since, in_flight } = stream;
         let metrics = session.tcp(Some(&destination), Some(&endpoint)).open();
-        let in_flight = endpoint.begin();
         let idle = destination.policy().idle_timeout;
         let mut relay = Relay::new(Leg::raw(), leg, session.worker.wheel.deadline(), idle, &metrics);
         let ended = poll_fn(|cx| relay.poll(cx, &mut connection, &mut lease)).await;
         let held = relay.take_held();
-        drop(in_flight);
         let now = Instant::now();
         match ended {
             Ended::Cleanly => {
-                destination.succeeded(&endpoint, since, now);
+                endpoint.load.answered(now.saturating_duration_since(since), now);
+                in_flight.succeeded(now);
                 lease.give_back(destination.policy().limits.requests_per_connection, now);
                 return;
             }
             Ended::Refused(reason) => {
-                destination.failed(&endpoint, Failure::Mesh(reason), now);
+                in_flight.failed(Failure::Mesh(reason), now);
                 // The mesh connection is in order, only the application was not to be reached.
                 lease.give_back(destination.policy().limits.requests_per_connection, now);
                 drop(metrics);
@@ -138,7 +139,7 @@ pub(crate) async fn serve_opened(
                 }
             }
             Ended::ServerBroke => {
-                destination.failed(&endpoint, Failure::Mesh(Reason::Reset), now);
+                in_flight.failed(Failure::Mesh(Reason::Reset), now);
                 connection.transport.abort();
                 return;
             }

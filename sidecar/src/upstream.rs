@@ -6,6 +6,8 @@
 //! history, breaker and pooled connections; those that go finish what they
 //! have. Nothing here is shared between workers.
 
+mod admission;
+mod attempt;
 mod connect;
 mod endpoint;
 mod pool;
@@ -23,19 +25,23 @@ use heddle_api::name::ServiceName;
 use tokio::sync::Notify;
 
 use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage};
-use crate::policy::balance::{Balancer, Balancing, Key, Member};
+use crate::policy::balance::{Balancer, Balancing, Candidate, Key, Member};
+use crate::policy::breaker::Breaker;
 use crate::policy::budget::RetryBudget;
-use crate::policy::ejection::{Census, Fault};
-use crate::policy::retry::Failure;
+use crate::policy::concurrency::Limiter;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
 use crate::route::EndpointTag;
 use crate::routing::{Routing, Table};
-use crate::telemetry::metrics::{DestinationLabels, EndpointsGauge, RetryMetrics, ServiceLabels, Shard};
+use crate::telemetry::metrics::{
+    CircuitGauge, DestinationLabels, EndpointsGauge, RetryMetrics, ServiceLabels, Shard,
+};
 
+pub use self::admission::Admitted;
+pub use self::attempt::InFlight;
 pub(crate) use self::connect::ClientConfigs;
 pub use self::connect::{ConnectError, MeshProtocol, broken, port_of_server_name};
-pub use self::endpoint::{Endpoint, InFlight, Target};
+pub use self::endpoint::{Endpoint, Target};
 pub use self::pool::Lease;
 
 /// The name of the route that requests take where no route was declared.
@@ -94,7 +100,8 @@ pub struct Destination {
     balancer: RefCell<Balancer>,
     /// When the balancer has to be looked after, if anything is about to change with time.
     due: Cell<Option<Instant>>,
-    in_flight: Rc<Cell<u32>>,
+    /// Tries, at all endpoints.
+    in_flight: Cell<u32>,
     /// Where turns begin, for nothing else.
     chance: Rng,
     gauge: Rc<EndpointsGauge>,
@@ -102,6 +109,10 @@ pub struct Destination {
     /// Whether it was picked from since the last sweep.
     used: Cell<bool>,
     requests: Cell<usize>,
+    limiter: RefCell<Option<Box<Limiter>>>,
+    /// Of the service as a whole, where its policy asks for that.
+    breaker: Breaker,
+    circuit: RefCell<Option<Rc<CircuitGauge>>>,
     connections: Rc<Connections>,
     retired: Cell<bool>,
     /// The routes that requests to it meet, if it has any.
@@ -211,12 +222,15 @@ impl Destination {
             endpoints: RefCell::new(Rc::new([])),
             balancer: RefCell::new(Balancer::default()),
             due: Cell::new(None),
-            in_flight: Rc::default(),
+            in_flight: Cell::new(0),
             chance: Rng::new(RandomState::new().hash_one(0_u8)),
             gauge,
             usage,
             used: Cell::new(false),
             requests: Cell::new(0),
+            limiter: RefCell::default(),
+            breaker: Breaker::default(),
+            circuit: RefCell::default(),
             connections: Rc::default(),
             retired: Cell::new(false),
             routing: RefCell::default(),
@@ -251,6 +265,7 @@ impl Destination {
     ) {
         *self.policy.borrow_mut() = service.policy.clone();
         self.follow_routes(service.table(port, home.namespace));
+        self.follow_policy(metrics);
         let before = self.endpoints();
         let known: HashMap<(&str, &Target), &Rc<Endpoint>> =
             before.iter().map(|e| ((&*e.id, &e.target), e)).collect();
@@ -372,7 +387,8 @@ impl Destination {
     /// The endpoint for the next try: another than the one that just failed, if there is one.
     ///
     /// # Errors
-    /// [`Reason::NoHealthyEndpoint`] if none may be used.
+    /// [`Reason::NoHealthyEndpoint`] if none may be used, [`Reason::CircuitOpen`] if
+    /// that is for the breakers' sake and the policy lets them take all.
     pub fn pick(
         &self,
         bound: Bound,
@@ -385,65 +401,30 @@ impl Destination {
         }
         let endpoints = self.endpoints.borrow();
         let avoid = avoid.and_then(|avoid| endpoints.iter().position(|e| Rc::ptr_eq(e, avoid)));
+        if self.is_open(now) {
+            return Err(Reason::CircuitOpen);
+        }
         let kept = bound.session.filter(|_| avoid.is_none());
         if let Some(kept) = kept.and_then(|tag| {
             endpoints.iter().find(|e| e.tag == tag && e.is_healthy() && e.breaker.admits(now))
         }) {
-            kept.breaker.begin(now);
             self.used.set(true);
             return Ok(kept.clone());
         }
         let key = bound.key.map(|hash| Key { hash, in_flight: self.in_flight.get() });
-        let picked = self.balancer.borrow().pick(&endpoints, key, avoid, rng, now);
+        let balancer = self.balancer.borrow();
+        let pick = |avoid| balancer.pick(&endpoints, key, avoid, rng, now);
+        let picked = match pick(avoid) {
+            // It has just come back: others get most of its share as yet.
+            Some(back) if avoid.is_none() && endpoints[back].breaker.declines(rng, now) => pick(Some(back)),
+            picked => picked,
+        };
+        if picked.is_none_or(|index| !endpoints[index].admits(now)) && self.lets_all_go() {
+            return Err(Reason::CircuitOpen);
+        }
         let endpoint = &endpoints[picked.ok_or(Reason::NoHealthyEndpoint)?];
-        endpoint.breaker.begin(now);
         self.used.set(true);
         Ok(endpoint.clone())
-    }
-
-    /// Counts a request against the limits until the guard goes.
-    ///
-    /// # Errors
-    /// [`Reason::Overloaded`] if too many are in flight.
-    #[inline]
-    pub fn admit(self: &Rc<Self>) -> Result<Admitted, Reason> {
-        let limit = self.policy.borrow().limits.requests;
-        if self.requests.get() >= limit {
-            return Err(Reason::Overloaded);
-        }
-        self.requests.set(self.requests.get() + 1);
-        Ok(Admitted(self.clone()))
-    }
-
-    /// A try at `endpoint` was answered acceptably, after the time since it was sent.
-    #[inline]
-    pub fn succeeded(&self, endpoint: &Endpoint, sent: Instant, now: Instant) {
-        endpoint.load.answered(now.saturating_duration_since(sent), now);
-        if endpoint.breaker.succeeded(now) {
-            tracing::info!(service = %self.service, namespace = %self.namespace, endpoint = %endpoint.id, "endpoint is in use again");
-            endpoint.show(now);
-            self.survey(now);
-            self.show();
-        }
-    }
-
-    /// A try at `endpoint` failed.
-    pub fn failed(&self, endpoint: &Endpoint, failure: Failure, now: Instant) {
-        let Some(fault) = Fault::of(failure) else { return };
-        let policy = self.policy();
-        let census =
-            || Census::of(self.endpoints.borrow().iter().map(|e| !e.is_healthy() || e.breaker.is_out()));
-        endpoint.load.failed(now);
-        if let Some(out) = endpoint.breaker.failed(fault, &policy.ejection, census, now) {
-            endpoint.load.forget();
-            tracing::warn!(service = %self.service, namespace = %self.namespace, endpoint = %endpoint.id, ?failure, ?out, "endpoint ejected");
-            endpoint.show(now);
-            self.survey(now);
-            // Its group may have no other who is well: then it has to be asked for a probe in time.
-            let over = now + out;
-            self.due.set(Some(self.due.get().map_or(over, |due| due.min(over))));
-            self.show();
-        }
     }
 
     /// Closes pooled connections that have been idle for too long or that the
@@ -459,6 +440,7 @@ impl Destination {
             endpoint.show(now);
         }
         self.survey(now);
+        self.show_circuit(now);
         self.show();
     }
 
@@ -472,12 +454,3 @@ impl Destination {
 
 /// The `service` label of what goes outside the registry.
 pub const PASSTHROUGH: &str = "passthrough";
-
-/// A request that counts against the limits of its destination.
-pub struct Admitted(Rc<Destination>);
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.0.requests.set(self.0.requests.get() - 1);
-    }
-}

@@ -177,18 +177,20 @@ pub struct Timeouts {
     pub idle: Option<GatewayDuration>,
 }
 
-/// Bounds on what the service may take from one client workload.
+/// Bounds on what the service may take from one client workload: from each of its
+/// sidecar's workers (one, unless it was told to have more). What is above them
+/// is answered 503 with `retry-after`; a TCP connection is reset.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
     /// Open connections. Default: 1024.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Positive>,
-    /// Requests that wait for a connection. Default: 1024.
+    /// Requests that wait for a connection. Default: 1024; with 0 none waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::number::unsigned")]
     pub pending_requests: Option<u32>,
-    /// Requests in flight. Default: 1024.
+    /// Requests in flight, of HTTP. Default: 1024.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<Positive>,
     /// Requests that a connection serves before it is replaced; 0 (the default): no limit.
@@ -324,6 +326,13 @@ impl Violations {
             && base > max
         {
             self.add(format!("{path}.max"), format!("{max} is shorter than base, {base}"));
+        }
+    }
+
+    /// A threshold of 0 is passed by anything.
+    fn some(&mut self, path: &str, percent: Option<Percent>, what: &str) {
+        if percent.is_some_and(|percent| percent.get() == 0) {
+            self.add(path, format!("has to be more than 0, which {what} reaches"));
         }
     }
 

@@ -306,11 +306,11 @@ fn the_oldest_policy_wins_field_by_field() {
     assert_eq!((timeouts.connect, timeouts.idle), (None, None));
     assert_eq!(policy.retry.unwrap().attempts, Some(1));
     assert_eq!(policy.limits.unwrap().connections, Some(7));
-    assert_eq!(policy.ejection, None);
+    assert_eq!((policy.circuit_breaker, policy.concurrency), (None, None));
 }
 
 #[test]
-fn retries_and_ejection_reach_the_wire() {
+fn retries_and_breakers_reach_the_wire() {
     let text = USERS.to_owned()
         + &policy(
             "p",
@@ -322,7 +322,14 @@ fn retries_and_ejection_reach_the_wire() {
     budget: {percent: 50}
     bufferBytes: 10
     maxElapsed: 3s
-  circuitBreaker: {scope: Endpoint, consecutiveFailures: 3, open: {max: 10s}, maxEjectedPercent: 30}
+  circuitBreaker:
+    consecutiveFailures: 3
+    failureRate: {percent: 40, minRequests: 5, window: 3s}
+    slowCall: {duration: 2s, percentile: 95}
+    open: {max: 10s, growth: Linear}
+    halfOpen: {requests: 5, successPercent: 60}
+    maxEjectedPercent: 30
+  concurrency: {mode: Adaptive, targetLatency: 5s, min: 2, max: 9}
   loadBalancer: {algorithm: PeakEwma}",
         );
     let policy = service(&model(&text, &[]), "shop/users").policy.unwrap();
@@ -338,9 +345,24 @@ fn retries_and_ejection_reach_the_wire() {
     let backoff = retry.backoff.unwrap();
     assert_eq!((backoff.base.unwrap().seconds, backoff.max.unwrap().seconds), (2, 2));
     assert_eq!((backoff.multiplier, backoff.jitter), (2.0, 0.25));
-    let ejection = policy.ejection.unwrap();
-    assert_eq!((ejection.consecutive_failures, ejection.max_ejected_percent), (Some(3), Some(30)));
-    assert_eq!((ejection.base.unwrap().seconds, ejection.max.unwrap().seconds), (10, 10));
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let breaker = v1::CircuitBreaker {
+        scope: v1::BreakerScope::Endpoint.into(),
+        consecutive_failures: Some(3),
+        failure_rate: Some(v1::FailureRate { percent: 40, min_requests: Some(5), window: seconds(3) }),
+        slow_call: Some(v1::SlowCall {
+            duration: seconds(2),
+            share: Some(v1::slow_call::Share::Percentile(95)),
+        }),
+        base: seconds(10),
+        max: seconds(10),
+        growth: v1::Growth::Linear.into(),
+        half_open: Some(v1::HalfOpen { requests: 5, success_percent: 60 }),
+        max_ejected_percent: Some(30),
+    };
+    assert_eq!(policy.circuit_breaker, Some(breaker));
+    let concurrency = v1::Concurrency { target_latency: seconds(5), min: Some(2), max: Some(9) };
+    assert_eq!(policy.concurrency, Some(concurrency));
 }
 
 #[test]
@@ -389,12 +411,12 @@ fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
     let text = USERS.to_owned()
         + &policy(
             "p",
-            "  timeouts: {request: 9s}\n  retry: {hedge: {after: 50ms}}\n  circuitBreaker: {scope: Service}",
+            "  timeouts: {request: 9s}\n  retry: {hedge: {after: 50ms}}\n  healthCheck: {tcp: {}}",
         );
     let after = model_after(&before, &text, &[]);
     let status = &after.statuses[0];
     let paths: Vec<_> = status.refusals.iter().map(|refusal| refusal.path.as_str()).collect();
-    assert_eq!(paths, ["spec.retry.hedge", "spec.circuitBreaker.scope"]);
+    assert_eq!(paths, ["spec.retry.hedge", "spec.healthCheck"]);
     assert!(status.refusals[0].message.contains("not supported by this version"));
     let line = text.lines().position(|line| line.contains("hedge")).unwrap() + 1;
     assert_eq!(status.refusals[0].location.as_ref().unwrap().line as usize, line);
@@ -413,11 +435,6 @@ fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
 #[test]
 fn every_field_that_is_not_enforced_is_refused() {
     for (spec, path) in [
-        ("  circuitBreaker: {failureRate: {percent: 60}}", "spec.circuitBreaker.failureRate"),
-        ("  circuitBreaker: {slowCall: {duration: 2s, percent: 60}}", "spec.circuitBreaker.slowCall"),
-        ("  circuitBreaker: {open: {growth: Linear}}", "spec.circuitBreaker.open.growth"),
-        ("  circuitBreaker: {halfOpen: {requests: 5, successPercent: 60}}", "spec.circuitBreaker.halfOpen"),
-        ("  concurrency: {mode: Adaptive}", "spec.concurrency"),
         ("  healthCheck: {tcp: {}}", "spec.healthCheck"),
         ("  fallback: {on: [Timeout], steps: [{service: {name: b}}]}", "spec.fallback"),
     ] {

@@ -1,13 +1,13 @@
 //! TrafficPolicies, merged field by field and written as sidecars read them.
 
 mod attachment;
+mod breaker;
 
 use std::time::Duration;
 
 use heddle_api::crd::{
-    Algorithm, Backoff, BackoffStrategy, CircuitBreaker, ConsistentHash, Cookie, GROUP, GatewayDuration,
-    Growth, Limits, LoadBalancer, Locality, OpenState, Retry, RetryOn, RetryReason, Scope, TargetRef,
-    Timeouts, TrafficPolicy, TrafficPolicySpec, Violation,
+    Algorithm, Backoff, BackoffStrategy, ConsistentHash, Cookie, GROUP, GatewayDuration, Limits, LoadBalancer,
+    Locality, Retry, RetryOn, RetryReason, TargetRef, Timeouts, TrafficPolicy, TrafficPolicySpec, Violation,
 };
 use heddle_api::discovery::v1;
 
@@ -24,9 +24,9 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         load_balancer: _,
         timeouts: _,
         retry,
-        circuit_breaker,
+        circuit_breaker: _,
         limits: _,
-        concurrency,
+        concurrency: _,
         health_check,
         fallback,
         canary: _,
@@ -62,27 +62,6 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
     {
         refuse(hedge.is_some(), "spec.retry.hedge", "hedging");
     }
-    if let Some(CircuitBreaker {
-        scope,
-        consecutive_failures: _,
-        failure_rate,
-        slow_call,
-        open,
-        half_open,
-        max_ejected_percent: _,
-    }) = circuit_breaker
-    {
-        let path = "spec.circuitBreaker";
-        refuse(*scope == Some(Scope::Service), &format!("{path}.scope"), "scope Service");
-        refuse(failure_rate.is_some(), &format!("{path}.failureRate"), "a failure rate");
-        refuse(slow_call.is_some(), &format!("{path}.slowCall"), "a share of slow calls");
-        refuse(half_open.is_some(), &format!("{path}.halfOpen"), "a half-open state");
-        let growth = open.as_ref().and_then(|open| open.growth);
-        if let Some(other) = growth.filter(|growth| *growth != Growth::Exponential) {
-            refuse(true, &format!("{path}.open.growth"), &format!("growth {other:?}"));
-        }
-    }
-    refuse(concurrency.is_some(), "spec.concurrency", "an adaptive concurrency limit");
     refuse(health_check.is_some(), "spec.healthCheck", "active health checking");
     refuse(fallback.is_some(), "spec.fallback", "a fallback");
     found.extend(attachment::not_on_routes(spec));
@@ -118,9 +97,10 @@ impl Merged<'_> {
             source: names.join(","),
             timeouts: self.has(|spec| spec.timeouts.as_ref()).then(|| self.timeouts()),
             retry: self.has(|spec| spec.retry.as_ref()).then(|| self.retry()),
-            ejection: self.has(|spec| spec.circuit_breaker.as_ref()).then(|| self.ejection()),
             limits: self.has(|spec| spec.limits.as_ref()).then(|| self.limits()),
             load_balancer: self.has(|spec| spec.load_balancer.as_ref()).then(|| self.load_balancer()),
+            circuit_breaker: self.has(|spec| spec.circuit_breaker.as_ref()).then(|| self.circuit_breaker()),
+            concurrency: self.has(|spec| spec.concurrency.as_ref()).then(|| self.concurrency()),
         }
     }
 
@@ -163,23 +143,6 @@ impl Merged<'_> {
             buffer_bytes: self.first(section, |retry| retry.buffer_bytes),
             backoff: self.first(section, |retry| retry.backoff.as_ref().map(backoff)),
             max_elapsed: self.first(section, |retry| retry.max_elapsed).map(|time| duration(time.get())),
-        }
-    }
-
-    fn ejection(&self) -> v1::OutlierEjection {
-        fn section(spec: &TrafficPolicySpec) -> Option<&CircuitBreaker> {
-            spec.circuit_breaker.as_ref()
-        }
-        let open = self.first(section, |breaker| breaker.open.as_ref().map(open_times));
-        v1::OutlierEjection {
-            consecutive_failures: self
-                .first(section, |breaker| breaker.consecutive_failures)
-                .map(|n| n.get()),
-            base: open.map(|(base, _)| duration(base)),
-            max: open.map(|(_, max)| duration(max)),
-            max_ejected_percent: self
-                .first(section, |breaker| breaker.max_ejected_percent)
-                .map(|n| n.get().into()),
         }
     }
 
@@ -290,10 +253,6 @@ fn backoff(backoff: &Backoff) -> v1::Backoff {
         increment: Some(duration(backoff.increment.map_or(base, GatewayDuration::get))),
         jitter: backoff.jitter.map_or(0.25, |share| share.get()),
     }
-}
-
-fn open_times(open: &OpenState) -> (Duration, Duration) {
-    bounds(open.base, open.max, Duration::from_secs(30), Duration::from_secs(300))
 }
 
 /// `base` and `max` with defaults that give way where only one of them is said.

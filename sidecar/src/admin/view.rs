@@ -1,8 +1,11 @@
 //! What the admin listener shows, as JSON.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use heddle_api::join_token::RootHash;
+use heddle_api::name::ServiceName;
 use heddle_api::tls::{Credentials, spiffe_id};
 use heddle_api::x509;
 use rustls::pki_types::CertificateDer;
@@ -11,6 +14,8 @@ use serde_json::{Value, json};
 use super::{Admin, Phase};
 use crate::agent::timestamp;
 use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service, Snapshot};
+use crate::policy::breaker::{Cause, CircuitState};
+use crate::telemetry::metrics::{Circuit, EndpointLabels, Registry};
 
 /// `/config`: the state of the sidecar, and what it was told.
 pub(super) fn config(admin: &Admin) -> Value {
@@ -56,8 +61,29 @@ pub(super) fn config(admin: &Admin) -> Value {
     })
 }
 
-/// `/endpoints`: where each service is.
-pub(super) fn endpoints(snapshot: &Snapshot) -> Value {
+/// `/endpoints`: where each service is, and which circuits are open.
+pub(super) fn endpoints(snapshot: &Snapshot, metrics: &Registry) -> Value {
+    let (now, time) = (Instant::now(), SystemTime::now());
+    let circuits: HashMap<EndpointLabels, Circuit> = metrics.circuits(now).into_iter().collect();
+    let circuit = |service: &ServiceName, endpoint: &str| {
+        let labels = EndpointLabels {
+            service: service.name().into(),
+            namespace: service.namespace().into(),
+            endpoint: endpoint.into(),
+        };
+        // Nobody has used it: there is nothing to tell.
+        let circuit = circuits.get(&labels)?;
+        Some(json!({
+            "state": match circuit.state {
+                CircuitState::Closed => "closed",
+                CircuitState::HalfOpen => "half-open",
+                CircuitState::Open => "open",
+            },
+            "reason": circuit.cause.map(Cause::as_str),
+            "until": circuit.until.map(|until| timestamp(time + until.saturating_duration_since(now))),
+            "failures": circuit.failures,
+        }))
+    };
     let mut found: Vec<&Arc<Service>> = snapshot
         .services
         .values()
@@ -68,7 +94,8 @@ pub(super) fn endpoints(snapshot: &Snapshot) -> Value {
         .collect();
     found.sort_unstable_by_key(|service| &service.name);
     let endpoints = found.into_iter().flat_map(|service| {
-        service.endpoints.iter().map(|endpoint| {
+        let circuit = &circuit;
+        service.endpoints.iter().map(move |endpoint| {
             json!({
                 "service": service.name.as_str(),
                 "id": endpoint.id,
@@ -81,6 +108,8 @@ pub(super) fn endpoints(snapshot: &Snapshot) -> Value {
                 "weight": endpoint.weight,
                 "priority": endpoint.priority,
                 "healthy": endpoint.health == EndpointHealth::Healthy,
+                "circuit": circuit(&service.name, &endpoint.id),
+                "serviceCircuit": circuit(&service.name, ""),
             })
         })
     });

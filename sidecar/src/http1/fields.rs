@@ -30,6 +30,7 @@ pub(crate) enum Field {
     HopByHop,
     /// Believed only from a sidecar.
     Mesh,
+    Priority,
     ProxyAuthenticate,
     ProxyAuthorization,
     Trace(TraceField),
@@ -60,6 +61,7 @@ impl Field {
         match name.len() {
             2 if is("b3") => return Self::Trace(TraceField::B3),
             6 if is("accept") => return Self::Accept,
+            8 if is("priority") => return Self::Priority,
             10 if is("tracestate") => return Self::Trace(TraceField::Tracestate),
             10 if is("x-b3-flags") => return Self::Trace(TraceField::B3Flags),
             11 if is("traceparent") => return Self::Trace(TraceField::Traceparent),

@@ -31,7 +31,7 @@ use crate::session;
 use crate::tcp::tunnel;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
-use crate::upstream::{Bound, Destination, Endpoint, Lease, MeshProtocol, broken};
+use crate::upstream::{self, Bound, Destination, Endpoint, Lease, MeshProtocol, broken};
 
 /// Forwards the request whose head was just read, and answers it.
 pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
@@ -84,7 +84,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         }
         Err(Detour::ClientLeft) => return Next::Abort,
     };
-    match destination.admit() {
+    match destination.admit(request.head.urgency) {
         Ok(_admitted) => request.serve(client, &destination).await,
         Err(reason) => request.refuse(client, Some(&destination), reason, "").await,
     }
@@ -289,18 +289,18 @@ impl Request {
                 None => client.requests(destination, &endpoint),
             };
             let metrics = metrics.begin();
-            let load = endpoint.begin();
+            let load = destination.begin(&endpoint, now);
             let (tried, mut lease, exchange) =
                 self.attempt(client, destination, &endpoint, &policy, now).await;
-            let sent = std::mem::replace(&mut now, Instant::now());
+            now = Instant::now();
             self.mirror(client);
             self.progress.response_started |= exchange.passed_on;
             let after = match tried {
                 Tried::Response(mut response) => {
                     let failure = failure_of(&response);
                     match failure {
-                        Some(failure) => destination.failed(&endpoint, failure, now),
-                        None => destination.succeeded(&endpoint, sent, now),
+                        Some(failure) => load.failed(failure, now),
+                        None => load.answered(now),
                     }
                     let retry =
                         failure.and_then(|failure| self.retry(client, destination, &policy, failure, now));
@@ -308,7 +308,7 @@ impl Request {
                         self.note_retry(destination, failure.is_none());
                         let lease = lease.expect("a response came over a connection");
                         return self
-                            .respond(client, destination, &policy, response, lease, exchange, metrics)
+                            .respond(client, destination, &policy, response, lease, exchange, metrics, &load)
                             .await;
                     };
                     client.to_client.clear();
@@ -320,7 +320,7 @@ impl Request {
                     after
                 }
                 Tried::Failed(failure) => {
-                    destination.failed(&endpoint, failure, now);
+                    load.failed(failure, now);
                     match self.retry(client, destination, &policy, failure, now) {
                         Some(after) => after,
                         None => {
@@ -342,7 +342,7 @@ impl Request {
                 }
                 Tried::Stopped(Stop::Reason(reason), bad) => {
                     let message = bad.map(|bad| bad.to_string()).unwrap_or_default();
-                    destination.failed(&endpoint, Failure::Mesh(reason), now);
+                    load.failed(Failure::Mesh(reason), now);
                     self.note_retry(destination, false);
                     drop(lease);
                     return self
@@ -439,6 +439,7 @@ impl Request {
         mut lease: Lease,
         mut exchange: Exchange,
         metrics: InFlight,
+        load: &upstream::InFlight,
     ) -> Next {
         let stays = self.head.keep_alive && !client.session.worker.is_draining();
         if let Some(cookie) = &self.affinity.set_cookie {
@@ -469,8 +470,10 @@ impl Request {
             Err(reason) => (Some(Next::Abort), Some(reason)),
         };
         let endpoint = lease.endpoint().clone();
-        if let Some(reason) = error {
-            destination.failed(&endpoint, Failure::Mesh(reason), Instant::now());
+        match (error, &next) {
+            (Some(reason), _) => load.failed(Failure::Mesh(reason), Instant::now()),
+            (None, None) => load.succeeded(Instant::now()),
+            (None, Some(_)) => {}
         }
         let outcome =
             Outcome { code: response.status, grpc_status: None, error: error.or(response.mesh_error) };
@@ -478,10 +481,9 @@ impl Request {
         let next = match next {
             Some(next) => next,
             None if response.role == Role::Tunnel => {
-                let mut upstream = lease.into_inner();
                 let bytes = client.session.tcp(Some(destination), Some(&endpoint)).open();
                 let deadline = client.session.worker.wheel.deadline();
-                let (client, upstream) = (&mut client.connection, &mut upstream);
+                let (client, upstream) = (&mut client.connection, &mut *lease);
                 let clean = Box::pin(tunnel(client, upstream, deadline, policy.idle_timeout, &bytes)).await;
                 received = 0;
                 if clean { Next::Close } else { Next::Abort }
@@ -632,6 +634,8 @@ impl Request {
             service: &service,
             policy: policy.as_ref().map_or("", |policy| &policy.source),
             trace_id: &trace_id,
+            retry_after: destination
+                .map_or(reason.retry_after(), |destination| destination.retry_after(reason, Instant::now())),
             ..Answer::new(reason)
         };
         let how = Http1 { head: self.head.method == Method::Head, close: !stays };

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{HeadScan, Method, Origin, Version};
 use crate::io::WriteBuffer;
+use crate::policy::concurrency::Urgency;
 use crate::reason::Reason;
 use crate::route::{Rule, Target};
 use crate::upstream::{Bound, Destination, Lease, MeshProtocol};
@@ -52,9 +53,10 @@ async fn copy(
     method: Method,
     bytes: Vec<u8>,
 ) -> Result<(), Reason> {
-    let _admitted = destination.admit()?;
+    // Of all requests a copy is the first to be shed.
+    let _admitted = destination.admit(Urgency::LEAST)?;
     let endpoint = destination.pick(Bound::default(), None, &worker.rng, Instant::now())?;
-    let _load = endpoint.begin();
+    let _load = destination.begin(&endpoint, Instant::now());
     let lease = destination.acquire(&endpoint, MeshProtocol::Http1, worker).await;
     let mut lease = lease.map_err(|error| error.reason)?;
     let mut out = WriteBuffer::default();

@@ -15,6 +15,7 @@ use crate::http1::fields::{
 };
 use crate::http1::target::{Target, is_authority};
 use crate::http1::{BadHead, HeadScan, MAX_FIELDS, Method, Span, Version};
+use crate::policy::concurrency::Urgency;
 use crate::sanitize;
 use crate::sanitize::answer::Form;
 
@@ -48,6 +49,8 @@ pub struct RequestHead {
     pub trace: TraceFields,
     /// The form of an answer that the mesh makes itself.
     pub form: Form,
+    /// How urgent the client says that it is.
+    pub urgency: Urgency,
 }
 
 /// The fields of a trace context, in the input, in the order in which they came.
@@ -168,6 +171,7 @@ fn parse_complete(input: &[u8], origin: Origin, out: &mut Vec<u8>) -> Result<Req
         upgrade: false,
         trace: TraceFields::default(),
         form: Form::Plain,
+        urgency: Urgency::default(),
     };
     let mut framing = Framing::default();
     let mut upgrade = Upgrade::None;
@@ -196,6 +200,7 @@ fn parse_complete(input: &[u8], origin: Origin, out: &mut Vec<u8>) -> Result<Req
             Field::ProxyAuthorization if method != Method::Connect => continue,
             Field::Accept => accept = Some(field.value),
             Field::ContentType => content_type = Some(field.value),
+            Field::Priority => head.urgency = Urgency::of_field(field.value),
             // To a client of 1.0 no interim response may be sent, so none is asked for.
             Field::Expect if version == Version::Http10 => continue,
             Field::Expect => head.expects_continue = field.value.eq_ignore_ascii_case(b"100-continue"),

@@ -21,6 +21,7 @@ use crate::http2::mirror;
 use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
+use crate::policy::concurrency::Urgency;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
@@ -30,7 +31,7 @@ use crate::session::Session;
 use crate::session::record::Exchange;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext, is_replaced};
-use crate::upstream::{Admitted, Bound, Destination, Endpoint, Lease, MeshProtocol};
+use crate::upstream::{self, Admitted, Bound, Destination, Endpoint, Lease, MeshProtocol};
 use crate::wheel::Wheel;
 use crate::worker::Worker;
 
@@ -197,7 +198,8 @@ impl Calls for Side {
         };
         let destination = routed.as_ref().map_or(front, |routed| routed.way.destination.clone());
         let policy = routed.as_ref().map_or_else(|| destination.policy(), |routed| routed.way.policy());
-        let admitted = destination.admit().map_err(|reason| {
+        let urgency = head.headers.get("priority").map(|value| Urgency::of_field(value.as_bytes()));
+        let admitted = destination.admit(urgency.unwrap_or_default()).map_err(|reason| {
             self.count_refused(head, Some(&destination), reason, started);
             Refusal { policy: policy.source.clone(), ..reason.into() }
         })?;
@@ -243,8 +245,8 @@ pub(super) struct Forward<'a> {
     affinity: Affinity,
     /// The endpoint of the last try.
     endpoint: Option<Rc<Endpoint>>,
-    /// The try under way: since when, and its place in the endpoint's load.
-    current: Option<(Instant, crate::upstream::InFlight)>,
+    /// The try under way.
+    current: Option<upstream::InFlight>,
     counted: Option<InFlight>,
     /// The rule that it fell to, where its destination has routes.
     routed: Option<Routed>,
@@ -259,8 +261,8 @@ pub(super) struct Forward<'a> {
 impl Forward<'_> {
     /// The last try failed: for the books of its endpoint.
     fn book(&mut self, failure: Failure, now: Instant) {
-        if let (Some(endpoint), Some(_)) = (&self.endpoint, self.current.take()) {
-            self.destination.failed(endpoint, failure, now);
+        if let Some(current) = self.current.take() {
+            current.failed(failure, now);
         }
     }
 
@@ -321,9 +323,12 @@ impl Call for Forward<'_> {
         let session = self.routed.as_ref().and_then(Routed::kept_at);
         let bound = Bound { key: self.affinity.key, session };
         let picked = self.destination.pick(bound, self.endpoint.as_ref(), &worker.rng, now);
-        let endpoint =
-            picked.map_err(|reason| Refusal { policy: self.policy.source.clone(), ..reason.into() })?;
-        self.current = Some((now, endpoint.begin()));
+        let endpoint = picked.map_err(|reason| Refusal {
+            policy: self.policy.source.clone(),
+            retry_after: self.destination.retry_after(reason, now),
+            ..reason.into()
+        })?;
+        self.current = Some(self.destination.begin(&endpoint, now));
         let metrics = match &self.routed {
             Some(routed) => routed.way.requests(&endpoint, &worker.metrics),
             None => self.side.metrics(&self.destination, &endpoint),
@@ -358,8 +363,8 @@ impl Call for Forward<'_> {
 
     fn outgoing(&mut self, headers: &mut HeaderMap, now: Instant) {
         self.tries += 1;
-        if let Some((since, _)) = &mut self.current {
-            *since = now;
+        if let Some(current) = &self.current {
+            current.sent(now);
         }
         let Some(trace) = &self.trace else { return };
         strip(headers, is_replaced);
@@ -396,9 +401,10 @@ impl Call for Forward<'_> {
             (None, _) => None,
         };
         let Some(failure) = failure else {
-            // The guard stays: the endpoint is busy until the response is complete.
-            if let (Some(endpoint), Some((since, _))) = (&self.endpoint, &self.current) {
-                self.destination.succeeded(endpoint, *since, now);
+            // The guard stays: the endpoint is busy until the response is complete,
+            // and only then known to have done well.
+            if let Some(current) = &self.current {
+                current.answered(now);
             }
             return None;
         };
@@ -429,10 +435,15 @@ impl Call for Forward<'_> {
         match (end.reason, end.grpc_status) {
             (Some(reason), _) => self.book(Failure::Mesh(reason), now),
             (None, Some(status)) if status > 0 => self.book(Failure::Grpc(status), now),
-            _ if self.progress.retries > 0 && !end.cancelled => {
-                self.retries().retried(RetryOutcome::Succeeded);
+            _ if end.cancelled => {}
+            _ => {
+                if let Some(current) = self.current.take() {
+                    current.succeeded(now);
+                }
+                if self.progress.retries > 0 {
+                    self.retries().retried(RetryOutcome::Succeeded);
+                }
             }
-            _ => {}
         }
         let outcome =
             Outcome { code: end.status.unwrap_or(0), grpc_status: end.grpc_status, error: end.reason };

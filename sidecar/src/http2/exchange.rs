@@ -461,6 +461,7 @@ impl Client<'_> {
             service,
             policy: &refusal.policy,
             trace_id,
+            retry_after: refusal.retry_after,
         };
         let (head, body) = answer.http2(self.form);
         // Fails only if the client is gone.

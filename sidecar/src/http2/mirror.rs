@@ -12,6 +12,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, request};
 
 use crate::http2::calls::{connect, terms};
+use crate::policy::concurrency::Urgency;
 use crate::reason::Reason;
 use crate::route::Target;
 use crate::routing::Way;
@@ -52,9 +53,10 @@ pub(super) fn send(worker: &Rc<Worker>, way: &Way, whole: impl Fn() -> Whole) {
 }
 
 async fn copy(worker: &Rc<Worker>, destination: &Rc<Destination>, whole: Whole) -> Result<(), Reason> {
-    let _admitted = destination.admit()?;
+    // Of all requests a copy is the first to be shed.
+    let _admitted = destination.admit(Urgency::LEAST)?;
     let endpoint = destination.pick(Bound::default(), None, &worker.rng, Instant::now())?;
-    let _load = endpoint.begin();
+    let _load = destination.begin(&endpoint, Instant::now());
     let terms = terms(worker, &destination.policy());
     let making = || connect(destination.clone(), endpoint.clone(), worker.clone());
     let mut slot = endpoint.http2.slot(&terms, making).await.map_err(|refusal| refusal.reason)?;

@@ -27,6 +27,8 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
     /// The policy that asked for it, `namespace/name`; empty if none did.
     pub(crate) policy: String,
+    /// After how many seconds to try again, if that can be said.
+    pub(crate) retry_after: Option<u32>,
 }
 
 /// Why a request becomes no call.
@@ -46,7 +48,7 @@ impl From<Refusal> for Detour {
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), policy: String::new() }
+        Self { reason, message: message.into(), policy: String::new(), retry_after: reason.retry_after() }
     }
 }
 

@@ -129,6 +129,12 @@ impl Links {
         }
     }
 
+    /// Ends a connection without streams; `false` if there is none.
+    pub(crate) fn end_idle(&self) -> bool {
+        let idle = self.0.links.borrow().iter().find(|link| link.streams.get() == 0).cloned();
+        idle.inspect(|link| self.0.remove(link)).is_some()
+    }
+
     /// Ends the connections when their streams are done; new ones serve who
     /// waits for them and end too.
     pub(crate) fn retire(&self) {

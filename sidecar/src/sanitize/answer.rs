@@ -31,6 +31,9 @@ pub struct Answer<'a> {
     pub policy: &'a str,
     /// The trace it belongs to; empty if there is none.
     pub trace_id: &'a str,
+    /// After how many seconds to try again, if that can be said: `retry-after`, or for
+    /// gRPC the pushback of its proposal A6.
+    pub retry_after: Option<u32>,
 }
 
 /// What the client understands.
@@ -80,7 +83,7 @@ pub struct Http1 {
 impl<'a> Answer<'a> {
     /// An answer that says no more than its reason.
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, message: "", service: "", policy: "", trace_id: "" }
+        Self { reason, message: "", service: "", policy: "", trace_id: "", retry_after: reason.retry_after() }
     }
 
     /// The HTTP status in this form.
@@ -104,6 +107,9 @@ impl<'a> Answer<'a> {
         if form == Form::Grpc {
             put(&[b"grpc-status: ", digits.format(self.reason.grpc_status()).as_bytes(), b"\r\n"]);
             put(&[b"grpc-message: ", self.grpc_message().as_bytes(), b"\r\n"]);
+        }
+        if let Some((name, value)) = self.retry_field(form) {
+            put(&[name.as_bytes(), b": ", digits.format(value).as_bytes(), b"\r\n"]);
         }
         put(&[b"content-length: ", digits.format(body.len()).as_bytes(), b"\r\n"]);
         if how.close {
@@ -132,7 +138,18 @@ impl<'a> Answer<'a> {
         } else {
             headers.insert(CONTENT_LENGTH, body.len().into());
         }
+        if let Some((name, value)) = self.retry_field(form) {
+            headers.insert(HeaderName::from_static(name), value.into());
+        }
         (response, body.into())
+    }
+
+    fn retry_field(&self, form: Form) -> Option<(&'static str, u64)> {
+        let seconds = u64::from(self.retry_after?);
+        Some(match form {
+            Form::Plain | Form::Json => ("retry-after", seconds),
+            Form::Grpc => ("grpc-retry-pushback-ms", seconds * 1000),
+        })
     }
 
     fn body(&self, form: Form) -> Vec<u8> {

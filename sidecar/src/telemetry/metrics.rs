@@ -10,6 +10,7 @@
 
 mod agent;
 mod cell;
+mod circuit;
 mod encode;
 mod family;
 mod labels;
@@ -17,16 +18,18 @@ mod process;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use self::agent::{HandshakeSide, SharedCounter, SharedGauge};
 pub use self::cell::Outcome;
+pub use self::circuit::{Circuit, CircuitGauge};
 pub use self::labels::{
     DestinationLabels, Direction, EndpointLabels, RequestLabels, ServiceLabels, TcpLabels, Tls, UNKNOWN_PEER,
 };
 
 use self::agent::AgentFamilies;
 use self::cell::{Cell, Cells, Histogram, OutcomeCells};
+use self::circuit::CircuitCell;
 use self::encode::Encoder;
 use self::family::{Family, Local};
 use self::labels::RouteLabels;
@@ -143,6 +146,11 @@ impl Registry {
         self.counter("heddle_tls_handshakes_total", "TLS handshakes with mesh peers.", &labels)
     }
 
+    /// The circuits of all endpoints and services, those of services without an endpoint's name.
+    pub fn circuits(&self, now: Instant) -> Vec<(EndpointLabels, Circuit)> {
+        self.0.circuits.totals().into_iter().map(|(labels, cell)| (labels, cell.circuit(now))).collect()
+    }
+
     /// All metrics in the Prometheus text format, version 0.0.4.
     pub fn encode(&self) -> String {
         let mut encoder = Encoder::default();
@@ -192,7 +200,7 @@ impl Shard {
 
     /// The state of an endpoint's circuit.
     pub fn circuit(&self, labels: &EndpointLabels) -> Rc<CircuitGauge> {
-        self.circuits.resolve(&self.families.circuits, labels, |_, cells| CircuitGauge(cells))
+        self.circuits.resolve(&self.families.circuits, labels, |_, cells| CircuitGauge::new(cells))
     }
 
     /// The numbers of a service's endpoints.
@@ -384,43 +392,6 @@ impl Cells for RetryCells {
         self.failed.add(other.failed.get());
         self.exhausted.add(other.exhausted.get());
     }
-}
-
-/// The state of a circuit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CircuitState {
-    /// Traffic flows.
-    Closed,
-    /// A few requests probe.
-    HalfOpen,
-    /// Ejected.
-    Open,
-}
-
-/// The state of an endpoint's circuit; over all workers the worst is shown.
-#[derive(Debug)]
-pub struct CircuitGauge(Arc<CircuitCell>);
-
-#[derive(Default, Debug)]
-struct CircuitCell(Cell);
-
-impl CircuitGauge {
-    /// Shows a state.
-    pub fn set(&self, state: CircuitState) {
-        self.0.0.set(match state {
-            CircuitState::Closed => 0,
-            CircuitState::HalfOpen => 1,
-            CircuitState::Open => 2,
-        });
-    }
-}
-
-impl Cells for CircuitCell {
-    fn absorb(&self, other: &Self) {
-        self.0.set(self.0.get().max(other.0.get()));
-    }
-
-    fn retire(&self, _: &Self) {}
 }
 
 /// The numbers of a service's endpoints. Every worker sees all endpoints, so over

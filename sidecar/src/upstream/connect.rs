@@ -100,6 +100,7 @@ impl Destination {
             if connections.open.get() < policy.limits.connections || self.drop_idle() {
                 break;
             }
+            self.end_idle_links();
             if connections.waiting.get() >= policy.limits.pending_requests {
                 return Err(ConnectError {
                     reason: Reason::Overloaded,
@@ -113,6 +114,12 @@ impl Destination {
         let transport = endpoint.connect(protocol, worker, policy.connect_timeout).await?;
         counted.keep();
         Ok(Lease::new(Connection::new(transport), endpoint.clone(), protocol))
+    }
+
+    /// Has an HTTP/2 connection that carries nothing make room for one elsewhere,
+    /// which it does once it is closed.
+    fn end_idle_links(&self) {
+        let _ = self.endpoints().iter().any(|endpoint| endpoint.http2.end_idle());
     }
 
     /// Closes an idle connection to make room for one elsewhere.

@@ -13,12 +13,12 @@ use super::{Connections, DEFAULT_ROUTE, Destination, DestinationKey};
 use crate::config::{self, EndpointHealth};
 use crate::http2::upstream::Links;
 use crate::policy::balance::{Candidate, Health, Member};
-use crate::policy::ejection::{Breaker, CircuitState};
+use crate::policy::breaker::Breaker;
 use crate::policy::ewma::PeakEwma;
 use crate::policy::hash_key;
 use crate::route::EndpointTag;
 use crate::telemetry::metrics::{
-    self, CircuitGauge, Direction, EndpointLabels, RequestLabels, RequestMetrics, Shard, TcpLabels,
+    Circuit, CircuitGauge, Direction, EndpointLabels, RequestLabels, RequestMetrics, Shard, TcpLabels,
     TcpMetrics, Tls, UNKNOWN_PEER,
 };
 
@@ -83,8 +83,6 @@ pub struct Endpoint {
     pub(crate) http2: Links,
     pub(super) idle: [RefCell<Vec<Idle>>; 2],
     pub(super) connections: Rc<Connections>,
-    /// In flight to all endpoints of the destination.
-    all_in_flight: Rc<Cell<u32>>,
     member: Cell<Member>,
     health: Cell<EndpointHealth>,
     retired: Cell<bool>,
@@ -132,7 +130,6 @@ impl Endpoint {
             http2: Links::default(),
             idle: Default::default(),
             connections: destination.connections.clone(),
-            all_in_flight: destination.in_flight.clone(),
             member: Cell::new(member),
             health: Cell::new(EndpointHealth::Healthy),
             retired: Cell::new(false),
@@ -193,20 +190,8 @@ impl Endpoint {
         if self.is_mesh() { Tls::Mutual } else { Tls::None }
     }
 
-    /// Counts a try in flight until the guard goes.
-    #[inline]
-    pub fn begin(self: &Rc<Self>) -> InFlight {
-        self.load.begin();
-        self.all_in_flight.set(self.all_in_flight.get() + 1);
-        InFlight(self.clone())
-    }
-
     pub(super) fn show(&self, now: Instant) {
-        self.circuit.set(match self.breaker.state(now) {
-            CircuitState::Closed => metrics::CircuitState::Closed,
-            CircuitState::HalfOpen => metrics::CircuitState::HalfOpen,
-            CircuitState::Open => metrics::CircuitState::Open,
-        });
+        self.circuit.set(Circuit::of(&self.breaker, now));
     }
 }
 
@@ -229,15 +214,5 @@ impl Candidate for Rc<Endpoint> {
     #[inline]
     fn admits(&self, now: Instant) -> bool {
         self.is_healthy() && self.breaker.admits(now)
-    }
-}
-
-/// A try in flight at an endpoint.
-pub struct InFlight(Rc<Endpoint>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.load.end();
-        self.0.all_in_flight.set(self.0.all_in_flight.get().saturating_sub(1));
     }
 }

@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::Violations;
 use crate::crd::{ByteSize, GatewayDuration, Percent, Positive};
 
-/// When an endpoint or the service is left alone for a while.
+/// When an endpoint or the service is left alone for a while. A failure is a
+/// connection that cannot be made or breaks, a timeout, a status from 500 on (but
+/// not 501 and 505), and in gRPC `UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`,
+/// `UNAVAILABLE` and `DATA_LOSS`; what a client gives up is none. Each worker of a
+/// caller's sidecar counts for itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CircuitBreaker {
@@ -22,16 +26,19 @@ pub struct CircuitBreaker {
     /// Opens when too many of the recent requests failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_rate: Option<FailureRate>,
-    /// Opens when too many of the recent requests were slow.
+    /// Opens when too many of the recent requests were slow; how far back and from
+    /// how many on is said by `failureRate`, or else 10s and 20.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_call: Option<SlowCall>,
     /// How long it stays open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open: Option<OpenState>,
-    /// What is let through to find out whether it may close.
+    /// What is let through to find out whether it may close. Default: one request,
+    /// which has to succeed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub half_open: Option<HalfOpen>,
-    /// At most this share of a service's endpoints is ejected at once. Default: 50.
+    /// At most this share of a service's endpoints is ejected at once, but always
+    /// one may be. Only 100 lets the last one go: then requests fail fast. Default: 50.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejected_percent: Option<Percent>,
 }
@@ -51,22 +58,26 @@ pub enum Scope {
 pub struct FailureRate {
     /// The share that is too much.
     pub percent: Percent,
-    /// Fewer requests than this in the window say nothing.
+    /// Fewer requests than this in the window say nothing. Default: 20.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_requests: Option<Positive>,
-    /// How far back requests count.
+    /// How far back requests count. Default: 10s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<GatewayDuration>,
 }
 
-/// A share of slow requests.
+/// Slow requests: exactly one of `percent` and `percentile`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SlowCall {
-    /// A longer request is slow.
+    /// A request whose response takes longer to begin is slow.
     pub duration: GatewayDuration,
-    /// The share that is too much.
-    pub percent: Percent,
+    /// The share of slow requests that is too much.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<Percent>,
+    /// The percentile of latency that must not be slow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percentile: Option<Percent>,
 }
 
 /// How long a circuit stays open.
@@ -105,19 +116,23 @@ pub struct HalfOpen {
     pub success_percent: Percent,
 }
 
-/// A bound on requests in flight that follows the measured latency.
+/// A bound on requests in flight that follows the measured latency: while a
+/// service answers slower than it should, fewer are let through, and what is
+/// above the bound is answered 503 with `retry-after`, the least urgent first
+/// (header `priority`, RFC 9218). Kept by each worker of a caller's sidecar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Concurrency {
     /// How the bound is found.
     pub mode: ConcurrencyMode,
-    /// The latency to keep.
+    /// The median latency to keep, until a response begins. Default: 1.5 times
+    /// the least that was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_latency: Option<GatewayDuration>,
-    /// The bound is never less.
+    /// The bound is never less. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<Positive>,
-    /// The bound is never more.
+    /// The bound is never more. Default: 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<Positive>,
 }
@@ -259,6 +274,9 @@ fn status_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": "integer", "minimum": 200, "maximum": 599 })
 }
 
+/// More probes than this are no probes any more.
+const MAX_PROBES: u32 = 1000;
+
 impl CircuitBreaker {
     pub(super) fn validate(&self, violations: &mut Violations) {
         if let Some(open) = &self.open {
@@ -266,9 +284,29 @@ impl CircuitBreaker {
         }
         if let Some(rate) = &self.failure_rate {
             violations.positive("spec.circuitBreaker.failureRate.window", rate.window);
+            violations.some("spec.circuitBreaker.failureRate.percent", Some(rate.percent), "every request");
         }
         if let Some(slow) = &self.slow_call {
-            violations.positive("spec.circuitBreaker.slowCall.duration", Some(slow.duration));
+            let path = "spec.circuitBreaker.slowCall";
+            violations.positive(&format!("{path}.duration"), Some(slow.duration));
+            let given = [slow.percent.is_some(), slow.percentile.is_some()];
+            violations.exactly_one(path, &given, "percent and percentile");
+            violations.some(&format!("{path}.percent"), slow.percent, "every request");
+            if slow.percentile.is_some_and(|percentile| !(1..=99).contains(&percentile.get())) {
+                violations.add(format!("{path}.percentile"), "has to be between 1 and 99");
+            }
+        }
+        if let Some(half_open) = &self.half_open {
+            let path = "spec.circuitBreaker.halfOpen";
+            violations.some(&format!("{path}.successPercent"), Some(half_open.success_percent), "a failure");
+            if half_open.requests.get() > MAX_PROBES {
+                let message = format!("{} is more than {MAX_PROBES}", half_open.requests.get());
+                violations.add(format!("{path}.requests"), message);
+            }
+        }
+        if self.scope == Some(Scope::Service) && self.max_ejected_percent.is_some() {
+            let message = "has a meaning only with scope Endpoint";
+            violations.add("spec.circuitBreaker.maxEjectedPercent", message);
         }
     }
 }

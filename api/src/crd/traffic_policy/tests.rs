@@ -66,6 +66,14 @@ fn impossible_values_do_not_parse() {
         json!({"retry": {"methods": ["get"]}}),
         json!({"timeouts": {"request": "fast"}}),
         json!({"limits": {"connections": 0}}),
+        json!({"limits": {"requests": 0}}),
+        json!({"limits": {"pendingRequests": -1}}),
+        json!({"circuitBreaker": {"consecutiveFailures": 0}}),
+        json!({"circuitBreaker": {"maxEjectedPercent": 101}}),
+        json!({"circuitBreaker": {"scope": "Everything"}}),
+        json!({"circuitBreaker": {"halfOpen": {"requests": 0, "successPercent": 1}}}),
+        json!({"concurrency": {"mode": "Fixed"}}),
+        json!({"concurrency": {"min": 1}}),
         json!({"retry": {"unknown": 1}}),
         json!({"loadBalancer": {"algorithm": "Best"}}),
         json!({"loadBalancer": {"slowStart": {}}}),
@@ -115,6 +123,50 @@ fn impossible_pairs_are_named_by_their_path() {
             "spec.loadBalancer.consistentHash.cookie.path",
         ),
         (json!({"loadBalancer": {"slowStart": {"window": "0s"}}}), "spec.loadBalancer.slowStart.window"),
+        (
+            json!({"circuitBreaker": {"failureRate": {"percent": 0}}}),
+            "spec.circuitBreaker.failureRate.percent",
+        ),
+        (
+            json!({"circuitBreaker": {"failureRate": {"percent": 1, "window": "0s"}}}),
+            "spec.circuitBreaker.failureRate.window",
+        ),
+        (json!({"circuitBreaker": {"slowCall": {"duration": "1s"}}}), "spec.circuitBreaker.slowCall"),
+        (
+            json!({"circuitBreaker": {"slowCall": {"duration": "1s", "percent": 5, "percentile": 95}}}),
+            "spec.circuitBreaker.slowCall",
+        ),
+        (
+            json!({"circuitBreaker": {"slowCall": {"duration": "0s", "percent": 5}}}),
+            "spec.circuitBreaker.slowCall.duration",
+        ),
+        (
+            json!({"circuitBreaker": {"slowCall": {"duration": "1s", "percent": 0}}}),
+            "spec.circuitBreaker.slowCall.percent",
+        ),
+        (
+            json!({"circuitBreaker": {"slowCall": {"duration": "1s", "percentile": 100}}}),
+            "spec.circuitBreaker.slowCall.percentile",
+        ),
+        (
+            json!({"circuitBreaker": {"halfOpen": {"requests": 1, "successPercent": 0}}}),
+            "spec.circuitBreaker.halfOpen.successPercent",
+        ),
+        (
+            json!({"circuitBreaker": {"halfOpen": {"requests": 5000, "successPercent": 50}}}),
+            "spec.circuitBreaker.halfOpen.requests",
+        ),
+        (json!({"circuitBreaker": {"open": {"base": "2s", "max": "1s"}}}), "spec.circuitBreaker.open.max"),
+        (json!({"circuitBreaker": {"open": {"base": "0s"}}}), "spec.circuitBreaker.open.base"),
+        (
+            json!({"circuitBreaker": {"scope": "Service", "maxEjectedPercent": 100}}),
+            "spec.circuitBreaker.maxEjectedPercent",
+        ),
+        (json!({"concurrency": {"mode": "Adaptive", "min": 5, "max": 4}}), "spec.concurrency.max"),
+        (
+            json!({"concurrency": {"mode": "Adaptive", "targetLatency": "0s"}}),
+            "spec.concurrency.targetLatency",
+        ),
         (json!({"healthCheck": {}}), "spec.healthCheck"),
         (json!({"fallback": {"on": ["Timeout"], "steps": [{}]}}), "spec.fallback.steps[0]"),
     ] {

@@ -256,6 +256,7 @@ pub(super) fn not_on_routes(spec: &TrafficPolicySpec) -> Vec<Violation> {
         (spec.load_balancer.is_some(), "spec.loadBalancer"),
         (spec.circuit_breaker.is_some(), "spec.circuitBreaker"),
         (spec.limits.is_some(), "spec.limits"),
+        (spec.concurrency.is_some(), "spec.concurrency"),
         (connect, "spec.timeouts.connect"),
         (idle, "spec.timeouts.idle"),
         (budget, "spec.retry.budget"),

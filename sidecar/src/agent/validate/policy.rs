@@ -1,20 +1,22 @@
 //! The traffic policy of a service, with the defaults of `TrafficPolicy`.
 
+mod breaker;
+
 use std::time::Duration;
 
 use heddle_api::discovery::v1;
 
 use crate::config::{Limits, TrafficPolicy};
 use crate::policy::backoff::{Backoff, Growth};
+use crate::policy::breaker::BreakerPolicy;
 use crate::policy::budget::BudgetPolicy;
-use crate::policy::ejection::EjectionPolicy;
 use crate::policy::retry::{Cause, Causes, Methods, RetryPolicy, StatusSet};
 
 use super::balancing::balancing;
 use super::{Invalid, unknown};
 
 /// The defaults of the design's "TrafficPolicy, in full"; those of retries and
-/// ejection are with their policies.
+/// breakers are with their policies.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const LIMIT: usize = 1024;
@@ -28,6 +30,11 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
     let timeout = |field: &str, value, default| limit(&format!("timeouts.{field}"), value, default);
     let connect_timeout = timeout("connect", timeouts.connect, Some(CONNECT_TIMEOUT))?
         .ok_or_else(|| Invalid::new("timeouts.connect", "a connection must be made in limited time"))?;
+    let (breaker, service_breaker) = match wire.circuit_breaker {
+        Some(wire) => breaker::breakers(wire).map_err(|e| e.within("circuit_breaker"))?,
+        None => (BreakerPolicy::default(), None),
+    };
+    let concurrency = wire.concurrency.map(breaker::concurrency).transpose();
     Ok(TrafficPolicy {
         source: wire.source,
         connect_timeout,
@@ -35,7 +42,9 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
         per_try_timeout: timeout("per_try", timeouts.per_try, None)?,
         idle_timeout: timeout("idle", timeouts.idle, Some(IDLE_TIMEOUT))?,
         retry: retry(wire.retry.unwrap_or_default()).map_err(|e| e.within("retry"))?,
-        ejection: ejection(wire.ejection.unwrap_or_default()).map_err(|e| e.within("ejection"))?,
+        breaker,
+        service_breaker,
+        concurrency: concurrency.map_err(|e| e.within("concurrency"))?,
         limits: limits(wire.limits.unwrap_or_default()).map_err(|e| e.within("limits"))?,
         balancing: balancing(wire.load_balancer.unwrap_or_default())
             .map_err(|e| e.within("load_balancer"))?,
@@ -136,32 +145,6 @@ fn backoff(wire: v1::Backoff) -> Result<Backoff, Invalid> {
     Ok(Backoff { growth, base, max: or("max", wire.max, default.max.max(base))?, jitter: wire.jitter })
 }
 
-fn ejection(wire: v1::OutlierEjection) -> Result<EjectionPolicy, Invalid> {
-    let default = EjectionPolicy::default();
-    let time = |field: &str, value: Option<_>, default| match value {
-        None => Ok(default),
-        Some(value) => match duration(field, value)? {
-            Duration::ZERO => Err(Invalid::new(field, "an ejection of no time is none")),
-            some => Ok(some),
-        },
-    };
-    let base = time("base", wire.base, default.base)?;
-    let max = time("max", wire.max, default.max.max(base))?;
-    if max < base {
-        return Err(Invalid::new("max", "it is less than base"));
-    }
-    let max_ejected_percent = wire.max_ejected_percent.unwrap_or(default.max_ejected_percent);
-    if max_ejected_percent > 100 {
-        return Err(Invalid::new("max_ejected_percent", format!("{max_ejected_percent} is more than 100")));
-    }
-    Ok(EjectionPolicy {
-        consecutive_failures: wire.consecutive_failures.unwrap_or(default.consecutive_failures),
-        base,
-        max,
-        max_ejected_percent,
-    })
-}
-
 fn limits(wire: v1::Limits) -> Result<Limits, Invalid> {
     let limit = |field: &str, value: Option<u32>| match value {
         Some(0) => Err(Invalid::new(field, "0 would let nothing through")),
@@ -217,7 +200,8 @@ mod tests {
         assert_eq!(policy.per_try_timeout, None);
         assert_eq!(policy.idle_timeout, Some(Duration::from_secs(3600)));
         assert_eq!(policy.retry, RetryPolicy::default());
-        assert_eq!(policy.ejection, EjectionPolicy::default());
+        assert_eq!((policy.breaker, policy.service_breaker), (BreakerPolicy::default(), None));
+        assert_eq!(policy.concurrency, None);
     }
 
     #[test]

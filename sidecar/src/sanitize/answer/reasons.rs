@@ -45,6 +45,10 @@ pub const fn meaning(reason: Reason) -> Meaning {
             "the service has no endpoint that may be used",
             "Start a workload of the service, or see why its endpoints are unhealthy or ejected.",
         ),
+        Reason::CircuitOpen => (
+            "the circuit breaker is open, because too many requests failed or were slow",
+            "See in `/endpoints` of the caller's sidecar why, and when it is tried again; `retry-after` says so, too. The request was not processed.",
+        ),
         Reason::ConnectFailure => (
             "no connection to the service could be made",
             "Check that the application listens on its port. The request was not processed.",
@@ -79,7 +83,7 @@ pub const fn meaning(reason: Reason) -> Meaning {
         ),
         Reason::Overloaded => (
             "a limit on connections or requests was reached",
-            "Add workloads, or raise the policy's `limits`.",
+            "Add workloads, or raise the policy's `limits` or `concurrency`. `retry-after` says when to try again.",
         ),
         Reason::Denied => (
             "the caller may not make this request",

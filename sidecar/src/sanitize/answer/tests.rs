@@ -9,6 +9,7 @@ const ANSWER: Answer<'_> = Answer {
     service: "users.shop",
     policy: "shop/users-breaker",
     trace_id: "4bf92f3577b34da6a3ce929d0e0e4736",
+    retry_after: None,
 };
 
 fn http1(answer: &Answer<'_>, form: Form, how: Http1) -> String {
@@ -52,6 +53,18 @@ fn any_other_client_gets_a_line() {
     ));
     let text = http1(&Answer::new(Reason::Draining), Form::Plain, Http1::default());
     assert!(text.ends_with("\r\n\r\nheddle: draining: the workload is shutting down\n"));
+}
+
+#[test]
+fn who_is_shed_learns_when_to_try_again() {
+    let answer = Answer { retry_after: Some(7), ..ANSWER };
+    for form in [Form::Plain, Form::Json] {
+        assert!(http1(&answer, form, Http1::default()).contains("\r\nretry-after: 7\r\n"));
+        assert_eq!(answer.http2(form).0.headers()["retry-after"], "7");
+    }
+    assert!(http1(&answer, Form::Grpc, Http1::default()).contains("\r\ngrpc-retry-pushback-ms: 7000\r\n"));
+    assert_eq!(answer.http2(Form::Grpc).0.headers()["grpc-retry-pushback-ms"], "7000");
+    assert!(Answer::new(Reason::Overloaded).http2(Form::Plain).0.headers().contains_key("retry-after"));
 }
 
 #[test]

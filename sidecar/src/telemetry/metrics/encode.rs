@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
+use std::time::Instant;
 
 use super::Families;
 use super::cell::{BUCKETS, Cell, Histogram};
@@ -195,14 +196,19 @@ fn retries(families: &Families, encoder: &mut Encoder) {
 
 fn endpoints(families: &Families, encoder: &mut Encoder) {
     let name = "heddle_circuit_state";
-    encoder.family(name, Kind::Gauge, "An endpoint's circuit: 0 closed, 1 half-open, 2 open.");
-    for (labels, state) in families.circuits.totals() {
+    encoder.family(
+        name,
+        Kind::Gauge,
+        "An endpoint's circuit, or without an endpoint the service's: 0 closed, 1 half-open, 2 open.",
+    );
+    let now = Instant::now();
+    for (labels, cell) in families.circuits.totals() {
         let labels = [
             ("service", &*labels.service),
             ("namespace", &*labels.namespace),
             ("endpoint", &*labels.endpoint),
         ];
-        encoder.integer(name, &labels, state.0.get());
+        encoder.integer(name, &labels, cell.circuit(now).state as u64);
     }
     let name = "heddle_endpoints";
     encoder.family(name, Kind::Gauge, "A service's endpoints, by state.");

@@ -7,6 +7,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::breaker::{Cause, CircuitState};
 
 /// Samples by name and sorted labels.
 type Samples = BTreeMap<(String, BTreeMap<String, String>), f64>;
@@ -160,10 +161,19 @@ fn connections_retries_circuits_and_endpoints_are_shown() {
     let endpoint =
         EndpointLabels { service: service.clone(), namespace: namespace.clone(), endpoint: "db-0".into() };
     let (closed, open) = (shard.circuit(&endpoint), other.circuit(&endpoint));
-    closed.set(CircuitState::Closed);
-    open.set(CircuitState::Open);
+    let shown = Circuit { state: CircuitState::Closed, cause: None, until: None, failures: 4 };
+    closed.set(shown);
+    let now = Instant::now();
+    let (cause, until) = (Some(Cause::FailureRate), Some(now + Duration::from_secs(60)));
+    open.set(Circuit { state: CircuitState::Open, cause, until, failures: 0 });
     let endpoints = shard.endpoints(&ServiceLabels { service, namespace });
     endpoints.set(3, 2, 1);
+
+    let worst = |now| registry.circuits(now)[0].1;
+    let seen = worst(now);
+    assert_eq!((seen.state, seen.cause, seen.failures), (CircuitState::Open, cause, 4));
+    assert!(seen.until.is_some_and(|until| until > now + Duration::from_secs(59)));
+    assert_eq!(worst(now + Duration::from_secs(61)).state, CircuitState::HalfOpen, "its time is over");
 
     let samples = parse(&registry.encode());
     let total = |error| value(&samples, "heddle_tcp_connections_total", &[("error", error)]);
