@@ -73,7 +73,7 @@ pub(crate) async fn serve_detected(socket: TcpStream, session: Session) {
                 Heard::Client(verdict) => verdict,
                 Heard::Server(stream) => {
                     let (worker, destination) = (session.worker.clone(), destination.clone());
-                    return worker.serve(tcp::serve_opened(connection, session, destination, stream));
+                    return worker.serve(tcp::serve_opened(connection, session, destination, *stream));
                 }
             }
         }
@@ -99,7 +99,7 @@ enum Heard {
     /// The client, and this is what it speaks; `None`: it left or took too long.
     Client(Option<Verdict>),
     /// The server, or nobody yet on a stream that is open now.
-    Server(tcp::Opened),
+    Server(Box<tcp::Opened>),
 }
 
 /// Finds out what a connection to a destination without declared protocol is.
@@ -123,12 +123,12 @@ async fn listen(connection: &mut Connection, session: &Session, destination: &Rc
         verdict = settle(connection) => verdict,
         _ = stream.answered() => {
             destination.learned.set(Learned::ServerFirst);
-            return Heard::Server(stream);
+            return Heard::Server(Box::new(stream));
         }
     };
     match verdict {
         // What the client speaks is carried by the stream that is there.
-        Some(Verdict::Opaque | Verdict::Tls(_)) => Heard::Server(stream),
+        Some(Verdict::Opaque | Verdict::Tls(_)) => Heard::Server(Box::new(stream)),
         other => {
             stream.abandon();
             if other.is_some() {

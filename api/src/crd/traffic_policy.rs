@@ -187,14 +187,14 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Positive>,
     /// Requests that wait for a connection. Default: 1024; with 0 none waits.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::number::unsigned")]
     pub pending_requests: Option<u32>,
     /// Requests in flight, of HTTP. Default: 1024.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<Positive>,
     /// Requests that a connection serves before it is replaced; 0 (the default): no limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::number::unsigned")]
     pub requests_per_connection: Option<u32>,
 }

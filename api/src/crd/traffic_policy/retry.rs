@@ -15,7 +15,7 @@ use crate::crd::{GatewayDuration, Multiplier, Percent, Ratio};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retry {
     /// Retries after the first try; 0 disables them. Default: 2.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::crd::number::unsigned")]
     pub attempts: Option<u32>,
     /// What is retried beside `ConnectFailure` and `RefusedStream`, which provably reached no
@@ -94,7 +94,7 @@ pub struct RetryBudget {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<Percent>,
     /// Retries that are always allowed, per second. Default: 10.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::crd::number::unsigned")]
     pub min_per_second: Option<u32>,
 }

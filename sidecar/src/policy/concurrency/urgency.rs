@@ -20,12 +20,12 @@ impl Urgency {
     /// of several the last counts.
     pub fn of_field(value: &[u8]) -> Self {
         let members = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-        let urgency = members.filter_map(|member| {
+        let mut urgency = members.filter_map(|member| {
             let (value, parameters) = member.strip_prefix(b"u=")?.split_first()?;
             let ends = matches!(parameters.first(), None | Some(b';' | b' ' | b'\t'));
             (ends && matches!(value, b'0'..=b'7')).then(|| Self(value - b'0'))
         });
-        urgency.last().unwrap_or_default()
+        urgency.next_back().unwrap_or_default()
     }
 
     /// How many steps less urgent than the default; negative: more urgent.
