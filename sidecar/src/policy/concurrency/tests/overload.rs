@@ -42,10 +42,10 @@ fn run(policy: Option<ConcurrencyPolicy>, rates: [f64; 3]) -> Outcome {
     let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
     let urgencies = [b"u=1", b"u=3", b"u=6"].map(|field| Urgency::of_field(field));
     let mut limiter = policy.map(Limiter::new);
-    // Nanoseconds, so that they can be ordered.
-    let key = |seconds: f64| Reverse((seconds * 1e9) as u64);
+    // Floats have no order that a heap could use.
+    let key = |seconds: f64| Reverse(Duration::from_secs_f64(seconds));
     let mut arrivals = rates.map(|rate| exponential(&rng, 1.0 / rate));
-    let mut working: BinaryHeap<(Reverse<u64>, usize)> = BinaryHeap::new();
+    let mut working: BinaryHeap<(Reverse<Duration>, usize)> = BinaryHeap::new();
     // Of each request: when it arrived, its class, and whether its caller still waits.
     let mut requests: Vec<(f64, usize, bool)> = Vec::new();
     let mut queue: VecDeque<usize> = VecDeque::new();
@@ -54,7 +54,7 @@ fn run(policy: Option<ConcurrencyPolicy>, rates: [f64; 3]) -> Outcome {
     loop {
         let class = (0..3).min_by(|a, b| arrivals[*a].total_cmp(&arrivals[*b])).expect("three");
         let arrival = arrivals[class];
-        let done = working.peek().map_or(f64::MAX, |(Reverse(at), _)| *at as f64 / 1e9);
+        let done = working.peek().map_or(f64::MAX, |(Reverse(at), _)| at.as_secs_f64());
         let given_up = patience.front().map_or(f64::MAX, |request| requests[*request].0 + PATIENCE);
         let now = arrival.min(done).min(given_up);
         if now >= LENGTH {
