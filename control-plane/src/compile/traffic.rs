@@ -6,8 +6,9 @@ mod breaker;
 use std::time::Duration;
 
 use heddle_api::crd::{
-    Algorithm, Backoff, BackoffStrategy, ConsistentHash, Cookie, GROUP, GatewayDuration, Limits, LoadBalancer,
-    Locality, Retry, RetryOn, RetryReason, TargetRef, Timeouts, TrafficPolicy, TrafficPolicySpec, Violation,
+    Algorithm, Backoff, BackoffStrategy, ConsistentHash, Cookie, GROUP, GatewayDuration, Limits,
+    LoadBalancer, Locality, Retry, RetryOn, RetryReason, TargetRef, Timeouts, TrafficPolicy,
+    TrafficPolicySpec, Violation,
 };
 use heddle_api::discovery::v1;
 

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use heddle_api::crd::{
-    CircuitBreaker, Concurrency, FailureRate, Growth, OpenState, Scope, SlowCall,
-    TrafficPolicySpec,
+    CircuitBreaker, Concurrency, FailureRate, Growth, OpenState, Scope, SlowCall, TrafficPolicySpec,
 };
 use heddle_api::discovery::v1;
 

@@ -112,6 +112,7 @@ fn what_concerns_endpoints_is_refused_on_routes() {
     for (spec, path) in [
         ("loadBalancer: {algorithm: Random}", "spec.loadBalancer"),
         ("circuitBreaker: {consecutiveFailures: 3}", "spec.circuitBreaker"),
+        ("concurrency: {mode: Adaptive}", "spec.concurrency"),
         ("limits: {connections: 3}", "spec.limits"),
         ("timeouts: {connect: 3s}", "spec.timeouts.connect"),
         ("timeouts: {idle: 3s}", "spec.timeouts.idle"),
