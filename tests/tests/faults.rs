@@ -151,6 +151,33 @@ fn a_crash_of_the_control_plane_loses_nothing() {
     assert!(failures(&calls).is_empty(), "{:?}", failures(&calls));
 }
 
+/// When the certificate of a sidecar expires, as its metrics say.
+fn expiry(sidecar: &Process) -> String {
+    let metrics = get(sidecar.listening("admin"), "localhost", "/metrics").expect("it answers").1;
+    let line = metrics.lines().find(|line| line.starts_with("heddle_certificate_expiry_timestamp_seconds"));
+    line.expect("it has a certificate").to_owned()
+}
+
+#[test]
+fn certificates_are_renewed_under_load_and_nothing_is_lost() {
+    // The shortest that is allowed; renewed after 30 to 48 seconds.
+    let control_plane = ControlPlane::start_with(&["--certificate-lifetime", "1m"]);
+    let (first, second, client) = mesh(&control_plane);
+    let sidecars = [&first.sidecar, &second.sidecar, &client];
+    let before = sidecars.map(expiry);
+    let load = Load::start(client.listening("outbound"), HOST);
+    let begun = Instant::now();
+    while sidecars.iter().zip(&before).any(|(sidecar, before)| expiry(sidecar) == *before) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not all were renewed: {before:?}");
+        load.goes_on(100);
+    }
+    load.goes_on(300);
+    let calls = load.stop();
+    assert!(failures(&calls).is_empty(), "{:?}", failures(&calls));
+    // New connections show the new certificates and are accepted.
+    assert_eq!(get(client.listening("outbound"), HOST, "/").map(|(status, _)| status), Some(200));
+}
+
 fn manifest(port: &str) -> String {
     format!(
         "apiVersion: v1
