@@ -16,7 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,9 +29,10 @@ use crate::policy::balance::{Balancer, Balancing, Candidate, Key, Member};
 use crate::policy::breaker::Breaker;
 use crate::policy::budget::RetryBudget;
 use crate::policy::concurrency::Limiter;
+use crate::policy::hash_key::Affinity;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
-use crate::route::EndpointTag;
+use crate::route::{EndpointTag, Head};
 use crate::routing::{Routing, Table};
 use crate::telemetry::metrics::{
     CircuitGauge, DestinationLabels, EndpointsGauge, RetryMetrics, ServiceLabels, Shard,
@@ -382,6 +383,13 @@ impl Destination {
     #[inline]
     pub fn touch(&self, uptime: u64) {
         self.usage.touch(uptime);
+    }
+
+    /// What ties a request to an endpoint, where the policy says that something does. That
+    /// of a route says nothing about it.
+    #[inline]
+    pub fn affinity(&self, head: &impl Head, client: Option<IpAddr>, rng: &Rng) -> Affinity {
+        self.policy.borrow().balancing.affinity(head, client, rng)
     }
 
     /// The endpoint for the next try: another than the one that just failed, if there is one.

@@ -235,6 +235,34 @@ fn equal_headers_and_equal_parameters_go_to_the_same_endpoint() {
     ties(|user| mesh.who(&format!("/?a=b&user={user}"), ""));
 }
 
+const ROUTE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: users, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: users}]
+  rules:
+  - filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-routed, value: 'yes'}]}}]
+    backendRefs: [{name: users, port: 80}]
+---
+apiVersion: heddle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: route, namespace: default}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: users}]
+  timeouts: {request: 10s}
+";
+
+#[test]
+fn a_route_with_a_policy_of_its_own_keeps_equal_keys_together() {
+    let apps = alike(&["a", "b", "c"]);
+    let key = "algorithm: ConsistentHash, consistentHash: {header: x-user}";
+    let mesh = Mesh::start(key, "http", &ports(&apps));
+    mesh.control_plane.apply("route.yaml", ROUTE);
+    eventually("the route is in force", || mesh.asks("/", "").0.contains("x-routed: yes").then_some(()));
+    ties(|user| mesh.who("/", &format!("x-user: {user}\r\n")));
+}
+
 #[test]
 fn a_cookie_is_set_once_and_honoured() {
     let apps = alike(&["a", "b", "c"]);

@@ -273,7 +273,7 @@ impl Request {
         self.limits.idle = policy.idle_timeout;
         destination.budget.borrow_mut().deposit(started);
         let (head, address) = (Http1Head::new(&client.to_upstream.bytes), client.session.client_address());
-        self.affinity = policy.balancing.affinity(&head, address, &client.session.worker.rng);
+        self.affinity = destination.affinity(&head, address, &client.session.worker.rng);
         let session = self.routed.as_ref().and_then(|routed| routed.kept_at());
         let bound = Bound { key: self.affinity.key, session };
         let mut failed: Option<Rc<Endpoint>> = None;
@@ -337,6 +337,7 @@ impl Request {
                     }
                 }
                 Tried::Stopped(Stop::ClientLeft, _) => {
+                    load.unanswered(now);
                     self.finish(client, Some(destination), Some(&endpoint), metrics, Outcome::default(), 0);
                     return Next::Abort;
                 }

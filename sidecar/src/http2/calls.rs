@@ -214,7 +214,7 @@ impl Calls for Side {
         let address = self.session.client_address();
         Ok(Forward {
             side: self,
-            affinity: policy.balancing.affinity(head, address, &self.session.worker.rng),
+            affinity: destination.affinity(head, address, &self.session.worker.rng),
             recorded,
             routed,
             trace,
@@ -435,7 +435,11 @@ impl Call for Forward<'_> {
         match (end.reason, end.grpc_status) {
             (Some(reason), _) => self.book(Failure::Mesh(reason), now),
             (None, Some(status)) if status > 0 => self.book(Failure::Grpc(status), now),
-            _ if end.cancelled => {}
+            _ if end.cancelled => {
+                if let Some(current) = self.current.take() {
+                    current.unanswered(now);
+                }
+            }
             _ => {
                 if let Some(current) = self.current.take() {
                     current.succeeded(now);

@@ -89,11 +89,15 @@ impl PeakEwma {
         self.updated.set(Some(now));
     }
 
-    /// No answer had come after `waited`, and nobody waits any longer. It would have taken
-    /// that long at least; the rest is as for [`Self::failed`].
-    pub fn timed_out(&self, waited: Duration, now: Instant) {
-        self.average.set(self.average.get().max(nanos(waited)));
-        self.failed(now);
+    /// Nobody waits any longer for an answer that had not come after `waited`: it would
+    /// have taken that long at least. A client that left early says nothing, and one that
+    /// left a stream after hours no more than [`MAX_PENALTY`].
+    pub fn unanswered(&self, waited: Duration, now: Instant) {
+        let waited = nanos(waited.min(MAX_PENALTY));
+        if waited > self.average.get() {
+            self.average.set(waited);
+            self.updated.set(Some(now));
+        }
     }
 
     /// Takes the endpoint for a new one, for when it comes back after an
@@ -252,6 +256,21 @@ mod tests {
         assert_eq!(compare(&fast, &slow, now), (false, true));
         slow.answered(5 * MS, now);
         assert_eq!(compare(&fast, &slow, now), (true, false));
+    }
+
+    #[test]
+    fn waiting_in_vain_counts_as_an_answer_that_took_as_long() {
+        let now = Instant::now();
+        let load = measured(10 * MS, now);
+        load.unanswered(9 * MS, now);
+        assert_eq!(load.average(), 10 * MS);
+        load.unanswered(200 * MS, now);
+        assert_eq!(load.average(), 200 * MS);
+        load.unanswered(3_600_000 * MS, now);
+        assert_eq!(load.average(), MAX_PENALTY);
+        let new = PeakEwma::default();
+        new.unanswered(100 * MS, now);
+        assert_eq!(compare(&new, &measured(MS, now), now), (false, true));
     }
 
     #[test]

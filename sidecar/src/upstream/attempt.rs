@@ -76,6 +76,9 @@ impl InFlight {
         let Some(fault) = faults.judge(failure) else { return self.abandon() };
         let slow = self.slow.get().unwrap_or_else(|| fault != Some(Fault::Refused) && self.is_slow(now));
         if fault.is_some() && self.tickets.get().is_some() {
+            if matches!(failure, Failure::Mesh(Reason::Timeout | Reason::PerTryTimeout)) {
+                self.unanswered(now);
+            }
             self.endpoint.load.failed(now);
         }
         if matches!(failure, Failure::Mesh(Reason::Timeout | Reason::PerTryTimeout))
@@ -84,6 +87,13 @@ impl InFlight {
             self.destination.sampled(now.saturating_duration_since(self.since.get()), now);
         }
         self.end(Verdict { fault, slow }, Some(failure), now);
+    }
+
+    /// Whoever waited for the head of a response does so no longer.
+    pub fn unanswered(&self, now: Instant) {
+        if self.slow.get().is_none() {
+            self.endpoint.load.unanswered(now.saturating_duration_since(self.since.get()), now);
+        }
     }
 
     fn is_slow(&self, now: Instant) -> bool {

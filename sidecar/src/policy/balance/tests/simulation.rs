@@ -40,7 +40,7 @@ impl Driver {
                 if answered {
                     load.answered(ended - since, ended);
                 } else {
-                    load.timed_out(ended - since, ended);
+                    load.unanswered(ended - since, ended);
                 }
             }
             let index = self.set.pick(None).expect("usable");
