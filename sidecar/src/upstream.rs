@@ -113,7 +113,7 @@ pub struct Destination {
     limiter: RefCell<Option<Box<Limiter>>>,
     /// Of the service as a whole, where its policy asks for that.
     breaker: Breaker,
-    circuit: RefCell<Option<Rc<CircuitGauge>>>,
+    circuit: RefCell<Option<CircuitGauge>>,
     connections: Rc<Connections>,
     retired: Cell<bool>,
     /// The routes that requests to it meet, if it has any.

@@ -4,6 +4,7 @@
 //! keeps calling while something happens, [`forge`] makes certificates that
 //! should convince nobody.
 
+pub mod backend;
 pub mod mesh;
 
 use std::ffi::OsStr;

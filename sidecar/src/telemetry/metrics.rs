@@ -93,7 +93,6 @@ impl Registry {
             routes: Local::default(),
             tcp: Local::default(),
             retries: Local::default(),
-            circuits: Local::default(),
             endpoints: Local::default(),
         }
     }
@@ -169,7 +168,6 @@ pub struct Shard {
     routes: Local<RouteLabels, RouteCells, RouteMetrics>,
     tcp: Local<TcpLabels, TcpCells, TcpMetrics>,
     retries: Local<DestinationLabels, RetryCells, RetryMetrics>,
-    circuits: Local<EndpointLabels, CircuitCell, CircuitGauge>,
     endpoints: Local<ServiceLabels, EndpointCells, EndpointsGauge>,
 }
 
@@ -198,9 +196,9 @@ impl Shard {
         self.retries.resolve(&self.families.retries, labels, |_, cells| RetryMetrics(cells))
     }
 
-    /// The state of an endpoint's circuit.
-    pub fn circuit(&self, labels: &EndpointLabels) -> Rc<CircuitGauge> {
-        self.circuits.resolve(&self.families.circuits, labels, |_, cells| CircuitGauge::new(cells))
+    /// The state of an endpoint's circuit; with an empty endpoint, of the service's own.
+    pub fn circuit(&self, labels: &EndpointLabels) -> CircuitGauge {
+        CircuitGauge::new(&self.families, labels)
     }
 
     /// The numbers of a service's endpoints.
@@ -216,7 +214,6 @@ impl Shard {
         self.tcp.sweep(&self.families.tcp, SWEEPS_UNUSED);
         self.retries.sweep(&self.families.retries, SWEEPS_UNUSED);
         // A gauge without an owner says nothing true: its destination is gone.
-        self.circuits.sweep(&self.families.circuits, 1);
         self.endpoints.sweep(&self.families.endpoints, 1);
     }
 }
@@ -227,7 +224,6 @@ impl Drop for Shard {
         self.routes.clear(&self.families.routes);
         self.tcp.clear(&self.families.tcp);
         self.retries.clear(&self.families.retries);
-        self.circuits.clear(&self.families.circuits);
         self.endpoints.clear(&self.families.endpoints);
     }
 }

@@ -86,7 +86,7 @@ pub struct Endpoint {
     member: Cell<Member>,
     health: Cell<EndpointHealth>,
     retired: Cell<bool>,
-    circuit: Rc<CircuitGauge>,
+    circuit: CircuitGauge,
 }
 
 impl Endpoint {

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::cell::{Cell, Cells};
+use super::{EndpointLabels, Families};
 use crate::policy::breaker::{Breaker, Cause, CircuitState};
 
 /// What is shown of a breaker.
@@ -31,9 +32,14 @@ impl Circuit {
     }
 }
 
-/// The state of an endpoint's circuit; over all workers the worst is shown.
+/// The state of an endpoint's circuit. Over all that show the same endpoint, each
+/// worker for each port of a service, the worst is shown; those that went show nothing.
 #[derive(Debug)]
-pub struct CircuitGauge(Arc<CircuitCell>);
+pub struct CircuitGauge {
+    cell: Arc<CircuitCell>,
+    labels: EndpointLabels,
+    families: Arc<Families>,
+}
 
 #[derive(Default, Debug)]
 pub(super) struct CircuitCell {
@@ -45,16 +51,23 @@ pub(super) struct CircuitCell {
 }
 
 impl CircuitGauge {
-    pub(super) fn new(cell: Arc<CircuitCell>) -> Self {
-        Self(cell)
+    pub(super) fn new(families: &Arc<Families>, labels: &EndpointLabels) -> Self {
+        let labels = families.circuits.admit(labels);
+        Self { cell: families.circuits.join(&labels), labels, families: families.clone() }
     }
 
     /// Shows a breaker.
     pub fn set(&self, circuit: Circuit) {
-        self.0.state.set(circuit.state as u64);
-        self.0.cause.set(circuit.cause.map_or(0, |cause| cause as u64));
-        self.0.until.set(circuit.until.map_or(0, millis));
-        self.0.failures.set(circuit.failures.into());
+        self.cell.state.set(circuit.state as u64);
+        self.cell.cause.set(circuit.cause.map_or(0, |cause| cause as u64));
+        self.cell.until.set(circuit.until.map_or(0, millis));
+        self.cell.failures.set(circuit.failures.into());
+    }
+}
+
+impl Drop for CircuitGauge {
+    fn drop(&mut self) {
+        self.families.circuits.leave(&self.labels, &self.cell);
     }
 }
 

@@ -57,7 +57,7 @@ impl<L: Labels, C: Cells> Family<L, C> {
     }
 
     /// The labels to count under: the ones asked for if there is room.
-    fn admit(&self, labels: &L) -> L {
+    pub(super) fn admit(&self, labels: &L) -> L {
         let groups = self.groups.lock();
         if groups.contains_key(labels) || groups.len() < self.limit {
             labels.clone()
@@ -66,13 +66,14 @@ impl<L: Labels, C: Cells> Family<L, C> {
         }
     }
 
-    fn join(&self, labels: &L) -> Arc<C> {
+    /// New cells for a label set, which count until they [`Self::leave`].
+    pub(super) fn join(&self, labels: &L) -> Arc<C> {
         let cells = Arc::<C>::default();
         self.groups.lock().entry(labels.clone()).or_default().live.push(cells.clone());
         cells
     }
 
-    fn leave(&self, labels: &L, cells: &Arc<C>) {
+    pub(super) fn leave(&self, labels: &L, cells: &Arc<C>) {
         let mut groups = self.groups.lock();
         let Some(group) = groups.get_mut(labels) else { return };
         group.live.retain(|other| !Arc::ptr_eq(other, cells));

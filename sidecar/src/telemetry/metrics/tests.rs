@@ -160,9 +160,12 @@ fn connections_retries_circuits_and_endpoints_are_shown() {
     shard.retries(&destination).budget_exhausted();
     let endpoint =
         EndpointLabels { service: service.clone(), namespace: namespace.clone(), endpoint: "db-0".into() };
-    let (closed, open) = (shard.circuit(&endpoint), other.circuit(&endpoint));
+    // Two ports of a service in one worker, and another worker.
+    let (closed, again) = (shard.circuit(&endpoint), shard.circuit(&endpoint));
+    let open = other.circuit(&endpoint);
     let shown = Circuit { state: CircuitState::Closed, cause: None, until: None, failures: 4 };
     closed.set(shown);
+    again.set(Circuit { failures: 0, ..shown });
     let now = Instant::now();
     let (cause, until) = (Some(Cause::FailureRate), Some(now + Duration::from_secs(60)));
     open.set(Circuit { state: CircuitState::Open, cause, until, failures: 0 });
@@ -186,7 +189,7 @@ fn connections_retries_circuits_and_endpoints_are_shown() {
     assert_eq!(value(&samples, "heddle_circuit_state", &[("endpoint", "db-0")]), Some(2.0));
     assert_eq!(value(&samples, "heddle_endpoints", &[("state", "unhealthy")]), Some(2.0));
 
-    drop((closed, open, endpoints));
+    drop((closed, again, open, endpoints));
     shard.sweep();
     other.sweep();
     let samples = parse(&registry.encode());
