@@ -78,7 +78,7 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
-    /// How to treat its traffic.
+    /// How to treat its traffic, where a port has no policy of its own.
     pub policy: Arc<TrafficPolicy>,
     /// The routes that requests to its ports meet.
     pub routes: Vec<PortRoutes>,
@@ -87,6 +87,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// How traffic to a port is treated.
+    pub fn policy(&self, port: u16) -> &Arc<TrafficPolicy> {
+        let declared = self.ports.iter().find(|declared| declared.number == port);
+        declared.and_then(|port| port.policy.as_ref()).unwrap_or(&self.policy)
+    }
+
     /// The rules that clients of a namespace meet at a port: those for the namespace alone, if
     /// there are any, else those for everyone.
     pub fn table(&self, port: u16, namespace: &str) -> Option<&Arc<Table>> {
@@ -110,12 +116,14 @@ pub struct PortRoutes {
 }
 
 /// A port of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Port {
     /// The number that clients dial.
     pub number: u16,
     /// What was declared about its bytes.
     pub protocol: AppProtocol,
+    /// How to treat its traffic; `None`: as all of the service's.
+    pub policy: Option<Arc<TrafficPolicy>>,
 }
 
 /// What a port's declaration says about the bytes on it.
@@ -175,8 +183,8 @@ pub struct MeshPeer {
     pub identity: SpiffeId,
 }
 
-/// How traffic to one service is treated, defaults filled in.
-#[derive(Debug, Clone)]
+/// How traffic to one service, or one of its ports, is treated, defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
 pub struct TrafficPolicy {
     /// `namespace/name` of the object it comes from, empty for the defaults.
     pub source: String,

@@ -65,6 +65,20 @@ pub(crate) async fn serve_detected(socket: TcpStream, session: Session) {
             Err(reason) => return refuse(connection, session, reason).await,
         },
     };
+    if let Some(front) = &destination {
+        let worker = session.worker.clone();
+        // A TCPRoute is about bytes, whatever they mean.
+        match worker.way_of_connection(front).await {
+            Ok(None) => {}
+            Ok(Some(way)) => {
+                return worker.serve(async move { tcp::serve(connection, session, &way.destination).await });
+            }
+            Err(reason) => {
+                session.tcp(Some(front), None).refused(reason);
+                return connection.transport.abort();
+            }
+        }
+    }
     let protocol = destination.as_ref().map_or(AppProtocol::Http, |d| d.protocol);
     let verdict = match (protocol, &destination) {
         (AppProtocol::Tcp | AppProtocol::Tls, _) => Some(Verdict::Opaque),

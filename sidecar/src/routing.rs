@@ -96,7 +96,7 @@ fn backend<H: Head>(rule: &Arc<Rule>, head: &H, rng: &Rng) -> Turn {
     let kept = kept.filter(|backend| !matches!(backend.target, Target::Invalid(_)));
     match kept.map_or_else(|| rule.backend(head, rng), Ok) {
         Ok(chosen) => {
-            let place = rule.backends.list().iter().position(|backend| std::ptr::eq(backend, chosen));
+            let place = rule.place(chosen);
             place.map_or_else(|| Turn::Refused(String::new()), |place| Turn::Backend(place, session))
         }
         Err(none) => Turn::Refused(none.to_string()),
@@ -181,6 +181,25 @@ fn merge(rule: &Rule, policy: &TrafficPolicy) -> TrafficPolicy {
 }
 
 impl Worker {
+    /// The way of a connection to `front`, chosen by weight; `None` if no TCPRoute
+    /// decides about connections there.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn way_of_connection(&self, front: &Rc<Destination>) -> Result<Option<Rc<Way>>, Reason> {
+        let Some(routing) = front.routing() else { return Ok(None) };
+        let Table::Tcp(rule) = &*routing.table else { return Ok(None) };
+        let place = rule.backends.pick(&self.rng).map(|backend| rule.place(backend));
+        match place {
+            Ok(Some(place)) => self.way(front, &routing, rule, place).await.map(Some),
+            Ok(None) => Err(Reason::NoBackend),
+            Err(none) => {
+                self.warn(format_args!("{}: a connection under {}: {none}", front.key, rule.label));
+                Err(Reason::NoBackend)
+            }
+        }
+    }
+
     /// The way to a backend that was selected for a request to `front`.
     ///
     /// # Errors

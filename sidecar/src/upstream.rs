@@ -165,8 +165,8 @@ impl Destination {
         let declared = service.ports.iter().find(|p| p.number == port)?;
         let key = DestinationKey::Service(service.name.clone(), port);
         let name = (service.name.name().into(), service.name.namespace().into());
-        let usage = service.usage.clone();
-        let destination = Self::new(key, name, declared.protocol, service.policy.clone(), usage, metrics);
+        let (policy, usage) = (service.policy(port).clone(), service.usage.clone());
+        let destination = Self::new(key, name, declared.protocol, policy, usage, metrics);
         destination.take_over(service, port, home, None, metrics);
         Some(destination)
     }
@@ -264,7 +264,8 @@ impl Destination {
         new_since: Option<Instant>,
         metrics: &Shard,
     ) {
-        *self.policy.borrow_mut() = service.policy.clone();
+        let policy = service.policy(port);
+        *self.policy.borrow_mut() = policy.clone();
         self.follow_routes(service.table(port, home.namespace));
         self.follow_policy(metrics);
         let before = self.endpoints();
@@ -293,7 +294,7 @@ impl Destination {
             old.retire();
         }
         *self.endpoints.borrow_mut() = endpoints;
-        self.rebalance(&service.policy.balancing, Instant::now());
+        self.rebalance(&policy.balancing, Instant::now());
         self.show();
     }
 

@@ -169,7 +169,8 @@ fn ports(ports: &[Port]) -> Vec<Value> {
             AppProtocol::Tcp => "tcp",
             AppProtocol::Tls => "tls",
         };
-        json!({"port": port.number, "protocol": protocol})
+        let policy = port.policy.as_ref().map(|policy| policy.source.as_str());
+        json!({"port": port.number, "protocol": protocol, "policy": policy})
     });
     shown.collect()
 }

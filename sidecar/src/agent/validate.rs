@@ -156,7 +156,8 @@ fn service_port(wire: &v1::ServicePort, before: &[Port]) -> Result<Port, Invalid
         Ok(v1::AppProtocol::Tls) => AppProtocol::Tls,
         Err(_) => return Err(unknown("protocol", wire.protocol)),
     };
-    Ok(Port { number, protocol })
+    let policy = wire.policy.clone().map(policy::traffic_policy).transpose();
+    Ok(Port { number, protocol, policy: policy.map_err(|e| e.within("policy"))?.map(Arc::new) })
 }
 
 fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
@@ -263,7 +264,7 @@ mod tests {
     fn a_valid_service_gets_the_documented_defaults() {
         let (service, addresses) = check(|_| {}).unwrap();
         assert_eq!(addresses, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
-        assert_eq!(service.ports, [Port { number: 80, protocol: AppProtocol::Http }]);
+        assert_eq!(service.ports, [Port { number: 80, protocol: AppProtocol::Http, policy: None }]);
         let endpoint = &service.endpoints[0];
         assert_eq!((endpoint.weight, endpoint.health), (1, EndpointHealth::Healthy));
         assert_eq!(endpoint.mesh.as_ref().unwrap().inbound, "10.0.0.7:7102".parse().unwrap());
@@ -295,6 +296,21 @@ mod tests {
             let error = refused(change);
             assert!(error.starts_with(path), "{error} should begin with {path}");
         }
+    }
+
+    #[test]
+    fn the_policy_of_a_port_stands_for_the_services() {
+        let limited = |requests| v1::TrafficPolicy {
+            limits: Some(v1::Limits { requests: Some(requests), ..v1::Limits::default() }),
+            ..v1::TrafficPolicy::default()
+        };
+        let (service, _) = check(|s| {
+            s.policy = Some(limited(7));
+            let own = v1::ServicePort { port: 81, policy: Some(limited(8)), ..s.ports[0].clone() };
+            s.ports.push(own);
+        })
+        .unwrap();
+        assert_eq!([80, 81].map(|port| service.policy(port).limits.requests), [7, 8]);
     }
 
     #[test]

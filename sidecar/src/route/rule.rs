@@ -51,6 +51,11 @@ impl Rule {
             None => self.backends.pick(rng),
         }
     }
+
+    /// The place of one of its backends in their list.
+    pub fn place(&self, backend: &Backend) -> Option<usize> {
+        self.backends.list().iter().position(|own| std::ptr::eq(own, backend))
+    }
 }
 
 /// The time limits of a rule (GEP-1742).

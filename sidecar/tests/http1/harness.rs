@@ -60,7 +60,7 @@ impl Sidecar {
         policy: TrafficPolicy,
     ) -> Self {
         let name = ServiceName::new("shop", "web").expect("a valid name");
-        let port = |number| Port { number, protocol: AppProtocol::Http };
+        let port = |number| Port { number, protocol: AppProtocol::Http, policy: None };
         let service = Service {
             name: name.clone(),
             ports: vec![port(80)],

@@ -155,13 +155,14 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
     });
     let service = Service {
         name: name.clone(),
-        ports: vec![Port { number: 80, protocol: AppProtocol::Http2 }],
+        ports: vec![Port { number: 80, protocol: AppProtocol::Http2, policy: None }],
         endpoints: endpoints.collect(),
         policy: Arc::new(policy),
         routes: Vec::new(),
         usage: Arc::default(),
     };
-    let ports = apps.iter().map(|app| Port { number: app.port(), protocol: AppProtocol::Http2 });
+    let ports =
+        apps.iter().map(|app| Port { number: app.port(), protocol: AppProtocol::Http2, policy: None });
     Snapshot {
         services: [(name, Lookup::Found(Arc::new(service)))].into(),
         workload: Some(Arc::new(Workload {
