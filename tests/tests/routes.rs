@@ -1,5 +1,7 @@
-//! HTTPRoutes on a service, through real sidecars: what each of their fields does to traffic.
+//! Routes on a service, and policies on routes, through real sidecars: what each
+//! of their fields does to traffic.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,6 +72,16 @@ impl Shop {
         eventually("the route is in force", || {
             self.get("/.sentinel").starts_with("HTTP/1.1 302").then_some(())
         });
+    }
+
+    /// Attaches policies, one per target: a target's reference and what the policy says.
+    fn policies(&self, policies: &[(&str, &str)]) {
+        let text = policies.iter().enumerate().map(|(index, (target, spec))| {
+            format!(
+                "apiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p{index}, namespace: default}}\nspec:\n  targetRefs: [{{{target}}}]\n  {spec}\n---\n"
+            )
+        });
+        self.control_plane.apply("policies.yaml", &text.collect::<String>());
     }
 
     /// The answer of `users` to a request.
@@ -330,4 +342,126 @@ fn a_session_stays_with_its_backend() {
     }
     let others: Vec<String> = (0..40).map(|_| shop.get("/session")).collect();
     assert!(others.iter().any(|answer| by(answer) != home), "without a session all get traffic");
+}
+
+const PORT: &str = "group: '', kind: Service, name: users, sectionName: http";
+const ROUTE: &str = "group: gateway.networking.k8s.io, kind: HTTPRoute, name: users";
+
+/// A rule of the route, by its name.
+fn rule(name: &str) -> String {
+    format!("{ROUTE}, sectionName: {name}")
+}
+
+#[test]
+fn a_policy_on_a_rule_comes_before_the_routes_and_that_before_the_ports() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let shop = Shop::with(move |_, request| {
+        if request.starts_with("GET /slow") {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        if request.starts_with("GET /flaky") && !counted.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".to_owned()
+        } else {
+            response("well")
+        }
+    });
+    shop.policies(&[(PORT, "timeouts: {request: 200ms}")]);
+    eventually("the port's policy is in force", || (status(&shop.get("/slow")) == "504").then_some(()));
+
+    shop.policies(&[
+        (PORT, "timeouts: {request: 200ms}"),
+        (ROUTE, "timeouts: {request: 20s}"),
+        (&rule("quick"), "timeouts: {request: 300ms}"),
+        (&rule("flaky"), "retry: {attempts: 2, on: ['503'], backoff: {base: 10ms}}"),
+    ]);
+    shop.route(
+        "
+  - name: quick
+    matches: [{path: {type: PathPrefix, value: /slow/quick}}]
+    backendRefs: [{name: users, port: 8080}]
+  - name: flaky
+    matches: [{path: {type: PathPrefix, value: /flaky}}]
+    backendRefs: [{name: users, port: 8080}]
+  - matches: [{path: {type: PathPrefix, value: /slow}}]
+    backendRefs: [{name: users, port: 8080}]",
+    );
+    eventually("the route's policy is in force", || (status(&shop.get("/slow")) == "200").then_some(()));
+    assert_eq!(status(&shop.get("/slow/quick")), "504");
+    calls.store(1, Ordering::SeqCst);
+    assert_eq!(status(&shop.get("/flaky")), "200");
+    assert_eq!(calls.load(Ordering::SeqCst), 4, "two tries failed, the third did not");
+}
+
+#[test]
+fn conditions_of_a_policy_narrow_a_rule() {
+    let shop = Shop::start();
+    shop.policies(&[(
+        &rule("gold"),
+        "when: [{header: X-Plan, in: [gold, silver]}, {header: X-Region, notIn: [eu]}]",
+    )]);
+    shop.route(
+        "
+  - name: gold
+    matches: [{path: {type: PathPrefix, value: /}}]
+    backendRefs: [{name: users-v2, port: 8080}]
+  - matches: [{path: {type: PathPrefix, value: /}}]
+    backendRefs: [{name: users, port: 8080}]",
+    );
+    eventually("the policy is in force", || (by(&shop.get("/")) == "users").then_some(()));
+    for (fields, expected) in [
+        (&["x-plan: gold"][..], "users-v2"),
+        (&["x-plan: silver", "x-region: us"], "users-v2"),
+        (&["x-plan: gold", "x-region: eu"], "users"),
+        (&["x-plan: iron"], "users"),
+        (&["x-region: us"], "users"),
+    ] {
+        assert_eq!(by(&shop.ask("GET", "/", fields)), expected, "{fields:?}");
+    }
+}
+
+#[test]
+fn a_canary_keeps_its_users_and_gains_more() {
+    let shop = Shop::start();
+    shop.policies(&[(ROUTE, "canary: {by: {header: X-User}}")]);
+    let mut before: BTreeMap<usize, String> = BTreeMap::new();
+    for (share, marker) in [(20, "/.one"), (60, "/.two")] {
+        shop.route(&format!(
+            "
+  - matches: [{{path: {{type: Exact, value: {marker}}}}}]
+    filters: [{{type: RequestRedirect, requestRedirect: {{hostname: there, statusCode: 302}}}}]
+  - matches: [{{path: {{type: PathPrefix, value: /users}}}}]
+    backendRefs: [{{name: users, port: 8080, weight: {}}}, {{name: users-v2, port: 8080, weight: {share}}}]",
+            100 - share
+        ));
+        eventually("these shares are in force", || (status(&shop.get(marker)) == "302").then_some(()));
+        let of = |user: usize| by(&shop.ask("GET", "/users", &[&format!("x-user: user-{user}")])).to_owned();
+        let now: BTreeMap<usize, String> = (0..60).map(|user| (user, of(user))).collect();
+        assert!((0..60).all(|user| now[&user] == of(user)), "each stays where it was");
+        let canary =
+            |homes: &BTreeMap<usize, String>| homes.values().filter(|home| *home == "users-v2").count();
+        for (user, home) in &before {
+            assert!(home == "users" || now[user] == "users-v2", "user {user} went back");
+        }
+        assert!(canary(&now) > canary(&before), "{now:?}");
+        before = now;
+    }
+}
+
+#[test]
+fn a_route_of_another_namespace_is_for_its_clients_alone() {
+    let shop = Shop::start();
+    let guest = shop.control_plane.sidecar("guest", ["--namespace", "elsewhere"]);
+    guest.said("the sidecar is ready");
+    let ask = |client: &Process| {
+        let request = "GET / HTTP/1.1\r\nhost: users.default:8080\r\nconnection: close\r\n\r\n";
+        exchange(client.listening("outbound"), request).unwrap_or_default()
+    };
+    eventually("the guest is served", || (by(&ask(&guest)) == "users").then_some(()));
+    shop.control_plane.apply(
+        "consumer.yaml",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: users, namespace: elsewhere}\nspec:\n  parentRefs: [{group: '', kind: Service, namespace: default, name: users, port: 8080}]\n  rules: [{backendRefs: [{namespace: default, name: users-v2, port: 8080}]}]\n",
+    );
+    eventually("the guest has a route", || (by(&ask(&guest)) == "users-v2").then_some(()));
+    assert_eq!(by(&ask(&shop.client)), "users");
 }
