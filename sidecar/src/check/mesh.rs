@@ -1,4 +1,5 @@
-//! Whether a control plane can be joined, and what it reports about its sources.
+//! Whether a control plane can be joined, and what it reports about its sources
+//! and about the policies and routes in them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -54,6 +55,7 @@ pub(super) fn control_plane(address: &str) -> Vec<Finding> {
         Some(file) => {
             findings.extend(data_directory(Path::new(&file.data_dir)));
             findings.extend(sources(&file.admin));
+            findings.extend(judged(&file.admin));
         }
         None => findings.push(Finding::degraded(
             "join token",
@@ -127,6 +129,78 @@ fn sources(admin: &str) -> Vec<Finding> {
     findings
 }
 
+/// Policies and routes that are refused, and routes that have no effect at a parent.
+fn judged(admin: &str) -> Vec<Finding> {
+    const SUBJECT: &str = "policies and routes";
+    let answer = match get(admin, "/statuses") {
+        Ok(answer) => answer,
+        Err(reason) => {
+            return vec![Finding::degraded(SUBJECT, reason, "see the control plane's log")];
+        }
+    };
+    let objects = ["policies", "routes"].into_iter().flat_map(|list| items(&answer[list]));
+    let mut found: Vec<(String, &str)> =
+        objects.flat_map(|object| [refusals(object), unbound(object)].concat()).collect();
+    if found.is_empty() {
+        return vec![Finding::good(SUBJECT, "none is refused")];
+    }
+    let more = found.len().saturating_sub(SHOWN);
+    found.truncate(SHOWN);
+    let mut findings: Vec<Finding> =
+        found.into_iter().map(|(what, remedy)| Finding::degraded(SUBJECT, what, remedy)).collect();
+    if more > 0 {
+        let rest = format!("{more} more");
+        findings.push(Finding::degraded(SUBJECT, rest, format!("http://{admin}/statuses has them all")));
+    }
+    findings
+}
+
+fn items(list: &Value) -> &[Value] {
+    list.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+fn named(object: &Value) -> String {
+    format!("{} {}/{}", text(object, "kind"), text(object, "namespace"), text(object, "name"))
+}
+
+/// What is wrong with a policy or route, each with what to do about it.
+fn refusals(object: &Value) -> Vec<(String, &'static str)> {
+    let remedy = match text(object, "inForce") {
+        "lastGood" => "correct it; until then its last good version is in force",
+        _ => "correct it; until then it has no effect",
+    };
+    let refusals = items(&object["refusals"]).iter().map(|refusal| {
+        let place = refusal["file"].as_str().map(|file| format!("{file}:{}: ", refusal["line"]));
+        let place = place.unwrap_or_default();
+        let (field, message) = (text(refusal, "field"), text(refusal, "message"));
+        (format!("{place}{}: {field}: {message}", named(object)), remedy)
+    });
+    refusals.collect()
+}
+
+/// The parents at which a route has no effect, or not all that it asks for.
+fn unbound(route: &Value) -> Vec<(String, &'static str)> {
+    let parents = items(&route["parents"]).iter().flat_map(|parent| {
+        let at = format!(
+            "{} at {} {}",
+            named(route),
+            text(&parent["parentRef"], "kind"),
+            text(&parent["parentRef"], "name")
+        );
+        let failed =
+            items(&parent["conditions"]).iter().filter(|condition| text(condition, "status") == "False");
+        failed.map(move |condition| {
+            let (reason, message) = (text(condition, "reason"), text(condition, "message"));
+            (format!("{at}: {reason}: {message}"), "correct the route, or start the service that it names")
+        })
+    });
+    parents.collect()
+}
+
 /// The JSON at `path` of a local admin listener. One request without a
 /// runtime, whose threads would make the other probes impossible.
 fn get(admin: &str, path: &str) -> Result<Value, String> {
@@ -174,6 +248,42 @@ mod tests {
             (findings[0].state, findings[0].detail.as_str()),
             (State::Degraded, "a.yaml:3: spec.x: is wrong")
         );
+    }
+
+    #[test]
+    fn refused_policies_and_routes_are_told_with_their_place() {
+        let status = serde_json::json!({
+            "policies": [{"kind": "TrafficPolicy", "namespace": "shop", "name": "fine", "inForce": "current", "refusals": []}],
+            "routes": [{
+                "kind": "HTTPRoute", "namespace": "shop", "name": "users", "inForce": "lastGood",
+                "refusals": [{"file": "a.yaml", "line": 7, "field": "spec.rules[0]", "message": "is wrong"}],
+                "parents": [{
+                    "parentRef": {"kind": "Service", "name": "users"},
+                    "conditions": [
+                        {"type": "Accepted", "status": "False", "reason": "Conflicted", "message": "it is taken"},
+                        {"type": "ResolvedRefs", "status": "True", "reason": "ResolvedRefs", "message": ""},
+                    ],
+                }],
+            }],
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = listener.local_addr().unwrap().to_string();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert_ne!(stream.read(&mut [0; 512]).unwrap(), 0);
+            write!(stream, "HTTP/1.0 200 OK\r\n\r\n{status}").unwrap();
+        });
+        let findings = judged(&admin);
+        server.join().unwrap();
+        let told: Vec<&str> = findings.iter().map(|finding| finding.detail.as_str()).collect();
+        assert_eq!(
+            told,
+            [
+                "a.yaml:7: HTTPRoute shop/users: spec.rules[0]: is wrong",
+                "HTTPRoute shop/users at Service users: Conflicted: it is taken"
+            ]
+        );
+        assert!(findings.iter().all(|finding| finding.state == State::Degraded));
     }
 
     #[test]
