@@ -194,6 +194,9 @@ pub struct TrafficPolicy {
     pub request_timeout: Option<Duration>,
     /// Limit on one try.
     pub per_try_timeout: Option<Duration>,
+    /// Whether that covers the response to its end, as a route's limit does (GEP-1742), and
+    /// not only to the end of its head.
+    pub per_try_whole: bool,
     /// Limit on silence of an open connection or stream.
     pub idle_timeout: Option<Duration>,
     /// When to try again.
@@ -218,6 +221,7 @@ impl Default for TrafficPolicy {
             // Nobody knows how long a download or a stream may take but who sets a limit.
             request_timeout: None,
             per_try_timeout: None,
+            per_try_whole: false,
             idle_timeout: Some(Duration::from_secs(3600)),
             retry: RetryPolicy::default(),
             breaker: BreakerPolicy::default(),

@@ -17,6 +17,7 @@ pub mod io;
 pub mod listener;
 pub mod log;
 mod memory;
+mod mirror;
 mod namespace;
 mod netlink;
 mod outbound;

@@ -18,8 +18,8 @@ use crate::policy::retry::RetryPolicy;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
 use crate::route::{
-    Backend, Early, EditFields, EndpointTag, Front, GrpcTable, Head, Http1Response, HttpTable, Noted, Reply,
-    Rule, Scheme, Target, Token,
+    Backend, Early, EditFields, EndpointTag, Filters, Front, GrpcTable, Head, Http1Response, HttpTable,
+    Limit, NoBackend, Noted, Reply, Rule, Scheme, Target, Token,
 };
 use crate::telemetry::metrics::{DestinationLabels, RequestLabels, RequestMetrics, RetryMetrics, Shard};
 use crate::upstream::{Destination, Endpoint};
@@ -81,26 +81,42 @@ impl Routing {
             Table::Tcp(rule) => Some(rule),
         }?;
         let front = Front { scheme: Scheme::Http, port };
-        let turn = match rule.filters.answer(head, front) {
-            Some(Early::Reply(reply)) => Turn::Reply(reply),
-            Some(Early::Refuse(why)) => Turn::Refused(why.to_owned()),
-            None => backend(rule, head, rng),
+        let mut noted = rule.filters.note(head);
+        let turn = match answer(&rule.filters, head, front) {
+            Some(turn) => turn,
+            None => match backend(rule, head, rng) {
+                Ok((place, session)) => {
+                    let filters = &rule.backends.list()[place].filters;
+                    noted = noted.or(filters.note(head));
+                    answer(filters, head, front).unwrap_or(Turn::Backend(place, session))
+                }
+                Err(none) => Turn::Refused(none.to_string()),
+            },
         };
-        Some(Selected { noted: rule.filters.note(head), rule: rule.clone(), turn })
+        Some(Selected { noted, rule: rule.clone(), turn })
     }
 }
 
-fn backend<H: Head>(rule: &Arc<Rule>, head: &H, rng: &Rng) -> Turn {
+/// What filters say in the application's place.
+fn answer<H: Head>(filters: &Filters, head: &H, front: Front) -> Option<Turn> {
+    filters.answer(head, front).map(|early| match early {
+        Early::Reply(reply) => Turn::Reply(reply),
+        Early::Refuse(why) => Turn::Refused(why.to_owned()),
+    })
+}
+
+/// The place of the backend, and the session that the client brought.
+fn backend<'a, H: Head>(
+    rule: &'a Arc<Rule>,
+    head: &H,
+    rng: &Rng,
+) -> Result<(usize, Option<Token>), NoBackend<'a>> {
+    let backends = rule.backends.list();
     let session = rule.session.as_ref().and_then(|session| session.read(head, SystemTime::now()));
-    let kept = session.as_ref().and_then(|token| token.backend(rule.backends.list()));
+    let kept = session.as_ref().and_then(|token| token.backend(backends));
     let kept = kept.filter(|backend| !matches!(backend.target, Target::Invalid(_)));
-    match kept.map_or_else(|| rule.backend(head, rng), Ok) {
-        Ok(chosen) => {
-            let place = rule.place(chosen);
-            place.map_or_else(|| Turn::Refused(String::new()), |place| Turn::Backend(place, session))
-        }
-        Err(none) => Turn::Refused(none.to_string()),
-    }
+    let chosen = kept.map_or_else(|| rule.backend(head, rng), Ok)?;
+    rule.place(chosen).map(|place| (place, session)).ok_or(NoBackend::None)
 }
 
 /// A rule, one of its backends, and what requests find there.
@@ -110,7 +126,8 @@ pub(crate) struct Way {
     pub(crate) place: usize,
     pub(crate) destination: Rc<Destination>,
     pub(crate) retries: Rc<RetryMetrics>,
-    label: Arc<str>,
+    /// The `route` label of its metrics.
+    pub(crate) label: Arc<str>,
     /// The backend's policy, and what the rule makes of it.
     policy: RefCell<Option<(Arc<TrafficPolicy>, Arc<TrafficPolicy>)>>,
     requests: RefCell<Vec<(Rc<Endpoint>, Rc<RequestMetrics>)>>,
@@ -131,6 +148,11 @@ impl Way {
     /// The backend.
     pub(crate) fn backend(&self) -> &Backend {
         &self.rule.backends.list()[self.place]
+    }
+
+    /// Whether requests may be copied.
+    pub(crate) fn has_mirrors(&self) -> bool {
+        self.rule.filters.mirrors().chain(self.backend().filters.mirrors()).next().is_some()
     }
 
     /// How its requests are treated, at this moment.
@@ -172,6 +194,7 @@ fn merge(rule: &Rule, policy: &TrafficPolicy) -> TrafficPolicy {
         merged.per_try_timeout = own.per_try_timeout;
         merged.retry = RetryPolicy { budget: policy.retry.budget, ..own.retry.clone() };
     }
+    merged.per_try_whole = matches!(rule.timeouts.backend_request, Limit::After(_));
     merged.request_timeout = rule.timeouts.request.over(merged.request_timeout);
     merged.per_try_timeout = rule.timeouts.backend_request.over(merged.per_try_timeout);
     if let Some(retry) = &rule.retry {
@@ -227,6 +250,11 @@ impl Worker {
 }
 
 impl Routing {
+    /// Forgets the ways to backends that are gone.
+    pub(crate) fn sweep(&self) {
+        self.ways.borrow_mut().retain(|_, way| !way.destination.is_retired());
+    }
+
     /// A way that was gone before and whose backend is still there.
     pub(crate) fn known(&self, rule: &Arc<Rule>, place: usize) -> Option<Rc<Way>> {
         let ways = self.ways.borrow();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use heddle_api::name::ServiceName;
 
 use crate::reason::Reason;
+use crate::routing::Way;
 use crate::telemetry::metrics::{
     Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics, Tls, UNKNOWN_PEER,
 };
@@ -146,6 +147,12 @@ impl Session {
             (Direction::Outbound, Some(endpoint)) => endpoint.requests.clone(),
             _ => self.worker.metrics.requests(&self.request_labels(destination, None)),
         }
+    }
+
+    /// The metrics of a request that a route sent to a backend and that came to no endpoint.
+    pub(crate) fn requests_of(&self, way: &Way) -> Rc<RequestMetrics> {
+        let labels = self.request_labels(Some(&way.destination), None);
+        self.worker.metrics.requests(&RequestLabels { route: way.label.clone(), ..labels })
     }
 
     /// The metrics of an opaque connection to this endpoint (`None`: it came to none).

@@ -339,7 +339,12 @@ impl Destination {
     /// The routes that requests to it meet, at this moment.
     #[inline]
     pub(crate) fn routing(&self) -> Option<Rc<Routing>> {
-        self.routing.borrow().clone()
+        let routing = self.routing.borrow().clone();
+        if routing.is_some() {
+            // Though the request may go to another.
+            self.used.set(true);
+        }
+        routing
     }
 
     /// The port that clients dial.
@@ -358,6 +363,8 @@ impl Destination {
     /// It is no longer used: the service or its port is gone, or nobody asked for it.
     pub fn retire(&self) {
         self.retired.set(true);
+        // Its ways may lead back here.
+        self.routing.take();
         for endpoint in self.endpoints().iter() {
             endpoint.retire();
         }
@@ -443,6 +450,9 @@ impl Destination {
         let busy = self.requests.get() > 0 || self.endpoints().iter().any(|e| e.load.in_flight() > 0);
         if self.used.replace(false) || busy {
             self.touch(config::uptime(now));
+        }
+        if let Some(routing) = &*self.routing.borrow() {
+            routing.sweep();
         }
         for endpoint in self.endpoints().iter() {
             endpoint.sweep(now);

@@ -28,6 +28,7 @@ use tokio::task::spawn_local;
 use self::accept::Accepted;
 use crate::config::{ConfigHandle, Lookup, TrafficPolicy};
 use crate::listener::{AppDialer, InboundKind, Plumbing};
+use crate::mirror::Copies;
 use crate::policy::rng::Rng;
 use crate::telemetry::access_log::{AccessLog, AccessLogWriter};
 use crate::telemetry::metrics::{HandshakeSide, Registry, Shard};
@@ -173,6 +174,8 @@ pub struct Worker {
     /// Wakes those who wait for discovery's answer.
     answered: Notify,
     load: Arc<AtomicUsize>,
+    /// Copies of requests to mirrors under way.
+    pub(crate) copies: Copies,
     warnings: RefCell<Warnings>,
     default_policy: Arc<TrafficPolicy>,
     inbound_policy: Arc<TrafficPolicy>,
@@ -334,6 +337,7 @@ async fn run(
         client_configs: RefCell::default(),
         answered: Notify::new(),
         load: parts.load,
+        copies: Copies::default(),
         warnings: RefCell::default(),
         default_policy: Arc::new(TrafficPolicy::default()),
         inbound_policy: Arc::new(TrafficPolicy::inbound()),

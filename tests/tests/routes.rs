@@ -178,6 +178,11 @@ fn filters_change_requests_and_responses() {
       filters:
       - type: RequestHeaderModifier
         requestHeaderModifier: {add: [{name: X-Backend, value: users}]}
+  - matches: [{path: {type: PathPrefix, value: /blocked}}]
+    backendRefs:
+    - name: users
+      port: 8080
+      filters: [{type: ExtensionRef, extensionRef: {group: example.org, kind: Auth, name: strict}}]
   - matches: [{path: {type: PathPrefix, value: /moved}}]
     filters:
     - type: RequestRedirect
@@ -204,6 +209,10 @@ fn filters_change_requests_and_responses() {
     for gone in ["x-set: old", "x-remove"] {
         assert!(!seen.contains(gone), "{gone}: {answer}");
     }
+
+    // A backend's filter that nobody can carry out is an error, too.
+    let answer = shop.get("/blocked");
+    assert_eq!(status(&answer), "500", "{answer}");
 
     let answer = shop.get("/moved/away?q=1");
     assert_eq!(status(&answer), "301");

@@ -19,13 +19,13 @@ use crate::http1::fields::write_field;
 use crate::http1::limits::{Limits, Stop, wait};
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
-use crate::http1::{Method, Origin, Version, mirror};
+use crate::http1::{Method, Origin, Span, Version, mirror};
 use crate::io::WriteBuffer;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::route::{Filters, Http1Head, Http1Request, Reply, TooLong};
-use crate::routing::{Routed, Routing, Selected, Turn, Way};
+use crate::routing::{Routed, Routing, Selected, Turn};
 use crate::sanitize::answer::{Answer, Http1};
 use crate::session;
 use crate::tcp::tunnel;
@@ -48,12 +48,13 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
             may_half_close: !head.keep_alive,
         },
         limits: Limits::default(),
-        told: client.session.is_recorded(trace.as_ref()).then(|| head.told(&client.to_upstream.bytes)),
+        told: client.session.is_recorded(trace.as_ref()).then(|| Told::new(&head, &client.to_upstream.bytes)),
         trace,
         _in_flight: in_flight,
         affinity: Affinity::default(),
         head_end,
         routed: None,
+        plain: None,
         attempts: 0,
         progress: Progress {
             started,
@@ -78,7 +79,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
     };
     let destination = match request.route(client, destination).await {
         Ok(destination) => destination,
-        Err(Detour::Reply(reply)) => return request.reply(client, &reply).await,
+        Err(Detour::Reply(front, reply)) => return request.reply(client, &front, &reply).await,
         Err(Detour::Refused(destination, reason, why)) => {
             return request.refuse(client, Some(&destination), reason, &why).await;
         }
@@ -93,7 +94,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
 /// Why a request goes to no destination.
 enum Detour {
     /// Its route answers it.
-    Reply(Box<Reply>),
+    Reply(Rc<Destination>, Box<Reply>),
     /// For this reason, at this destination.
     Refused(Rc<Destination>, Reason, String),
     ClientLeft,
@@ -117,8 +118,10 @@ struct Request {
     head_end: usize,
     /// The rule that it fell to, where its destination has routes.
     routed: Option<Box<Routed>>,
+    /// Its head for copies, where the backend's own filters changed it further.
+    plain: Option<Box<[u8]>>,
     /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
-    told: Option<Box<[u8]>>,
+    told: Option<Told>,
 }
 
 /// Writes the trace context for the next hop: our own, or what came where tracing is off.
@@ -139,6 +142,21 @@ fn trace(client: &mut Client, head: &RequestHead) -> (Option<SpanContext>, Optio
         span.write_http1(out);
     }
     (span, in_flight)
+}
+
+/// What a request asked for as the client wrote it, whatever a route made of it.
+struct Told {
+    bytes: Box<[u8]>,
+    method: Span,
+    authority: Span,
+    path: Span,
+}
+
+impl Told {
+    fn new(head: &RequestHead, out: &[u8]) -> Self {
+        let RequestHead { method_token, authority, path, .. } = *head;
+        Self { bytes: head.told(out), method: method_token, authority, path }
+    }
 }
 
 /// How a try ended.
@@ -187,7 +205,7 @@ impl Request {
         };
         let (place, session) = match turn {
             Turn::Backend(place, session) => (place, session),
-            Turn::Reply(reply) => return Err(Detour::Reply(Box::new(reply))),
+            Turn::Reply(reply) => return Err(Detour::Reply(front, Box::new(reply))),
             Turn::Refused(why) => return Err(Detour::Refused(front, Reason::NoBackend, why)),
         };
         let way = match routing.known(&rule, place) {
@@ -205,24 +223,32 @@ impl Request {
                 }
             }
         };
-        if self.edit(&mut client.to_upstream, [&way.rule.filters, &way.backend().filters]).is_err() {
+        let mut plain = None;
+        if self.edit(&mut client.to_upstream, &way.rule.filters).is_err() {
             return Err(Detour::Refused(front, Reason::HeaderTooLarge, String::new()));
         }
+        if way.backend().filters.edits_request() {
+            if way.has_mirrors() {
+                plain = Some(client.to_upstream.bytes[..self.head_end].into());
+            }
+            if self.edit(&mut client.to_upstream, &way.backend().filters).is_err() {
+                return Err(Detour::Refused(front, Reason::HeaderTooLarge, String::new()));
+            }
+        }
+        self.plain = plain;
         let destination = way.destination.clone();
         self.routed = Some(Box::new(Routed { way, noted, session, mirrored: false }));
         Ok(destination)
     }
 
     /// Changes the head as the filters of its route say.
-    fn edit(&mut self, out: &mut WriteBuffer, filters: [&Filters; 2]) -> Result<(), TooLong> {
-        if !filters.iter().any(|filters| filters.edits_request()) {
+    fn edit(&mut self, out: &mut WriteBuffer, filters: &Filters) -> Result<(), TooLong> {
+        if !filters.edits_request() {
             return Ok(());
         }
         let (head, body) = out.bytes.split_at(self.head_end);
         let mut edited = Http1Request::new(head);
-        for filters in filters {
-            filters.edit_request(&mut edited)?;
-        }
+        filters.edit_request(&mut edited)?;
         let mut bytes = Vec::with_capacity(out.bytes.len() + 256);
         let places = edited.write(&mut bytes);
         self.head_end = bytes.len();
@@ -240,10 +266,17 @@ impl Request {
             && !routed.mirrored
             && self.sending.replayable
             && self.sending.body.is_complete()
+            // A tunnel cannot be copied.
+            && !self.head.upgrade
+            && self.head.method != Method::Connect
         {
             routed.mirrored = true;
-            let Way { rule, place, .. } = &*routed.way;
-            mirror::send(&client.session.worker, rule, *place, self.head.method, &client.to_upstream.bytes);
+            let (sent, body) = (&client.to_upstream.bytes, &client.to_upstream.bytes[self.head_end..]);
+            let whole = || match &self.plain {
+                Some(head) => (self.head.method, [head, body].concat()),
+                None => (self.head.method, sent.clone()),
+            };
+            crate::mirror::send(&client.session.worker, &routed.way, whole, mirror::copy);
         }
     }
 
@@ -290,8 +323,7 @@ impl Request {
             };
             let metrics = metrics.begin();
             let load = destination.begin(&endpoint, now);
-            let (tried, mut lease, exchange) =
-                self.attempt(client, destination, &endpoint, &policy, now).await;
+            let (tried, mut lease, exchange) = self.attempt(client, destination, &load, &policy, now).await;
             now = Instant::now();
             self.mirror(client);
             self.progress.response_started |= exchange.passed_on;
@@ -373,11 +405,11 @@ impl Request {
         &mut self,
         client: &mut Client,
         destination: &Rc<Destination>,
-        endpoint: &Rc<Endpoint>,
+        load: &upstream::InFlight,
         policy: &TrafficPolicy,
         now: Instant,
     ) -> (Tried, Option<Lease>, Exchange) {
-        let mut exchange = Exchange::default();
+        let (mut exchange, endpoint) = (Exchange::default(), load.endpoint());
         let Client { connection, to_client, to_upstream, deadline, session, .. } = client;
         self.limits.attempt = policy.per_try_timeout.and_then(|timeout| now.checked_add(timeout));
         self.limits.arm(deadline, now);
@@ -387,7 +419,10 @@ impl Request {
                 // Boxed because it is rare: its size would be every connection's.
                 let made = Box::pin(destination.acquire(endpoint, MeshProtocol::Http1, &session.worker));
                 match wait(made, connection, deadline, &mut self.sending, &mut self.limits).await {
-                    Ok(Ok(lease)) => lease,
+                    Ok(Ok(lease)) => {
+                        load.sent(Instant::now());
+                        lease
+                    }
                     Ok(Err(error)) => {
                         session.worker.warn(format_args!("{}: {}", destination.key, error.detail));
                         return (Tried::Failed(Failure::Mesh(error.reason)), None, exchange);
@@ -451,7 +486,9 @@ impl Request {
         }
         response.finish(stays, &mut client.to_client.bytes);
         self.sending.let_go(&mut client.to_upstream);
-        self.limits.attempt = None;
+        if !policy.per_try_whole {
+            self.limits.attempt = None;
+        }
         let Client { connection, to_client, to_upstream, deadline, .. } = client;
         let ended = poll_fn(|cx| {
             let mut sides = Sides { client: connection, to_client, upstream: &mut lease, to_upstream };
@@ -520,9 +557,9 @@ impl Request {
         metrics.finish(outcome, duration);
         if let Some(told) = &self.told {
             client.session.record(&session::Exchange {
-                method: self.head.method_token.of(told),
-                authority: self.head.authority.of(told),
-                path: self.head.path.of(told),
+                method: told.method.of(&told.bytes),
+                authority: told.authority.of(&told.bytes),
+                path: told.path.of(&told.bytes),
                 version: match self.head.version {
                     Version::Http10 => http::Version::HTTP_10,
                     Version::Http11 => http::Version::HTTP_11,
@@ -594,15 +631,19 @@ impl Request {
         reason: Reason,
         message: &str,
     ) -> Next {
-        let metrics = client.session.requests(destination.map(|d| &**d), None).begin();
+        let metrics = match &self.routed {
+            Some(routed) => client.session.requests_of(&routed.way),
+            None => client.session.requests(destination.map(|d| &**d), None),
+        };
+        let metrics = metrics.begin();
         self.answer(client, destination, None, metrics, reason, message).await
     }
 
     /// Answers as a route says.
-    async fn reply(&mut self, client: &mut Client, reply: &Reply) -> Next {
+    async fn reply(&mut self, client: &mut Client, front: &Rc<Destination>, reply: &Reply) -> Next {
         let whole = self.sending.body.is_complete();
         let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
-        let metrics = client.session.requests(None, None).begin();
+        let metrics = client.session.requests(Some(front), None).begin();
         reply.write_http1(!stays, &mut client.to_client.bytes);
         let next = match (stays, whole) {
             (true, _) => Next::KeepAlive,
@@ -611,7 +652,7 @@ impl Request {
         };
         let next = client.send_answer(next).await;
         let outcome = Outcome { code: reply.status, grpc_status: None, error: None };
-        self.finish(client, None, None, metrics, outcome, 0);
+        self.finish(client, Some(front), None, metrics, outcome, 0);
         next
     }
 

@@ -1,63 +1,49 @@
-//! Copies of requests to another service, as a route's mirror filters ask.
-//!
-//! A copy is sent in a task of its own when the whole request is known, so that
-//! it costs the original nothing but memory; what it is answered is read and
-//! dropped. Requests that are too large to be held are not copied.
+//! A copy of a request for a mirror, carried by HTTP/1.
 
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::http1::body::Body;
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{HeadScan, Method, Origin, Version};
-use crate::io::WriteBuffer;
+use crate::io::{ReadBuffer, WriteBuffer};
 use crate::policy::concurrency::Urgency;
+use crate::policy::retry::Failure;
 use crate::reason::Reason;
-use crate::route::{Rule, Target};
-use crate::upstream::{Bound, Destination, Lease, MeshProtocol};
+use crate::upstream::{Bound, Destination, Endpoint, Lease, MeshProtocol};
 use crate::worker::Worker;
-
-/// How long a copy may take, unless its own service's policy says less.
-const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a response body may be in one piece before it is dropped.
 const SCRATCH: usize = 64 * 1024;
 
-/// Sends copies of the request in `bytes` to the mirrors of `rule` that take it.
-pub(super) fn send(worker: &Rc<Worker>, rule: &Rule, backend: usize, method: Method, bytes: &[u8]) {
-    let of_backend = rule.backends.list().get(backend).map(|backend| &backend.filters);
-    let mirrors = rule.filters.mirrors().chain(of_backend.into_iter().flat_map(|filters| filters.mirrors()));
-    for mirror in mirrors.filter(|mirror| mirror.takes(&worker.rng)) {
-        let Target::Service { name, port } = &mirror.target else { continue };
-        let (name, port, bytes) = (name.clone(), *port, bytes.to_vec());
-        let on = worker.clone();
-        worker.serve(async move {
-            let sent = async {
-                let destination = on.service(&name, Some(port), port).await?;
-                copy(&on, &destination, method, bytes).await
-            };
-            let failed = match tokio::time::timeout(TIMEOUT, sent).await {
-                Ok(Ok(())) => return,
-                Ok(Err(reason)) => reason,
-                Err(_) => Reason::Timeout,
-            };
-            tracing::debug!(service = %name, reason = %failed, "a mirrored request failed");
-        });
-    }
-}
-
-async fn copy(
-    worker: &Rc<Worker>,
-    destination: &Rc<Destination>,
-    method: Method,
-    bytes: Vec<u8>,
+/// Sends a copy, method and bytes, and reads the response to its end.
+pub(super) async fn copy(
+    worker: Rc<Worker>,
+    destination: Rc<Destination>,
+    (method, bytes): (Method, Vec<u8>),
 ) -> Result<(), Reason> {
     // Of all requests a copy is the first to be shed.
     let _admitted = destination.admit(Urgency::LEAST)?;
     let endpoint = destination.pick(Bound::default(), None, &worker.rng, Instant::now())?;
-    let _load = destination.begin(&endpoint, Instant::now());
-    let lease = destination.acquire(&endpoint, MeshProtocol::Http1, worker).await;
+    let load = destination.begin(&endpoint, Instant::now());
+    let carried = carry(&worker, &destination, &endpoint, method, bytes).await;
+    match carried {
+        Ok(()) => load.succeeded(Instant::now()),
+        Err(reason) => load.failed(Failure::Mesh(reason), Instant::now()),
+    }
+    carried
+}
+
+async fn carry(
+    worker: &Worker,
+    destination: &Rc<Destination>,
+    endpoint: &Rc<Endpoint>,
+    method: Method,
+    bytes: Vec<u8>,
+) -> Result<(), Reason> {
+    let lease = destination.acquire(endpoint, MeshProtocol::Http1, worker).await;
     let mut lease = lease.map_err(|error| error.reason)?;
     let mut out = WriteBuffer::default();
     out.bytes = bytes;
@@ -90,12 +76,7 @@ async fn drop_response(lease: &mut Lease, expected: &response::Exchange) -> Resu
                 }
             }
             if let Some(head) = &mut body {
-                while !head.body.is_complete() && !input.is_empty() {
-                    let taken = head.body.relay(input.data(), &mut scratch);
-                    input.consume(taken.map_err(|_| Reason::BadResponse)?);
-                    scratch.clear();
-                    scratch.shrink_to(SCRATCH);
-                }
+                skip(&mut head.body, input, &mut scratch)?;
                 if head.body.is_complete() {
                     return Poll::Ready(Ok(head.keep_alive && input.is_empty()));
                 }
@@ -108,4 +89,39 @@ async fn drop_response(lease: &mut Lease, expected: &response::Exchange) -> Resu
         }
     })
     .await
+}
+
+/// Takes what there is of a body and drops it.
+fn skip(body: &mut Body, input: &mut ReadBuffer, scratch: &mut Vec<u8>) -> Result<(), Reason> {
+    while !body.is_complete() && !input.is_empty() {
+        let taken = body.relay(input.data(), scratch).map_err(|_| Reason::BadResponse)?;
+        input.consume(taken);
+        scratch.clear();
+        scratch.shrink_to(SCRATCH);
+        if taken == 0 {
+            // A line of the framing that is not whole yet.
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::body::Coding;
+
+    #[test]
+    fn a_body_cut_anywhere_is_dropped_as_far_as_it_came() {
+        let whole = b"5\r\nhello\r\n0\r\nx-sum: 1\r\n\r\n";
+        for cut in 0..=whole.len() {
+            let (mut body, mut scratch) = (Body::chunked(Coding::Chunked), Vec::new());
+            let mut input = ReadBuffer::with(whole[..cut].to_vec());
+            skip(&mut body, &mut input, &mut scratch).unwrap();
+            assert_eq!(body.is_complete(), cut == whole.len(), "{cut}");
+            let rest = [input.data(), &whole[cut..]].concat();
+            skip(&mut body, &mut ReadBuffer::with(rest), &mut scratch).unwrap();
+            assert!(body.is_complete(), "{cut}");
+        }
+    }
 }

@@ -108,7 +108,7 @@ impl Side {
         front: &Rc<Destination>,
         routing: &Routing,
         started: Instant,
-    ) -> Result<Routed, Detour> {
+    ) -> Result<(Routed, Option<Box<request::Parts>>), Detour> {
         let worker = &self.session.worker;
         let refused = |head: &request::Parts, reason: Reason, why: String| {
             self.count_refused(head, Some(front), reason, started);
@@ -128,11 +128,13 @@ impl Side {
         };
         let way = worker.way(front, routing, &rule, place).await;
         let way = way.map_err(|reason| refused(head, reason, String::new()))?;
-        for filters in [&way.rule.filters, &way.backend().filters] {
-            let edited = filters.edit_request(head);
-            edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
-        }
-        Ok(Routed { way, noted, session, mirrored: false })
+        let edited = way.rule.filters.edit_request(head);
+        edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
+        let filters = &way.backend().filters;
+        let plain = (filters.edits_request() && way.has_mirrors()).then(|| Box::new(head.clone()));
+        let edited = filters.edit_request(head);
+        edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
+        Ok((Routed { way, noted, session, mirrored: false }, plain))
     }
 
     /// The request's span, and its mark as in flight to the application.
@@ -192,9 +194,12 @@ impl Calls for Side {
             self.count_refused(head, None, reason, started);
             Refusal::from(reason)
         })?;
-        let routed = match front.routing() {
-            Some(routing) => Some(self.route(head, &front, &routing, started).await?),
-            None => None,
+        let (routed, plain) = match front.routing() {
+            Some(routing) => {
+                let (routed, plain) = self.route(head, &front, &routing, started).await?;
+                (Some(routed), plain)
+            }
+            None => (None, None),
         };
         let destination = routed.as_ref().map_or(front, |routed| routed.way.destination.clone());
         let policy = routed.as_ref().map_or_else(|| destination.policy(), |routed| routed.way.policy());
@@ -217,6 +222,7 @@ impl Calls for Side {
             affinity: destination.affinity(head, address, &self.session.worker.rng),
             recorded,
             routed,
+            plain,
             trace,
             tries: 0,
             _in_app: in_app,
@@ -250,6 +256,8 @@ pub(super) struct Forward<'a> {
     counted: Option<InFlight>,
     /// The rule that it fell to, where its destination has routes.
     routed: Option<Routed>,
+    /// Its head for copies, where the backend's own filters changed it further.
+    plain: Option<Box<request::Parts>>,
     /// What is told about it at its end, if anything is.
     recorded: Option<(Method, Uri)>,
     trace: Option<SpanContext>,
@@ -304,6 +312,7 @@ impl Call for Forward<'_> {
         Limits {
             request: self.policy.request_timeout,
             per_try: self.policy.per_try_timeout,
+            per_try_whole: self.policy.per_try_whole,
             idle: self.policy.idle_timeout,
             // With no attempts too: a stale connection is no try.
             replay: Some(self.policy.retry.buffer_bytes),
@@ -355,9 +364,10 @@ impl Call for Forward<'_> {
             && let Some((chunks, trailers)) = body.whole()
         {
             routed.mirrored = true;
+            let head = self.plain.as_deref().unwrap_or(head);
             let whole =
                 || mirror::Whole { head: head.clone(), chunks: chunks.to_vec(), trailers: trailers.cloned() };
-            mirror::send(&self.side.session.worker, &routed.way, whole);
+            crate::mirror::send(&self.side.session.worker, &routed.way, whole, mirror::copy);
         }
     }
 
@@ -453,7 +463,11 @@ impl Call for Forward<'_> {
             Outcome { code: end.status.unwrap_or(0), grpc_status: end.grpc_status, error: end.reason };
         let counted = self.counted.take().unwrap_or_else(|| {
             // It came to no endpoint.
-            self.side.session.requests(Some(&self.destination), None).begin()
+            let session = &self.side.session;
+            match &self.routed {
+                Some(routed) => session.requests_of(&routed.way).begin(),
+                None => session.requests(Some(&self.destination), None).begin(),
+            }
         });
         let duration = now.saturating_duration_since(self.progress.started);
         counted.finish(outcome, duration);

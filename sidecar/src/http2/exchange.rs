@@ -110,6 +110,8 @@ struct Exchange<'a, C> {
 struct Answered {
     response: Response<RecvStream>,
     up: SendStream<Bytes>,
+    /// The end of the try's time, if that covers the response.
+    limit: Option<Deadline>,
     /// Keeps the stream in the books of its connection.
     _slot: Slot,
 }
@@ -183,7 +185,10 @@ impl<C: Call> Exchange<'_, C> {
         let mut started = Started { response, up, sink: true };
         let head = poll_fn(|cx| self.poll_head(cx, &mut started, limit.as_ref())).await;
         match head {
-            Ok(response) => Ok(Answered { response, up: started.up, _slot: slot }),
+            Ok(response) => {
+                let limit = limit.filter(|_| self.limits.per_try_whole);
+                Ok(Answered { response, up: started.up, limit, _slot: slot })
+            }
             Err(Early::Stop(stop)) => Err(stop),
             Err(Early::Upstream(error)) => Err(failed(&error, &slot)),
         }
@@ -229,7 +234,7 @@ impl<C: Call> Exchange<'_, C> {
 
     /// Passes a response on, with what is left of both bodies.
     async fn respond(&mut self, answered: Answered) {
-        let Answered { response, mut up, _slot } = answered;
+        let Answered { response, mut up, limit, _slot } = answered;
         let (mut head, body) = response.into_parts();
         let status = head.status.as_u16();
         let grpc_status = grpc::status(&head.headers);
@@ -247,7 +252,16 @@ impl<C: Call> Exchange<'_, C> {
         };
         self.client.begun();
         let mut flow = Flow { upload: &mut self.upload, download: &mut download, complete };
-        let ended = poll_fn(|cx| flow.poll(cx, &mut self.client, &mut up, &mut down)).await;
+        let ended = poll_fn(|cx| {
+            let ended = flow.poll(cx, &mut self.client, &mut up, &mut down);
+            match &limit {
+                Some(limit) if ended.is_pending() => {
+                    limit.poll_expired(cx).map(|()| Ended::Broken(Reason::PerTryTimeout, None))
+                }
+                _ => ended,
+            }
+        })
+        .await;
         let received = download.sent();
         let grpc_status = download.grpc_status().or(grpc_status);
         let (reason, cancelled) = match ended {

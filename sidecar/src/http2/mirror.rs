@@ -1,11 +1,7 @@
-//! Copies of requests to another service, as a route's mirror filters ask.
-//!
-//! A copy is sent in a task of its own once all of the request is known, by the
-//! time its response begins; what it is answered is read and dropped. Requests
-//! that are too large to be held, and streams that go on, are not copied.
+//! A copy of a request for a mirror, carried by HTTP/2.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
@@ -13,14 +9,10 @@ use http::{HeaderMap, Request, request};
 
 use crate::http2::calls::{connect, terms};
 use crate::policy::concurrency::Urgency;
+use crate::policy::retry::Failure;
 use crate::reason::Reason;
-use crate::route::Target;
-use crate::routing::Way;
-use crate::upstream::{Bound, Destination};
+use crate::upstream::{Bound, Destination, Endpoint};
 use crate::worker::Worker;
-
-/// How long a copy may take.
-const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A request, complete.
 #[derive(Clone)]
@@ -30,33 +22,30 @@ pub(super) struct Whole {
     pub(super) trailers: Option<HeaderMap>,
 }
 
-/// Sends copies of a request to the mirrors of its rule that take it.
-pub(super) fn send(worker: &Rc<Worker>, way: &Way, whole: impl Fn() -> Whole) {
-    let mirrors = way.rule.filters.mirrors().chain(way.backend().filters.mirrors());
-    for mirror in mirrors.filter(|mirror| mirror.takes(&worker.rng)) {
-        let Target::Service { name, port } = &mirror.target else { continue };
-        let (name, port, whole) = (name.clone(), *port, whole());
-        let on = worker.clone();
-        worker.serve(async move {
-            let sent = async {
-                let destination = on.service(&name, Some(port), port).await?;
-                copy(&on, &destination, whole).await
-            };
-            let failed = match tokio::time::timeout(TIMEOUT, sent).await {
-                Ok(Ok(())) => return,
-                Ok(Err(reason)) => reason,
-                Err(_) => Reason::Timeout,
-            };
-            tracing::debug!(service = %name, reason = %failed, "a mirrored request failed");
-        });
-    }
-}
-
-async fn copy(worker: &Rc<Worker>, destination: &Rc<Destination>, whole: Whole) -> Result<(), Reason> {
+/// Sends a copy and reads the response to its end.
+pub(super) async fn copy(
+    worker: Rc<Worker>,
+    destination: Rc<Destination>,
+    whole: Whole,
+) -> Result<(), Reason> {
     // Of all requests a copy is the first to be shed.
     let _admitted = destination.admit(Urgency::LEAST)?;
     let endpoint = destination.pick(Bound::default(), None, &worker.rng, Instant::now())?;
-    let _load = destination.begin(&endpoint, Instant::now());
+    let load = destination.begin(&endpoint, Instant::now());
+    let carried = carry(&worker, &destination, &endpoint, whole).await;
+    match carried {
+        Ok(()) => load.succeeded(Instant::now()),
+        Err(reason) => load.failed(Failure::Mesh(reason), Instant::now()),
+    }
+    carried
+}
+
+async fn carry(
+    worker: &Rc<Worker>,
+    destination: &Rc<Destination>,
+    endpoint: &Rc<Endpoint>,
+    whole: Whole,
+) -> Result<(), Reason> {
     let terms = terms(worker, &destination.policy());
     let making = || connect(destination.clone(), endpoint.clone(), worker.clone());
     let mut slot = endpoint.http2.slot(&terms, making).await.map_err(|refusal| refusal.reason)?;

@@ -153,6 +153,8 @@ pub(crate) struct Limits {
     pub(crate) request: Option<Duration>,
     /// On one try, until its response head.
     pub(crate) per_try: Option<Duration>,
+    /// Whether that goes on to the end of the response.
+    pub(crate) per_try_whole: bool,
     /// On the silence of both sides.
     pub(crate) idle: Option<Duration>,
     /// Bytes of the body kept for another try; `None`: there will be no other.

@@ -103,6 +103,14 @@ pub struct Noted {
     origin: Option<HeaderValue>,
 }
 
+impl Noted {
+    /// This, and what it lacks from another.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { origin: self.origin.or(other.origin) }
+    }
+}
+
 impl Filters {
     /// Whether a request changes on its way.
     pub fn edits_request(&self) -> bool {

@@ -49,6 +49,12 @@ impl Destination {
 }
 
 impl InFlight {
+    /// Where it goes.
+    #[inline]
+    pub fn endpoint(&self) -> &Rc<Endpoint> {
+        &self.endpoint
+    }
+
     /// The request goes out now: making a connection is no part of its latency.
     #[inline]
     pub fn sent(&self, now: Instant) {

@@ -40,6 +40,7 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
         connect_timeout,
         request_timeout: timeout("request", timeouts.request, None)?,
         per_try_timeout: timeout("per_try", timeouts.per_try, None)?,
+        per_try_whole: false,
         idle_timeout: timeout("idle", timeouts.idle, Some(IDLE_TIMEOUT))?,
         retry: retry(wire.retry.unwrap_or_default()).map_err(|e| e.within("retry"))?,
         breaker,
