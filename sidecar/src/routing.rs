@@ -3,7 +3,7 @@
 //!
 //! [`crate::route`] decides; here its decisions meet destinations, policies and
 //! metrics. What a rule and a backend need for their requests is put together
-//! once, as a [`Way`], and kept until the routes or the backend change.
+//! once, as a `Way`, and kept until the routes or the backend change.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 //!
 //! A [`Balancer`] is made when the endpoints or the policy change, and picks
 //! without allocating: first a group (level of priority and zone, by the shares
-//! of [`shares`]), then an endpoint in it by the policy's algorithm. It knows
+//! of `shares`), then an endpoint in it by the policy's algorithm. It knows
 //! the endpoints by their place in a slice that does not change under it, and
 //! has to be told when their health did ([`Balancer::survey`]).
 //!

@@ -2,7 +2,7 @@
 //! breaker (Nygard, "Release It!"), one per endpoint or service and worker.
 //!
 //! Closed, it judges the results of tries by the rules of its policy: failures
-//! in a row, and the shares of failed and of slow ones in a sliding [`window`].
+//! in a row, and the shares of failed and of slow ones in a sliding `window`.
 //! Opened, nothing is admitted until a time is over; then it is half-open and a
 //! bounded number of probes decides. Openings grow longer one after the other,
 //! and good behaviour takes them back. An endpoint that refuses connections is
@@ -378,7 +378,7 @@ impl Breaker {
 
     /// Whether this pick should go elsewhere, if it can: what has just come
     /// back gets a tenth of its share at first and all of it after as long as
-    /// it was out, [`LONGEST_RETURN`] at most.
+    /// it was out, ten seconds at most.
     #[inline]
     pub fn declines(&self, rng: &Rng, now: Instant) -> bool {
         match self.phase.get() {
