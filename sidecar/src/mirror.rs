@@ -7,12 +7,14 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::policy::concurrency::Urgency;
+use crate::policy::retry::Failure;
 use crate::reason::Reason;
 use crate::route::Target;
 use crate::routing::Way;
-use crate::upstream::Destination;
+use crate::upstream::{Bound, Destination, Endpoint};
 use crate::worker::Worker;
 
 /// How long a copy may take.
@@ -45,18 +47,17 @@ impl Drop for Place {
 }
 
 /// Sends copies of a request, made by `whole`, to the mirrors of its rule and
-/// backend that take it; `copy` carries one.
-pub(crate) fn send<Whole, Copied>(
+/// backend that take it; `carry` takes one there and reads the answer to its end.
+pub(crate) fn send<Whole, Carried>(
     worker: &Rc<Worker>,
     way: &Way,
     whole: impl Fn() -> Whole,
-    copy: fn(Rc<Worker>, Rc<Destination>, Whole) -> Copied,
+    carry: fn(Rc<Worker>, Rc<Destination>, Rc<Endpoint>, Whole) -> Carried,
 ) where
     Whole: 'static,
-    Copied: Future<Output = Result<(), Reason>> + 'static,
+    Carried: Future<Output = Result<(), Reason>> + 'static,
 {
-    let mirrors = way.rule.filters.mirrors().chain(way.backend().filters.mirrors());
-    for mirror in mirrors.filter(|mirror| mirror.takes(&worker.rng)) {
+    for mirror in way.mirrors().filter(|mirror| mirror.takes(&worker.rng)) {
         let Target::Service { name, port } = &mirror.target else { continue };
         let Some(place) = worker.copies.place() else {
             return worker
@@ -68,7 +69,16 @@ pub(crate) fn send<Whole, Copied>(
             let _place = place;
             let sent = async {
                 let destination = on.service(&name, Some(port), port).await?;
-                copy(on.clone(), destination, whole).await
+                // Of all requests a copy is the first to be shed.
+                let _admitted = destination.admit(Urgency::LEAST)?;
+                let endpoint = destination.pick(Bound::default(), None, &on.rng, Instant::now())?;
+                let load = destination.begin(&endpoint, Instant::now());
+                let carried = carry(on.clone(), destination.clone(), endpoint, whole).await;
+                match carried {
+                    Ok(()) => load.succeeded(Instant::now()),
+                    Err(reason) => load.failed(Failure::Mesh(reason), Instant::now()),
+                }
+                carried
             };
             let failed = match tokio::time::timeout(TIMEOUT, sent).await {
                 Ok(Ok(())) => return,

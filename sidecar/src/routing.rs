@@ -19,7 +19,7 @@ use crate::policy::rng::Rng;
 use crate::reason::Reason;
 use crate::route::{
     Backend, Early, EditFields, EndpointTag, Filters, Front, GrpcTable, Head, Http1Response, HttpTable,
-    Limit, NoBackend, Noted, Reply, Rule, Scheme, Target, Token,
+    Limit, Mirror, NoBackend, Noted, Reply, Rule, Scheme, Target, Token,
 };
 use crate::telemetry::metrics::{DestinationLabels, RequestLabels, RequestMetrics, RetryMetrics, Shard};
 use crate::upstream::{Destination, Endpoint};
@@ -150,9 +150,9 @@ impl Way {
         &self.rule.backends.list()[self.place]
     }
 
-    /// Whether requests may be copied.
-    pub(crate) fn has_mirrors(&self) -> bool {
-        self.rule.filters.mirrors().chain(self.backend().filters.mirrors()).next().is_some()
+    /// Where copies of its requests may go.
+    pub(crate) fn mirrors(&self) -> impl Iterator<Item = &Mirror> {
+        self.rule.filters.mirrors().chain(self.backend().filters.mirrors())
     }
 
     /// How its requests are treated, at this moment.
@@ -317,7 +317,7 @@ mod tests {
 
     use super::*;
     use crate::policy::budget::BudgetPolicy;
-    use crate::route::{Backends, Filters, Limit, RuleRetry, Timeouts};
+    use crate::route::{RuleRetry, Timeouts};
 
     #[test]
     fn a_rule_comes_before_its_policy_and_that_before_its_backends() {
@@ -338,17 +338,7 @@ mod tests {
             retry: RetryPolicy { attempts: 2, ..RetryPolicy::default() },
             ..TrafficPolicy::default()
         };
-        let mut rule = Rule {
-            route: "shop/users".into(),
-            label: "shop/users/0".into(),
-            filters: Filters::default(),
-            backends: Backends::default(),
-            policy: None,
-            timeouts: Timeouts::default(),
-            retry: None,
-            session: None,
-            user: None,
-        };
+        let mut rule = Rule { label: "shop/users/0".into(), ..Rule::default() };
         let merged = merge(&rule, &backend);
         assert_eq!((merged.request_timeout, merged.retry.attempts), (seconds(1), 1));
         rule.policy = Some(Arc::new(own));

@@ -25,7 +25,7 @@ use heddle_api::name::ServiceName;
 use tokio::sync::Notify;
 
 use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage};
-use crate::policy::balance::{Balancer, Balancing, Candidate, Key, Member};
+use crate::policy::balance::{Algorithm, Balancer, Balancing, Candidate, Key, Member};
 use crate::policy::breaker::Breaker;
 use crate::policy::budget::RetryBudget;
 use crate::policy::concurrency::Limiter;
@@ -391,6 +391,12 @@ impl Destination {
     #[inline]
     pub fn touch(&self, uptime: u64) {
         self.usage.touch(uptime);
+    }
+
+    /// Whether anything may tie a request to an endpoint, so that its head is worth a look.
+    #[inline]
+    pub fn has_affinity(&self) -> bool {
+        matches!(self.policy.borrow().balancing.algorithm, Algorithm::ConsistentHash(_))
     }
 
     /// What ties a request to an endpoint, where the policy says that something does. That

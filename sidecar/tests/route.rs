@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use heddle_sidecar::route::{
-    Backends, Filters, GrpcMatch, GrpcTable, Head, Http1Head, HttpMatch, HttpTable, NameMatch, PathMatch,
-    Rule, Test, Timeouts,
+    GrpcMatch, GrpcTable, Head, Http1Head, HttpMatch, HttpTable, NameMatch, PathMatch, Rule, Test,
 };
 use http::{HeaderName, Request};
 
@@ -21,17 +20,7 @@ fn allocated(run: impl FnOnce()) -> u64 {
 }
 
 fn rule(at: usize) -> Arc<Rule> {
-    Arc::new(Rule {
-        route: "shop/users".into(),
-        label: at.to_string().into(),
-        filters: Filters::default(),
-        backends: Backends::default(),
-        policy: None,
-        timeouts: Timeouts::default(),
-        retry: None,
-        session: None,
-        user: None,
-    })
+    Arc::new(Rule { label: at.to_string().into(), ..Rule::default() })
 }
 
 fn bytes(text: &str) -> Box<[u8]> {

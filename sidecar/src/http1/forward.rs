@@ -5,12 +5,14 @@
 //! until its response begins, so that another endpoint can be tried; a
 //! response that broke off is never passed on as complete.
 
+mod routed;
+
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use self::routed::Detour;
 use crate::config::TrafficPolicy;
 use crate::http1::body::BadBody;
 use crate::http1::connection::{Client, Next};
@@ -19,17 +21,16 @@ use crate::http1::fields::write_field;
 use crate::http1::limits::{Limits, Stop, wait};
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
-use crate::http1::{Method, Origin, Span, Version, mirror};
-use crate::io::WriteBuffer;
+use crate::http1::{Method, Origin, Span, Version};
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
-use crate::route::{Filters, Http1Head, Http1Request, Reply, TooLong};
-use crate::routing::{Routed, Routing, Selected, Turn};
+use crate::route::{Http1Head, Reply};
+use crate::routing::Routed;
 use crate::sanitize::answer::{Answer, Http1};
 use crate::session;
 use crate::tcp::tunnel;
-use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
+use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{self, Bound, Destination, Endpoint, Lease, MeshProtocol, broken};
 
@@ -89,15 +90,6 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         Ok(_admitted) => request.serve(client, &destination).await,
         Err(reason) => request.refuse(client, Some(&destination), reason, "").await,
     }
-}
-
-/// Why a request goes to no destination.
-enum Detour {
-    /// Its route answers it.
-    Reply(Rc<Destination>, Box<Reply>),
-    /// For this reason, at this destination.
-    Refused(Rc<Destination>, Reason, String),
-    ClientLeft,
 }
 
 /// A request and how far it has come.
@@ -180,122 +172,6 @@ impl Request {
         Ok(wait(found, connection, deadline, &mut self.sending, &mut self.limits).await??)
     }
 
-    /// The destination of a request that dialled `front`: another where a route says so.
-    async fn route(
-        &mut self,
-        client: &mut Client,
-        front: Rc<Destination>,
-    ) -> Result<Rc<Destination>, Detour> {
-        match front.routing() {
-            Some(routing) => Box::pin(self.follow_route(client, front, &routing)).await,
-            None => Ok(front),
-        }
-    }
-
-    async fn follow_route(
-        &mut self,
-        client: &mut Client,
-        front: Rc<Destination>,
-        routing: &Routing,
-    ) -> Result<Rc<Destination>, Detour> {
-        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end]);
-        let selected = routing.select(&head, front.port(), &client.session.worker.rng);
-        let Some(Selected { rule, noted, turn }) = selected else {
-            return Err(Detour::Refused(front, Reason::NoRoute, String::new()));
-        };
-        let (place, session) = match turn {
-            Turn::Backend(place, session) => (place, session),
-            Turn::Reply(reply) => return Err(Detour::Reply(front, Box::new(reply))),
-            Turn::Refused(why) => return Err(Detour::Refused(front, Reason::NoBackend, why)),
-        };
-        let way = match routing.known(&rule, place) {
-            Some(way) => way,
-            None => {
-                let Client { session, connection, deadline, .. } = client;
-                let found = Box::pin(session.worker.way(&front, routing, &rule, place));
-                self.limits.arm(deadline, self.progress.started);
-                match wait(found, connection, deadline, &mut self.sending, &mut self.limits).await {
-                    Ok(Ok(way)) => way,
-                    Ok(Err(reason)) | Err(Stop::Reason(reason)) => {
-                        return Err(Detour::Refused(front, reason, String::new()));
-                    }
-                    Err(Stop::ClientLeft) => return Err(Detour::ClientLeft),
-                }
-            }
-        };
-        let mut plain = None;
-        if self.edit(&mut client.to_upstream, &way.rule.filters).is_err() {
-            return Err(Detour::Refused(front, Reason::HeaderTooLarge, String::new()));
-        }
-        if way.backend().filters.edits_request() {
-            if way.has_mirrors() {
-                plain = Some(client.to_upstream.bytes[..self.head_end].into());
-            }
-            if self.edit(&mut client.to_upstream, &way.backend().filters).is_err() {
-                return Err(Detour::Refused(front, Reason::HeaderTooLarge, String::new()));
-            }
-        }
-        self.plain = plain;
-        let destination = way.destination.clone();
-        self.routed = Some(Box::new(Routed { way, noted, session, mirrored: false }));
-        Ok(destination)
-    }
-
-    /// Changes the head as the filters of its route say.
-    fn edit(&mut self, out: &mut WriteBuffer, filters: &Filters) -> Result<(), TooLong> {
-        if !filters.edits_request() {
-            return Ok(());
-        }
-        let (head, body) = out.bytes.split_at(self.head_end);
-        let mut edited = Http1Request::new(head);
-        filters.edit_request(&mut edited)?;
-        let mut bytes = Vec::with_capacity(out.bytes.len() + 256);
-        let places = edited.write(&mut bytes);
-        self.head_end = bytes.len();
-        bytes.extend_from_slice(body);
-        out.bytes = bytes;
-        self.head.method_token = places.method;
-        (self.head.path, self.head.target, self.head.authority) =
-            (places.path, places.target, places.authority);
-        Ok(())
-    }
-
-    /// Sends the copies that its rule asks for, as soon as all of it is known.
-    fn mirror(&mut self, client: &Client) {
-        if let Some(routed) = &mut self.routed
-            && !routed.mirrored
-            && self.sending.replayable
-            && self.sending.body.is_complete()
-            // A tunnel cannot be copied.
-            && !self.head.upgrade
-            && self.head.method != Method::Connect
-        {
-            routed.mirrored = true;
-            let (sent, body) = (&client.to_upstream.bytes, &client.to_upstream.bytes[self.head_end..]);
-            let whole = || match &self.plain {
-                Some(head) => (self.head.method, [head, body].concat()),
-                None => (self.head.method, sent.clone()),
-            };
-            crate::mirror::send(&client.session.worker, &routed.way, whole, mirror::copy);
-        }
-    }
-
-    /// How the request is treated.
-    fn policy(&self, destination: &Destination) -> Arc<TrafficPolicy> {
-        match &self.routed {
-            Some(routed) => routed.way.policy(),
-            None => destination.policy(),
-        }
-    }
-
-    /// Where its retries are counted.
-    fn retries<'a>(&'a self, destination: &'a Destination) -> &'a RetryMetrics {
-        match &self.routed {
-            Some(routed) => &routed.way.retries,
-            None => &destination.retries,
-        }
-    }
-
     /// Tries endpoints until one answers or nothing is left to try.
     async fn serve(&mut self, client: &mut Client, destination: &Rc<Destination>) -> Next {
         let policy = self.policy(destination);
@@ -305,8 +181,11 @@ impl Request {
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
         self.limits.idle = policy.idle_timeout;
         destination.budget.borrow_mut().deposit(started);
-        let (head, address) = (Http1Head::new(&client.to_upstream.bytes), client.session.client_address());
-        self.affinity = destination.affinity(&head, address, &client.session.worker.rng);
+        if destination.has_affinity() {
+            let head = Http1Head::new(&client.to_upstream.bytes);
+            let address = client.session.client_address();
+            self.affinity = destination.affinity(&head, address, &client.session.worker.rng);
+        }
         let session = self.routed.as_ref().and_then(|routed| routed.kept_at());
         let bound = Bound { key: self.affinity.key, session };
         let mut failed: Option<Rc<Endpoint>> = None;

@@ -9,41 +9,21 @@ use crate::http1::body::Body;
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{HeadScan, Method, Origin, Version};
 use crate::io::{ReadBuffer, WriteBuffer};
-use crate::policy::concurrency::Urgency;
-use crate::policy::retry::Failure;
 use crate::reason::Reason;
-use crate::upstream::{Bound, Destination, Endpoint, Lease, MeshProtocol};
+use crate::upstream::{Destination, Endpoint, Lease, MeshProtocol};
 use crate::worker::Worker;
 
 /// What a response body may be in one piece before it is dropped.
 const SCRATCH: usize = 64 * 1024;
 
 /// Sends a copy, method and bytes, and reads the response to its end.
-pub(super) async fn copy(
+pub(super) async fn carry(
     worker: Rc<Worker>,
     destination: Rc<Destination>,
+    endpoint: Rc<Endpoint>,
     (method, bytes): (Method, Vec<u8>),
 ) -> Result<(), Reason> {
-    // Of all requests a copy is the first to be shed.
-    let _admitted = destination.admit(Urgency::LEAST)?;
-    let endpoint = destination.pick(Bound::default(), None, &worker.rng, Instant::now())?;
-    let load = destination.begin(&endpoint, Instant::now());
-    let carried = carry(&worker, &destination, &endpoint, method, bytes).await;
-    match carried {
-        Ok(()) => load.succeeded(Instant::now()),
-        Err(reason) => load.failed(Failure::Mesh(reason), Instant::now()),
-    }
-    carried
-}
-
-async fn carry(
-    worker: &Worker,
-    destination: &Rc<Destination>,
-    endpoint: &Rc<Endpoint>,
-    method: Method,
-    bytes: Vec<u8>,
-) -> Result<(), Reason> {
-    let lease = destination.acquire(endpoint, MeshProtocol::Http1, worker).await;
+    let lease = destination.acquire(&endpoint, MeshProtocol::Http1, &worker).await;
     let mut lease = lease.map_err(|error| error.reason)?;
     let mut out = WriteBuffer::default();
     out.bytes = bytes;

@@ -131,7 +131,8 @@ impl Side {
         let edited = way.rule.filters.edit_request(head);
         edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
         let filters = &way.backend().filters;
-        let plain = (filters.edits_request() && way.has_mirrors()).then(|| Box::new(head.clone()));
+        let plain =
+            (filters.edits_request() && way.mirrors().next().is_some()).then(|| Box::new(head.clone()));
         let edited = filters.edit_request(head);
         edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
         Ok((Routed { way, noted, session, mirrored: false }, plain))
@@ -367,7 +368,7 @@ impl Call for Forward<'_> {
             let head = self.plain.as_deref().unwrap_or(head);
             let whole =
                 || mirror::Whole { head: head.clone(), chunks: chunks.to_vec(), trailers: trailers.cloned() };
-            crate::mirror::send(&self.side.session.worker, &routed.way, whole, mirror::copy);
+            crate::mirror::send(&self.side.session.worker, &routed.way, whole, mirror::carry);
         }
     }
 

@@ -1,17 +1,14 @@
 //! A copy of a request for a mirror, carried by HTTP/2.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, request};
 
 use crate::http2::calls::{connect, terms};
-use crate::policy::concurrency::Urgency;
-use crate::policy::retry::Failure;
 use crate::reason::Reason;
-use crate::upstream::{Bound, Destination, Endpoint};
+use crate::upstream::{Destination, Endpoint};
 use crate::worker::Worker;
 
 /// A request, complete.
@@ -23,30 +20,13 @@ pub(super) struct Whole {
 }
 
 /// Sends a copy and reads the response to its end.
-pub(super) async fn copy(
+pub(super) async fn carry(
     worker: Rc<Worker>,
     destination: Rc<Destination>,
+    endpoint: Rc<Endpoint>,
     whole: Whole,
 ) -> Result<(), Reason> {
-    // Of all requests a copy is the first to be shed.
-    let _admitted = destination.admit(Urgency::LEAST)?;
-    let endpoint = destination.pick(Bound::default(), None, &worker.rng, Instant::now())?;
-    let load = destination.begin(&endpoint, Instant::now());
-    let carried = carry(&worker, &destination, &endpoint, whole).await;
-    match carried {
-        Ok(()) => load.succeeded(Instant::now()),
-        Err(reason) => load.failed(Failure::Mesh(reason), Instant::now()),
-    }
-    carried
-}
-
-async fn carry(
-    worker: &Rc<Worker>,
-    destination: &Rc<Destination>,
-    endpoint: &Rc<Endpoint>,
-    whole: Whole,
-) -> Result<(), Reason> {
-    let terms = terms(worker, &destination.policy());
+    let terms = terms(&worker, &destination.policy());
     let making = || connect(destination.clone(), endpoint.clone(), worker.clone());
     let mut slot = endpoint.http2.slot(&terms, making).await.map_err(|refusal| refusal.reason)?;
     let Whole { head, chunks, trailers } = whole;

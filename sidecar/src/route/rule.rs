@@ -14,7 +14,7 @@ use crate::route::head::Head;
 use crate::route::session::Session;
 
 /// A rule of a route, apart from its matches.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Rule {
     /// The route, `namespace/name`.
     pub route: Box<str>,

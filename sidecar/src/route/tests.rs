@@ -10,17 +10,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn rule(at: usize) -> Arc<Rule> {
-    Arc::new(Rule {
-        route: "shop/users".into(),
-        label: at.to_string().into(),
-        filters: Filters::default(),
-        backends: Backends::default(),
-        policy: None,
-        timeouts: Timeouts::default(),
-        retry: None,
-        session: None,
-        user: None,
-    })
+    Arc::new(Rule { label: at.to_string().into(), ..Rule::default() })
 }
 
 /// A test of a value as the oracle understands it.
