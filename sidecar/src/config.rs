@@ -105,12 +105,14 @@ impl Service {
 }
 
 /// The routes of one port.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PortRoutes {
     /// The port that clients dial.
     pub port: u16,
     /// Whose clients meet them; `None`: everyone whose namespace has none of its own.
     pub client_namespace: Option<String>,
+    /// As discovery sent them: what is equal need not be compiled again.
+    pub encoded: Box<[u8]>,
     /// The rules.
     pub table: Arc<Table>,
 }

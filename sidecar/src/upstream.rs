@@ -269,18 +269,18 @@ impl Destination {
         self.follow_routes(service.table(port, home.namespace));
         self.follow_policy(metrics);
         let before = self.endpoints();
-        let known: HashMap<(&str, &Target), &Rc<Endpoint>> =
-            before.iter().map(|e| ((&*e.id, &e.target), e)).collect();
+        let mut known: HashMap<&str, &Rc<Endpoint>> = before.iter().map(|e| (&*e.id, e)).collect();
         let endpoints: Rc<[Rc<Endpoint>]> = service
             .endpoints
             .iter()
             .filter_map(|new| {
                 let target = Target::of(new, port)?;
-                Some(match known.get(&(new.id.as_str(), &target)) {
+                let stays = known.get(new.id.as_str()).is_some_and(|endpoint| endpoint.target == target);
+                Some(match stays.then(|| known.remove(new.id.as_str())).flatten() {
                     Some(endpoint) => {
                         let since = if endpoint.is_healthy() { endpoint.since() } else { new_since };
                         endpoint.update(new, home.zone, since);
-                        Rc::clone(endpoint)
+                        endpoint.clone()
                     }
                     None => {
                         let endpoint = Endpoint::new(new.id.as_str().into(), target, self, metrics);
@@ -290,8 +290,8 @@ impl Destination {
                 })
             })
             .collect();
-        for old in before.iter().filter(|old| !endpoints.iter().any(|new| Rc::ptr_eq(old, new))) {
-            old.retire();
+        for gone in known.into_values() {
+            gone.retire();
         }
         *self.endpoints.borrow_mut() = endpoints;
         self.rebalance(&policy.balancing, Instant::now());

@@ -231,13 +231,12 @@ impl Knowledge {
                 self.workload = Some(Arc::new(validate::workload(&message).map_err(text)?));
             }
             Name::Service(service) => {
-                // The time of last use outlives the version.
-                let usage = match self.services.get(service) {
-                    Some(Lookup::Found(held)) => held.service.usage.clone(),
-                    _ => Arc::new(Usage::default()),
+                let before = match self.services.get(service) {
+                    Some(Lookup::Found(held)) => Some(&*held.service),
+                    _ => None,
                 };
                 let (valid, mut addresses) =
-                    validate::service(service, decode(body)?, usage).map_err(text)?;
+                    validate::service(service, decode(body)?, before).map_err(text)?;
                 // Should the table be full, the service is still reached by its other addresses.
                 addresses.extend(self.synthetic.assign(service).map(IpAddr::from));
                 let held = Held { service: Arc::new(valid), addresses: addresses.into() };

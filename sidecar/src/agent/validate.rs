@@ -11,7 +11,7 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
 use heddle_api::tls::TrustBundle;
 
-use crate::config::{AppProtocol, Endpoint, EndpointHealth, Mesh, MeshPeer, Port, Service, Usage, Workload};
+use crate::config::{AppProtocol, Endpoint, EndpointHealth, Mesh, MeshPeer, Port, Service, Workload};
 
 mod balancing;
 mod policy;
@@ -41,11 +41,12 @@ impl Invalid {
     }
 }
 
-/// A service and the addresses that are its own.
+/// A service and the addresses that are its own. From `before`, its former state, is kept what
+/// did not change, so that nobody has to compile it or get used to it again.
 pub(crate) fn service(
     name: &ServiceName,
     message: v1::Service,
-    usage: Arc<Usage>,
+    before: Option<&Service>,
 ) -> Result<(Service, Vec<IpAddr>), Invalid> {
     named(name, &message.namespace, &message.name)?;
     let mut ports = Vec::with_capacity(message.ports.len());
@@ -68,8 +69,14 @@ pub(crate) fn service(
     }
     let policy =
         policy::traffic_policy(message.policy.unwrap_or_default()).map_err(|e| e.within("policy"))?;
-    let routes = route::routes(message.routes, &ports)?;
-    let service = Service { name: name.clone(), ports, endpoints, policy: Arc::new(policy), routes, usage };
+    let policy = match before {
+        Some(before) if *before.policy == policy => before.policy.clone(),
+        _ => Arc::new(policy),
+    };
+    let routes = route::routes(message.routes, &ports, before.map_or(&[], |before| &before.routes))?;
+    // The time of last use outlives the version.
+    let usage = before.map(|before| before.usage.clone()).unwrap_or_default();
+    let service = Service { name: name.clone(), ports, endpoints, policy, routes, usage };
     Ok((service, addresses))
 }
 
@@ -257,7 +264,7 @@ mod tests {
     fn check(change: impl FnOnce(&mut v1::Service)) -> Result<(Service, Vec<IpAddr>), String> {
         let mut message = wire();
         change(&mut message);
-        service(&name(), message, Arc::default()).map_err(|e| e.to_string())
+        service(&name(), message, None).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -311,6 +318,22 @@ mod tests {
         })
         .unwrap();
         assert_eq!([80, 81].map(|port| service.policy(port).limits.requests), [7, 8]);
+    }
+
+    #[test]
+    fn what_did_not_change_is_kept() {
+        let (before, _) = check(|_| {}).unwrap();
+        let moved = |requests: Option<u32>| {
+            let mut message = wire();
+            message.endpoints[0].address = "10.0.0.8".into();
+            let limits = requests.map(|_| v1::Limits { requests, ..v1::Limits::default() });
+            message.policy = Some(v1::TrafficPolicy { limits, ..v1::TrafficPolicy::default() });
+            service(&name(), message, Some(&before)).unwrap().0
+        };
+        let after = moved(None);
+        assert_ne!(after.endpoints, before.endpoints);
+        assert!(Arc::ptr_eq(&after.usage, &before.usage) && Arc::ptr_eq(&after.policy, &before.policy));
+        assert_eq!(moved(Some(7)).policy.limits.requests, 7);
     }
 
     #[test]

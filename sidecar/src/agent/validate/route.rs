@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
+use prost::Message;
 
 use super::{Invalid, policy, port};
 use crate::config::{Port, PortRoutes};
@@ -20,11 +21,16 @@ mod filter;
 /// The largest weight of a backend (Gateway API, `BackendRef`).
 const MAX_WEIGHT: u32 = 1_000_000;
 
-pub(super) fn routes(wire: Vec<v1::RouteSet>, ports: &[Port]) -> Result<Vec<PortRoutes>, Invalid> {
+/// The routes of all ports; tables of `before` are kept where nothing about them changed.
+pub(super) fn routes(
+    wire: Vec<v1::RouteSet>,
+    ports: &[Port],
+    before: &[PortRoutes],
+) -> Result<Vec<PortRoutes>, Invalid> {
     let mut sets: Vec<PortRoutes> = Vec::with_capacity(wire.len());
     for (index, wire) in wire.into_iter().enumerate() {
         let within = |e: Invalid| e.within(&format!("routes[{index}]"));
-        let set = set(wire, ports).map_err(within)?;
+        let set = set(wire, ports, before).map_err(within)?;
         let same =
             |other: &PortRoutes| (other.port, &other.client_namespace) == (set.port, &set.client_namespace);
         if sets.iter().any(same) {
@@ -35,7 +41,7 @@ pub(super) fn routes(wire: Vec<v1::RouteSet>, ports: &[Port]) -> Result<Vec<Port
     Ok(sets)
 }
 
-fn set(wire: v1::RouteSet, ports: &[Port]) -> Result<PortRoutes, Invalid> {
+fn set(wire: v1::RouteSet, ports: &[Port], before: &[PortRoutes]) -> Result<PortRoutes, Invalid> {
     let number = port("port", wire.port)?;
     if !ports.iter().any(|p| p.number == number) {
         return Err(Invalid::new("port", format!("the service has no port {number}")));
@@ -49,6 +55,10 @@ fn set(wire: v1::RouteSet, ports: &[Port]) -> Result<PortRoutes, Invalid> {
             )
         }
     };
+    let encoded = wire.encode_to_vec().into_boxed_slice();
+    if let Some(same) = before.iter().find(|before| before.encoded == encoded) {
+        return Ok(same.clone());
+    }
     let table = match wire.rules {
         Some(v1::route_set::Rules::Http(wire)) => {
             let rules = each("rules", wire.rules, http_rule).map_err(|e| e.within("http"))?;
@@ -63,7 +73,7 @@ fn set(wire: v1::RouteSet, ports: &[Port]) -> Result<PortRoutes, Invalid> {
         }
         None => return Err(unknown_kind("rules")),
     };
-    Ok(PortRoutes { port: number, client_namespace, table: Arc::new(table) })
+    Ok(PortRoutes { port: number, client_namespace, encoded, table: Arc::new(table) })
 }
 
 /// Converts each item of a list; an error says which one.

@@ -97,7 +97,7 @@ fn http_set(rule: v1::HttpRule) -> v1::RouteSet {
 fn http(change: impl FnOnce(&mut v1::HttpRule)) -> Result<Vec<PortRoutes>, String> {
     let mut rule = http_wire();
     change(&mut rule);
-    routes(vec![http_set(rule)], &PORTS).map_err(|e| e.to_string())
+    routes(vec![http_set(rule)], &PORTS, &[]).map_err(|e| e.to_string())
 }
 
 fn selected<'a>(routes: &'a [PortRoutes], head: &str) -> Option<&'a Arc<Rule>> {
@@ -319,7 +319,7 @@ fn a_set_is_for_a_port_of_the_service_and_once_for_each_namespace() {
         let mut second = http_set(http_wire());
         second.client_namespace = "team".into();
         change(&mut second);
-        routes(vec![http_set(http_wire()), second], &PORTS).map_err(|e| e.to_string())
+        routes(vec![http_set(http_wire()), second], &PORTS, &[]).map_err(|e| e.to_string())
     };
     let routes = check(|_| {}).unwrap();
     let sets: Vec<_> = routes.iter().map(|set| (set.port, set.client_namespace.as_deref())).collect();
@@ -354,7 +354,7 @@ fn a_grpc_rule_goes_by_service_and_method_and_has_no_paths() {
     };
     let check = |rule| {
         let rules = v1::route_set::Rules::Grpc(v1::GrpcRoutes { rules: vec![rule] });
-        routes(vec![set_wire(rules)], &PORTS).map_err(|e| e.to_string())
+        routes(vec![set_wire(rules)], &PORTS, &[]).map_err(|e| e.to_string())
     };
     let routes = check(rule(vec![])).unwrap();
     let call = |path: &str| format!("POST {path} HTTP/1.1\r\nhost: users\r\n");
@@ -378,7 +378,7 @@ fn connections_fall_to_the_tcp_rule() {
     let rule = |backend| v1::TcpRule { route: "shop/db".into(), name: "0".into(), backends: vec![backend] };
     let check = |rule| {
         let rules = v1::route_set::Rules::Tcp(v1::TcpRoutes { rule: Some(rule) });
-        routes(vec![set_wire(rules)], &PORTS).map_err(|e| e.to_string())
+        routes(vec![set_wire(rules)], &PORTS, &[]).map_err(|e| e.to_string())
     };
     let routes = check(rule(backend_wire())).unwrap();
     let Table::Tcp(rule) = &*routes[0].table else { panic!("no TCP rule") };
@@ -387,4 +387,20 @@ fn connections_fall_to_the_tcp_rule() {
     filtered.filters = vec![filter_wire(WireFilter::RequestHeaders(v1::HeaderModifier::default()))];
     let filtered = v1::TcpRule { backends: vec![filtered], route: "shop/db".into(), name: "0".into() };
     assert!(check(filtered).unwrap_err().starts_with("routes[0].tcp.rule.backends[0].filters[0].filter: "));
+}
+
+#[test]
+fn a_table_is_kept_where_nothing_about_its_routes_changed() {
+    let sets = |name: &str| {
+        let other = v1::RouteSet {
+            client_namespace: "shop".into(),
+            ..http_set(v1::HttpRule { name: name.into(), ..http_wire() })
+        };
+        vec![http_set(http_wire()), other]
+    };
+    let before = routes(sets("a"), &PORTS, &[]).unwrap();
+    let after = routes(sets("b"), &PORTS, &before).unwrap();
+    assert!(Arc::ptr_eq(&before[0].table, &after[0].table));
+    assert!(!Arc::ptr_eq(&before[1].table, &after[1].table));
+    assert!(routes(sets("b"), &[], &before).is_err(), "its port is gone");
 }
