@@ -347,6 +347,7 @@ fn describe(setup: &Setup, admin: std::net::SocketAddr) -> anyhow::Result<v1::Re
             Some((ip, None)) => ip.to_string(),
             None => String::new(),
         },
+        ..v1::RegisterRequest::default()
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod attachment;
 mod breaker;
+mod health;
 
 use std::time::Duration;
 
@@ -102,6 +103,7 @@ impl Merged<'_> {
             load_balancer: self.has(|spec| spec.load_balancer.as_ref()).then(|| self.load_balancer()),
             circuit_breaker: self.has(|spec| spec.circuit_breaker.as_ref()).then(|| self.circuit_breaker()),
             concurrency: self.has(|spec| spec.concurrency.as_ref()).then(|| self.concurrency()),
+            health_check: self.has(|spec| spec.health_check.as_ref()).then(|| self.health_check()),
         }
     }
 

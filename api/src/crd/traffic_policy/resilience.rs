@@ -2,6 +2,7 @@
 //! concurrency limits, health checks and fallbacks.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -144,7 +145,10 @@ pub enum ConcurrencyMode {
     Adaptive,
 }
 
-/// Probes of each endpoint, by exactly one of `http`, `tcp` and `grpc`.
+/// Probes of each endpoint, by exactly one of `http`, `tcp` and `grpc`. A caller's
+/// sidecar makes them for as long as it uses the service: in mutual TLS to endpoints
+/// inside the mesh, else in plaintext. An endpoint counts as discovery says until
+/// probes have said otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheck {
@@ -157,16 +161,16 @@ pub struct HealthCheck {
     /// The gRPC health checking protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc: Option<GrpcHealthCheck>,
-    /// Between two probes.
+    /// Between two probes; a sixth of it, more or less, is chance. Default: 10s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<GatewayDuration>,
-    /// On one probe.
+    /// On one probe; at most `interval`. Default: 1s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<GatewayDuration>,
-    /// Successes in a row that make an endpoint healthy.
+    /// Successes in a row that make an endpoint healthy. Default: 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthy_after: Option<Positive>,
-    /// Failures in a row that make it unhealthy.
+    /// Failures in a row that make it unhealthy. Default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unhealthy_after: Option<Positive>,
 }
@@ -191,6 +195,7 @@ pub struct TcpHealthCheck {}
 pub struct GrpcHealthCheck {
     /// The gRPC service asked for; absent: the whole server.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_GRPC_SERVICE))]
     pub service: Option<String>,
 }
 
@@ -274,6 +279,15 @@ fn status_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": "integer", "minimum": 200, "maximum": 599 })
 }
 
+/// As long as a path in a Gateway API match may be.
+const MAX_PATH: usize = 1024;
+
+/// As long as a full DNS name, after which packages are named.
+const MAX_GRPC_SERVICE: usize = 253;
+
+/// More often, many callers would make a load of their probes.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
 /// More probes than this are no probes any more.
 const MAX_PROBES: u32 = 1000;
 
@@ -326,11 +340,29 @@ impl HealthCheck {
     pub(super) fn validate(&self, violations: &mut Violations) {
         let given = [self.http.is_some(), self.tcp.is_some(), self.grpc.is_some()];
         violations.exactly_one("spec.healthCheck", &given, "http, tcp and grpc");
-        if self.http.as_ref().is_some_and(|http| !http.path.starts_with('/')) {
-            violations.add("spec.healthCheck.http.path", "has to begin with /");
+        if let Some(HttpHealthCheck { path }) = &self.http {
+            let field = "spec.healthCheck.http.path";
+            if !path.starts_with('/') {
+                violations.add(field, "has to begin with /");
+            } else if path.len() > MAX_PATH || !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+                violations.add(field, format!("is no path of a request of at most {MAX_PATH} bytes"));
+            }
         }
-        violations.positive("spec.healthCheck.interval", self.interval);
+        let service = self.grpc.as_ref().and_then(|grpc| grpc.service.as_deref());
+        if service.is_some_and(|name| name.is_empty() || name.len() > MAX_GRPC_SERVICE) {
+            let message = format!("has to have between 1 and {MAX_GRPC_SERVICE} bytes");
+            violations.add("spec.healthCheck.grpc.service", message);
+        }
+        if self.interval.is_some_and(|interval| interval.get() < MIN_INTERVAL) {
+            violations.add("spec.healthCheck.interval", format!("is shorter than {MIN_INTERVAL:?}"));
+        }
         violations.positive("spec.healthCheck.timeout", self.timeout);
+        if let (Some(interval), Some(timeout)) = (self.interval, self.timeout)
+            && timeout > interval
+        {
+            let message = format!("{timeout} is longer than interval, {interval}");
+            violations.add("spec.healthCheck.timeout", message);
+        }
     }
 }
 

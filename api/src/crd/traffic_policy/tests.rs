@@ -168,6 +168,12 @@ fn impossible_pairs_are_named_by_their_path() {
             "spec.concurrency.targetLatency",
         ),
         (json!({"healthCheck": {}}), "spec.healthCheck"),
+        (json!({"healthCheck": {"tcp": {}, "grpc": {}}}), "spec.healthCheck"),
+        (json!({"healthCheck": {"http": {"path": "/a b"}}}), "spec.healthCheck.http.path"),
+        (json!({"healthCheck": {"grpc": {"service": ""}}}), "spec.healthCheck.grpc.service"),
+        (json!({"healthCheck": {"tcp": {}, "interval": "99ms"}}), "spec.healthCheck.interval"),
+        (json!({"healthCheck": {"tcp": {}, "timeout": "0s"}}), "spec.healthCheck.timeout"),
+        (json!({"healthCheck": {"tcp": {}, "interval": "1s", "timeout": "2s"}}), "spec.healthCheck.timeout"),
         (json!({"fallback": {"on": ["Timeout"], "steps": [{}]}}), "spec.fallback.steps[0]"),
     ] {
         assert_eq!(paths(value.clone()), [path], "{value}");

@@ -257,6 +257,7 @@ pub(super) fn not_on_routes(spec: &TrafficPolicySpec) -> Vec<Violation> {
         (spec.circuit_breaker.is_some(), "spec.circuitBreaker"),
         (spec.limits.is_some(), "spec.limits"),
         (spec.concurrency.is_some(), "spec.concurrency"),
+        (spec.health_check.is_some(), "spec.healthCheck"),
         (connect, "spec.timeouts.connect"),
         (idle, "spec.timeouts.idle"),
         (budget, "spec.retry.budget"),
