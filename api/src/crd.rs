@@ -8,11 +8,13 @@
 //! a version of Heddle enforces a field is not known here.
 
 mod duration;
+mod fault_policy;
 mod gateway;
 mod kubernetes;
 mod manifest;
 mod mesh_config;
 mod number;
+mod request_match;
 mod size;
 mod telemetry_policy;
 mod traffic_policy;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use gateway::{header_value, is_token};
 
 pub use duration::{GatewayDuration, InvalidDuration};
+pub use fault_policy::{FaultAbort, FaultDelay, FaultPolicySpec};
 pub use gateway::{
     BackendObject, BackendRef, Cors, Filter, Fraction, GATEWAY_GROUP, GrantFrom, GrantTo, GrpcMatch,
     GrpcRoute, GrpcRouteSpec, GrpcRule, Header, HeaderMatch, HeaderModifier, HeaderName, HttpMatch,
@@ -40,6 +43,7 @@ pub use kubernetes::{
 pub use manifest::{manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
 pub use number::{Multiplier, Percent, PortNumber, Positive, Ratio, Weight};
+pub use request_match::{HeaderEquals, RequestMatch};
 pub use size::{ByteSize, InvalidSize};
 pub use telemetry_policy::{AccessLog, MESH_POLICY_NAMESPACE, Selector, TelemetryPolicySpec};
 pub use traffic_policy::{
@@ -58,6 +62,9 @@ pub const VERSION: &str = "v1alpha1";
 
 /// A `TrafficPolicy` object.
 pub type TrafficPolicy = Object<TrafficPolicySpec>;
+
+/// A `FaultPolicy` object.
+pub type FaultPolicy = Object<FaultPolicySpec>;
 
 /// A `TelemetryPolicy` object.
 pub type TelemetryPolicy = Object<TelemetryPolicySpec>;
@@ -159,6 +166,20 @@ impl TargetRef {
     /// Whether it is a route, or a rule of one.
     pub fn is_route(&self) -> bool {
         self.group == GATEWAY_GROUP && matches!(self.kind.as_str(), "HTTPRoute" | "GRPCRoute")
+    }
+
+    /// What is wrong with the targets of a policy of that namespace and name.
+    fn validate_all(targets: &[Self], metadata: &Metadata, violations: &mut Vec<Violation>) {
+        if targets.is_empty() || targets.len() > 16 {
+            violations.push(Violation::new("spec.targetRefs", "has to name between 1 and 16 targets"));
+        }
+        for (index, target) in targets.iter().enumerate() {
+            let path = format!("spec.targetRefs[{index}]");
+            if targets[..index].contains(target) {
+                violations.push(Violation::new(&path, "is named twice"));
+            }
+            violations.extend(target.misplaced(&path, metadata));
+        }
     }
 
     /// What is wrong with a target at `path` that is a namespace or the mesh, in

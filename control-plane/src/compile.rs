@@ -7,8 +7,10 @@
 //! time, and what came out equal keeps its bytes.
 
 mod endpoints;
+mod faults;
 mod policies;
 mod protocol;
+mod requests;
 mod routes;
 mod services;
 mod telemetry;
@@ -17,14 +19,15 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use heddle_api::crd::{EgressMode, RouteSpec, TargetRef, TrafficPolicy, Violation};
+use heddle_api::crd::{EgressMode, RouteSpec, TargetRef, Violation};
 use heddle_api::discovery::{MESH, ResourceType, v1};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 
 use crate::model::{Model, Registration, Resource, ResourceKey};
-use crate::source::{ObjectName, Objects, Sourced};
+use crate::source::{ObjectName, Objects};
 
+use faults::Faults;
 pub(crate) use policies::Accepted;
 pub(crate) use services::Declared;
 pub(crate) use telemetry::Telemetry;
@@ -99,10 +102,19 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         &previous.accepted.traffic,
         &mut statuses,
         |policy| traffic::unsupported(&policy.spec),
-        |policy| unresolved_targets(policy, &services, &accepted),
+        |policy| unresolved_targets(&policy.name, &policy.value.spec.target_refs, &services, &accepted),
+    );
+    accepted.faults = policies::judge(
+        &inputs.objects.fault_policies,
+        &previous.accepted.faults,
+        &mut statuses,
+        |policy| requests::only_services_and_routes(&policy.spec.target_refs),
+        |policy| unresolved_targets(&policy.name, &policy.value.spec.target_refs, &services, &accepted),
     );
     let attachments = Attachments::new(&accepted.traffic);
-    let mut bound = routes::bind(&accepted, &services, &attachments);
+    let faults = Faults::new(&accepted.faults);
+    let mut bound =
+        routes::bind(&accepted, &services, &routes::Policies { traffic: &attachments, faults: &faults });
     routes::report(inputs.objects, &services, &bound, &mut statuses);
     statuses.sort_by(|a, b| (a.kind, &a.object).cmp(&(b.kind, &b.object)));
     let mut resources = Resources { previous, made: BTreeMap::new() };
@@ -112,6 +124,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
             port.policy = attachments.port(&name, &port.name);
         }
         service.routes = bound.sets.remove(&name).unwrap_or_default();
+        service.faults = faults.service(&name, &service.ports);
         resources.add(name.as_str(), &service);
     }
     for (address, service) in services.addresses {
@@ -140,11 +153,12 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
 
 /// The targets of a policy that do not exist.
 fn unresolved_targets(
-    policy: &Sourced<TrafficPolicy>,
+    policy: &ObjectName,
+    targets: &[TargetRef],
     services: &services::Services,
     accepted: &Accepted,
 ) -> Vec<String> {
-    let namespace = &policy.name.namespace;
+    let namespace = &policy.namespace;
     let exists = |target: &TargetRef| {
         let section = target.section_name.as_deref().filter(|section| !section.is_empty());
         let among = |mut names: Box<dyn Iterator<Item = Option<&str>> + '_>| {
@@ -168,7 +182,7 @@ fn unresolved_targets(
             _ => true,
         }
     };
-    let missing = policy.value.spec.target_refs.iter().filter(|target| !exists(target));
+    let missing = targets.iter().filter(|target| !exists(target));
     let describe = |target: &TargetRef| {
         let section = target.section_name.iter().map(|section| format!(" {section}")).collect::<String>();
         format!("{} {namespace}/{}{section}", target.kind, target.name)

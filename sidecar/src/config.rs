@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::policy::balance::Balancing;
 use crate::policy::breaker::BreakerPolicy;
 use crate::policy::concurrency::ConcurrencyPolicy;
+use crate::policy::fault::Fault;
 use crate::policy::retry::RetryPolicy;
 use crate::routing::Table;
 use crate::upstream::Home;
@@ -82,6 +83,8 @@ pub struct Service {
     pub policy: Arc<TrafficPolicy>,
     /// The routes that requests to its ports meet.
     pub routes: Vec<PortRoutes>,
+    /// Faults that requests to it meet; the first that is about one decides.
+    pub faults: Arc<[Fault]>,
     /// When a worker last used it, for the idle expiry of subscriptions.
     pub usage: Arc<Usage>,
 }

@@ -11,6 +11,8 @@ pub mod breaker;
 pub mod budget;
 pub mod concurrency;
 pub mod ewma;
+pub mod fault;
 pub mod hash_key;
+pub mod request_match;
 pub mod retry;
 pub mod rng;

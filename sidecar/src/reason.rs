@@ -50,11 +50,22 @@ pub enum Reason {
     Draining,
     /// The request came back to where it started.
     Loop,
+    /// A policy asked for an error in place of sending the request.
+    FaultInjected,
+}
+
+/// The codes of an answer, in both languages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Codes {
+    /// The HTTP status.
+    pub http: u16,
+    /// The gRPC status code.
+    pub grpc: u8,
 }
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::HeaderTooLarge,
         Self::RequestTimeout,
@@ -77,6 +88,7 @@ impl Reason {
         Self::NotReady,
         Self::Draining,
         Self::Loop,
+        Self::FaultInjected,
     ];
 
     /// The word on the wire, in metrics and in logs.
@@ -104,6 +116,7 @@ impl Reason {
             Self::NotReady => "not_ready",
             Self::Draining => "draining",
             Self::Loop => "loop",
+            Self::FaultInjected => "fault_injected",
         }
     }
 
@@ -129,7 +142,8 @@ impl Reason {
             | Self::RefusedStream
             | Self::Overloaded
             | Self::NotReady
-            | Self::Draining => 503,
+            | Self::Draining
+            | Self::FaultInjected => 503,
             Self::ConnectTimeout | Self::Timeout | Self::PerTryTimeout => 504,
             Self::Loop => 508,
         }
@@ -155,6 +169,11 @@ impl Reason {
             Self::Overloaded | Self::CircuitOpen => Some(1),
             _ => None,
         }
+    }
+
+    /// The codes that go with it, unless a policy says others.
+    pub const fn codes(self) -> Codes {
+        Codes { http: self.status(), grpc: self.grpc_status() }
     }
 
     /// Whether the request provably reached no application, so that any

@@ -29,6 +29,7 @@ use crate::policy::balance::{Algorithm, Balancer, Balancing, Candidate, Key, Mem
 use crate::policy::breaker::Breaker;
 use crate::policy::budget::RetryBudget;
 use crate::policy::concurrency::Limiter;
+use crate::policy::fault::{self, Injected};
 use crate::policy::hash_key::Affinity;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
@@ -118,6 +119,8 @@ pub struct Destination {
     retired: Cell<bool>,
     /// The routes that requests to it meet, if it has any.
     routing: RefCell<Option<Rc<Routing>>>,
+    /// The faults that requests to it meet, for any of its service's ports.
+    faults: RefCell<Arc<[fault::Fault]>>,
 }
 
 /// What binds a request to an endpoint.
@@ -235,6 +238,7 @@ impl Destination {
             connections: Rc::default(),
             retired: Cell::new(false),
             routing: RefCell::default(),
+            faults: RefCell::default(),
         })
     }
 
@@ -266,6 +270,7 @@ impl Destination {
     ) {
         let policy = service.policy(port);
         *self.policy.borrow_mut() = policy.clone();
+        *self.faults.borrow_mut() = service.faults.clone();
         self.follow_routes(service.table(port, home.namespace));
         self.follow_policy(metrics);
         let before = self.endpoints();
@@ -380,6 +385,23 @@ impl Destination {
     #[inline]
     pub fn policy(&self) -> Arc<TrafficPolicy> {
         self.policy.borrow().clone()
+    }
+
+    /// Whether any request to it may meet a fault, so that its head is worth a look.
+    #[inline]
+    pub fn has_faults(&self) -> bool {
+        !self.faults.borrow().is_empty()
+    }
+
+    /// The fault that a request to it meets, if it meets one; those of its rule are asked first.
+    pub fn inject<H: Head>(
+        &self,
+        rule: &[fault::Fault],
+        head: &H,
+        grpc: bool,
+        rng: &Rng,
+    ) -> Option<Injected> {
+        fault::inject(rule.iter().chain(&**self.faults.borrow()), self.port(), head, grpc, rng)
     }
 
     /// Its endpoints, at this moment.

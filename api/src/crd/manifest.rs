@@ -7,11 +7,16 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::{GROUP, Kind, MeshConfigSpec, TelemetryPolicySpec, TrafficPolicySpec, VERSION};
+use super::{FaultPolicySpec, GROUP, Kind, MeshConfigSpec, TelemetryPolicySpec, TrafficPolicySpec, VERSION};
 
 /// The definition of each kind, with the name of the file that holds it.
 pub fn manifests() -> Vec<(String, Value)> {
-    vec![manifest::<MeshConfigSpec>(), manifest::<TelemetryPolicySpec>(), manifest::<TrafficPolicySpec>()]
+    vec![
+        manifest::<FaultPolicySpec>(),
+        manifest::<MeshConfigSpec>(),
+        manifest::<TelemetryPolicySpec>(),
+        manifest::<TrafficPolicySpec>(),
+    ]
 }
 
 /// All definitions as one stream of YAML documents.
@@ -229,6 +234,7 @@ mod tests {
             }
         }
 
+        check("FaultPolicy.spec", &structural_schema::<FaultPolicySpec>());
         check("MeshConfig.spec", &structural_schema::<MeshConfigSpec>());
         check("TelemetryPolicy.spec", &structural_schema::<TelemetryPolicySpec>());
         check("TrafficPolicy.spec", &structural_schema::<TrafficPolicySpec>());

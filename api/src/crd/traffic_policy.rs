@@ -206,15 +206,7 @@ impl Kind for TrafficPolicySpec {
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Violations::default();
-        if self.target_refs.is_empty() || self.target_refs.len() > 16 {
-            violations.add("spec.targetRefs", "has to name between 1 and 16 targets");
-        }
-        for (index, target) in self.target_refs.iter().enumerate() {
-            if self.target_refs[..index].contains(target) {
-                violations.add(format!("spec.targetRefs[{index}]"), "is named twice");
-            }
-            violations.0.extend(target.misplaced(&format!("spec.targetRefs[{index}]"), metadata));
-        }
+        TargetRef::validate_all(&self.target_refs, metadata, &mut violations.0);
         if let Some(load_balancer) = &self.load_balancer {
             load_balancer.validate(&mut violations);
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use heddle_api::crd::{
-    GrpcRoute, HttpRoute, Kind, MeshConfigSpec, Metadata, Object, Route, RouteSpec, TcpRoute,
-    TelemetryPolicySpec, TrafficPolicySpec, Violation,
+    FaultPolicySpec, GrpcRoute, HttpRoute, Kind, MeshConfigSpec, Metadata, Object, Route, RouteSpec,
+    TcpRoute, TelemetryPolicySpec, TrafficPolicySpec, Violation,
 };
 
 use crate::model::{InForce, PolicyStatus, Refusal};
@@ -45,6 +45,7 @@ pub(super) type Policies<S> = Versions<Object<S>>;
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Accepted {
     pub(super) traffic: Policies<TrafficPolicySpec>,
+    pub(super) faults: Policies<FaultPolicySpec>,
     pub(super) telemetry: Policies<TelemetryPolicySpec>,
     pub(super) mesh: Policies<MeshConfigSpec>,
     pub(super) http_routes: Versions<HttpRoute>,

@@ -17,6 +17,7 @@ use heddle_api::crd::{ParentRef, TcpRoute, Violation};
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
+use super::faults::Faults;
 use super::policies::{Accepted, Judged, Versions, oldest_first};
 use super::services::Services;
 use super::traffic::{Attachments, RuleRef};
@@ -31,6 +32,12 @@ pub(super) struct Bound {
     /// The sets of each service, ordered by port and client namespace.
     pub(super) sets: BTreeMap<ServiceName, Vec<v1::RouteSet>>,
     outcomes: BTreeMap<RouteKey, Outcome>,
+}
+
+/// Policies that attach to routes and their rules.
+pub(super) struct Policies<'a> {
+    pub(super) traffic: &'a Attachments,
+    pub(super) faults: &'a Faults<'a>,
 }
 
 /// A route by its kind and name.
@@ -98,11 +105,11 @@ struct Route<'a> {
 }
 
 /// Binds the routes in force to `services`.
-pub(super) fn bind(accepted: &Accepted, services: &Services, policies: &Attachments) -> Bound {
+pub(super) fn bind(accepted: &Accepted, services: &Services, policies: &Policies<'_>) -> Bound {
     let mut routes = Vec::new();
-    collect(&accepted.grpc_routes, services, policies, &mut routes);
-    collect(&accepted.http_routes, services, policies, &mut routes);
-    collect(&accepted.tcp_routes, services, policies, &mut routes);
+    collect(&accepted.grpc_routes, services, policies.traffic, &mut routes);
+    collect(&accepted.http_routes, services, policies.traffic, &mut routes);
+    collect(&accepted.tcp_routes, services, policies.traffic, &mut routes);
     let (mut audiences, mut refused) = (BTreeMap::new(), BTreeMap::new());
     for (route, parent, index) in each_parent(&routes) {
         match ports(&routes[route], parent, services) {
@@ -233,32 +240,30 @@ fn ports<'s>(
     Ok((name, fitting))
 }
 
-/// The rules of routes of one kind, each with its policy at that port.
+/// The rules of routes of one kind, each with its policies at that port.
 fn merged(
     routes: &[&Route<'_>],
     service: &ServiceName,
     port: &str,
-    policies: &Attachments,
+    policies: &Policies<'_>,
 ) -> v1::route_set::Rules {
     let (mut http, mut grpc, mut tcp) = (Vec::new(), Vec::new(), None);
     for route in routes {
-        let policy = |index: usize| {
+        let place = |index: usize| {
             let rule = route.rule_names.get(index).copied().flatten();
-            policies.rule(service, port, RuleRef { kind: route.kind, route: route.name, rule })
+            RuleRef { kind: route.kind, route: route.name, rule }
         };
         match &route.rules {
-            Rules::Http(rules) => http.extend(
-                rules
-                    .iter()
-                    .enumerate()
-                    .map(|(index, rule)| v1::HttpRule { policy: policy(index), ..rule.clone() }),
-            ),
-            Rules::Grpc(rules) => grpc.extend(
-                rules
-                    .iter()
-                    .enumerate()
-                    .map(|(index, rule)| v1::GrpcRule { policy: policy(index), ..rule.clone() }),
-            ),
+            Rules::Http(rules) => http.extend(rules.iter().enumerate().map(|(index, rule)| v1::HttpRule {
+                policy: policies.traffic.rule(service, port, place(index)),
+                faults: policies.faults.rule(place(index)),
+                ..rule.clone()
+            })),
+            Rules::Grpc(rules) => grpc.extend(rules.iter().enumerate().map(|(index, rule)| v1::GrpcRule {
+                policy: policies.traffic.rule(service, port, place(index)),
+                faults: policies.faults.rule(place(index)),
+                ..rule.clone()
+            })),
             Rules::Tcp(rule) => tcp = Some(rule.clone()),
         }
     }

@@ -102,6 +102,7 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             policy: None,
             routes: Vec::new(),
+            faults: Vec::new(),
         };
         services.resources.insert(name.clone(), resource);
     }

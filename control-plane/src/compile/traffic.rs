@@ -16,6 +16,7 @@ use heddle_api::discovery::v1;
 use crate::source::Sourced;
 
 pub(crate) use attachment::Attachments;
+pub(in crate::compile) use attachment::Target;
 pub use attachment::{FieldOrigin, Level, RuleRef};
 
 /// What the object asks for and this version would not do. Every field is

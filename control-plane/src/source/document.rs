@@ -80,6 +80,7 @@ impl Reader<'_> {
                 self.reference_grant(node);
             }
             (CUSTOM, "TrafficPolicy") => self.custom(node, Object::TrafficPolicy),
+            (CUSTOM, "FaultPolicy") => self.custom(node, Object::FaultPolicy),
             (CUSTOM, "TelemetryPolicy") => self.custom(node, Object::TelemetryPolicy),
             (CUSTOM, "MeshConfig") => self.custom(node, Object::MeshConfig),
             _ if api.split('/').next() == Some(crd::GROUP) => {

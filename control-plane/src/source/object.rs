@@ -26,6 +26,8 @@ pub struct Objects {
     pub tcp_routes: BTreeMap<ObjectName, Arc<Sourced<crd::TcpRoute>>>,
     /// `TrafficPolicy`.
     pub traffic_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TrafficPolicy>>>,
+    /// `FaultPolicy`.
+    pub fault_policies: BTreeMap<ObjectName, Arc<Sourced<crd::FaultPolicy>>>,
     /// `TelemetryPolicy`.
     pub telemetry_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TelemetryPolicy>>>,
     /// `MeshConfig`: one at most, by validation of its name.
@@ -42,6 +44,7 @@ impl Objects {
             Object::GrpcRoute(object) => insert(&mut self.grpc_routes, "GRPCRoute", object),
             Object::TcpRoute(object) => insert(&mut self.tcp_routes, "TCPRoute", object),
             Object::TrafficPolicy(object) => insert(&mut self.traffic_policies, "TrafficPolicy", object),
+            Object::FaultPolicy(object) => insert(&mut self.fault_policies, "FaultPolicy", object),
             Object::TelemetryPolicy(object) => {
                 insert(&mut self.telemetry_policies, "TelemetryPolicy", object)
             }
@@ -77,6 +80,7 @@ pub(super) enum Object {
     GrpcRoute(Arc<Sourced<crd::GrpcRoute>>),
     TcpRoute(Arc<Sourced<crd::TcpRoute>>),
     TrafficPolicy(Arc<Sourced<crd::TrafficPolicy>>),
+    FaultPolicy(Arc<Sourced<crd::FaultPolicy>>),
     TelemetryPolicy(Arc<Sourced<crd::TelemetryPolicy>>),
     MeshConfig(Arc<Sourced<crd::MeshConfig>>),
 }

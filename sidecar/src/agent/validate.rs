@@ -14,6 +14,7 @@ use heddle_api::tls::TrustBundle;
 use crate::config::{AppProtocol, Endpoint, EndpointHealth, Mesh, MeshPeer, Port, Service, Workload};
 
 mod balancing;
+mod fault;
 mod policy;
 mod route;
 
@@ -76,7 +77,8 @@ pub(crate) fn service(
     let routes = route::routes(message.routes, &ports, before.map_or(&[], |before| &before.routes))?;
     // The time of last use outlives the version.
     let usage = before.map(|before| before.usage.clone()).unwrap_or_default();
-    let service = Service { name: name.clone(), ports, endpoints, policy, routes, usage };
+    let faults = fault::faults(message.faults, &ports)?.into();
+    let service = Service { name: name.clone(), ports, endpoints, policy, routes, faults, usage };
     Ok((service, addresses))
 }
 

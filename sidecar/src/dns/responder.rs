@@ -282,6 +282,7 @@ mod tests {
                 endpoints: vec![],
                 policy: Arc::default(),
                 routes: Vec::new(),
+                faults: Arc::default(),
                 usage: Arc::default(),
             })),
             Lookup::Absent => Lookup::Absent,

@@ -5,6 +5,7 @@
 //! until its response begins, so that another endpoint can be tried; a
 //! response that broke off is never passed on as complete.
 
+mod fault;
 mod routed;
 
 use std::future::poll_fn;
@@ -22,6 +23,7 @@ use crate::http1::limits::{Limits, Stop, wait};
 use crate::http1::request::RequestHead;
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{Method, Origin, Span, Version};
+use crate::policy::fault::Injected;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
@@ -56,6 +58,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         head_end,
         routed: None,
         plain: None,
+        fault: None,
         attempts: 0,
         progress: Progress {
             started,
@@ -112,6 +115,8 @@ struct Request {
     routed: Option<Box<Routed>>,
     /// Its head for copies, where the backend's own filters changed it further.
     plain: Option<Box<[u8]>>,
+    /// The fault that it meets.
+    fault: Option<Box<Injected>>,
     /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
     told: Option<Told>,
 }
@@ -176,7 +181,6 @@ impl Request {
     async fn serve(&mut self, client: &mut Client, destination: &Rc<Destination>) -> Next {
         let policy = self.policy(destination);
         let started = self.progress.started;
-        self.mirror(client);
         self.sending.held = client.to_upstream.bytes.len().saturating_add(policy.retry.buffer_bytes);
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
         self.limits.idle = policy.idle_timeout;
@@ -190,6 +194,13 @@ impl Request {
         let bound = Bound { key: self.affinity.key, session };
         let mut failed: Option<Rc<Endpoint>> = None;
         let mut now = started;
+        if self.fault.is_some() {
+            match Box::pin(self.meet(client, destination)).await {
+                Ok(met) => now = met,
+                Err(next) => return next,
+            }
+        }
+        self.mirror(client);
         loop {
             let rng = &client.session.worker.rng;
             let endpoint = match destination.pick(bound, failed.as_ref(), rng, now) {
@@ -550,10 +561,13 @@ impl Request {
         let service = destination.map(|d| format!("{}.{}", d.service, d.namespace)).unwrap_or_default();
         let policy = destination.map(|d| self.policy(d));
         let trace_id = self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default();
+        let own = policy.as_ref().map_or("", |policy| &policy.source);
+        let (codes, source) = self.injected(reason).unwrap_or((reason.codes(), own));
         let answer = Answer {
+            codes,
             message,
             service: &service,
-            policy: policy.as_ref().map_or("", |policy| &policy.source),
+            policy: source,
             trace_id: &trace_id,
             retry_after: destination
                 .map_or(reason.retry_after(), |destination| destination.retry_after(reason, Instant::now())),

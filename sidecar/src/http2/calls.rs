@@ -22,6 +22,7 @@ use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
 use crate::policy::concurrency::Urgency;
+use crate::policy::fault::{Fault, Injected};
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
@@ -108,7 +109,7 @@ impl Side {
         front: &Rc<Destination>,
         routing: &Routing,
         started: Instant,
-    ) -> Result<(Routed, Option<Box<request::Parts>>), Detour> {
+    ) -> Result<OnRoute, Detour> {
         let worker = &self.session.worker;
         let refused = |head: &request::Parts, reason: Reason, why: String| {
             self.count_refused(head, Some(front), reason, started);
@@ -128,6 +129,7 @@ impl Side {
         };
         let way = worker.way(front, routing, &rule, place).await;
         let way = way.map_err(|reason| refused(head, reason, String::new()))?;
+        let fault = self.draw(head, &way.rule.faults, &way.destination);
         let edited = way.rule.filters.edit_request(head);
         edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
         let filters = &way.backend().filters;
@@ -135,7 +137,22 @@ impl Side {
             (filters.edits_request() && way.mirrors().next().is_some()).then(|| Box::new(head.clone()));
         let edited = filters.edit_request(head);
         edited.map_err(|_| refused(head, Reason::HeaderTooLarge, String::new()))?;
-        Ok((Routed { way, noted, session, mirrored: false }, plain))
+        Ok(OnRoute { routed: Routed { way, noted, session, mirrored: false }, plain, fault })
+    }
+
+    /// The fault that a request to `destination` meets, as its head decides before filters change
+    /// it. Boxed because it is rare.
+    fn draw(
+        &self,
+        head: &request::Parts,
+        rule: &[Fault],
+        destination: &Destination,
+    ) -> Option<Box<Injected>> {
+        if rule.is_empty() && !destination.has_faults() {
+            return None;
+        }
+        let grpc = Form::of(head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes), None) == Form::Grpc;
+        destination.inject(rule, head, grpc, &self.session.worker.rng).map(Box::new)
     }
 
     /// The request's span, and its mark as in flight to the application.
@@ -151,6 +168,14 @@ impl Side {
             Direction::Outbound => (worker.tracer.outbound(incoming, worker.sampling()), None),
         }
     }
+}
+
+/// A request that fell to a rule.
+struct OnRoute {
+    routed: Routed,
+    /// Its head for copies, where the backend's own filters changed it further.
+    plain: Option<Box<request::Parts>>,
+    fault: Option<Box<Injected>>,
 }
 
 /// An exchange of which no more is known.
@@ -195,12 +220,12 @@ impl Calls for Side {
             self.count_refused(head, None, reason, started);
             Refusal::from(reason)
         })?;
-        let (routed, plain) = match front.routing() {
+        let (routed, plain, fault) = match front.routing() {
             Some(routing) => {
-                let (routed, plain) = self.route(head, &front, &routing, started).await?;
-                (Some(routed), plain)
+                let OnRoute { routed, plain, fault } = self.route(head, &front, &routing, started).await?;
+                (Some(routed), plain, fault)
             }
-            None => (None, None),
+            None => (None, None, self.draw(head, &[], &front)),
         };
         let destination = routed.as_ref().map_or(front, |routed| routed.way.destination.clone());
         let policy = routed.as_ref().map_or_else(|| destination.policy(), |routed| routed.way.policy());
@@ -220,6 +245,7 @@ impl Calls for Side {
         let address = self.session.client_address();
         Ok(Forward {
             side: self,
+            fault,
             affinity: destination.affinity(head, address, &self.session.worker.rng),
             recorded,
             routed,
@@ -247,6 +273,8 @@ pub(super) struct Forward<'a> {
     side: &'a Side,
     destination: Rc<Destination>,
     policy: Arc<TrafficPolicy>,
+    /// The fault that it meets.
+    fault: Option<Box<Injected>>,
     progress: Progress,
     /// What ties it to an endpoint.
     affinity: Affinity,
@@ -326,6 +354,10 @@ impl Call for Forward<'_> {
 
     fn trace_id(&self) -> String {
         self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default()
+    }
+
+    fn fault(&mut self) -> Option<Box<Injected>> {
+        self.fault.take()
     }
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {

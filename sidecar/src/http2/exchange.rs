@@ -21,6 +21,7 @@ use crate::http2::body::{Body, Broken};
 use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
 use crate::http2::upstream::Slot;
 use crate::http2::{fault, grpc, head};
+use crate::policy::fault::Injected;
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
 use crate::route::Reply;
@@ -37,6 +38,7 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
         deadline: calls.wheel().deadline(),
         asked: None,
         idle: None,
+        started,
         respond,
         informed: false,
         is_tunnel: false,
@@ -71,6 +73,7 @@ struct Client<'a> {
     wheel: &'a Wheel,
     /// The end of the client's patience, or of ours.
     deadline: Deadline,
+    started: Instant,
     /// The end of the client's patience alone.
     asked: Option<Instant>,
     /// Moved by every byte, by so much.
@@ -128,6 +131,9 @@ impl<C: Call> Exchange<'_, C> {
 
     /// Tries until there is a response to pass on.
     async fn tries(&mut self) -> Result<Answered, Stop> {
+        if let Some(fault) = self.call.fault() {
+            Box::pin(self.meet(*fault)).await?;
+        }
         loop {
             let tried = self.attempt().await;
             if let Some(head) = &self.head {
@@ -161,6 +167,18 @@ impl<C: Call> Exchange<'_, C> {
             }
             self.upload.rewind();
         }
+    }
+
+    /// Waits, and fails, as a fault asks.
+    async fn meet(&mut self, fault: Injected) -> Result<(), Stop> {
+        if let Some(delay) = fault.delay {
+            let pause = self.client.wheel.deadline();
+            pause.arm_in(self.client.started, Some(delay));
+            self.client.unless_gone(pause.expired()).await?;
+        }
+        let Some(codes) = fault.abort else { return Ok(()) };
+        let refusal = Refusal::from(Reason::FaultInjected);
+        Err(Refusal { codes, policy: fault.source.as_ref().into(), ..refusal }.into())
     }
 
     /// One try, until its response head.
@@ -283,8 +301,9 @@ impl<C: Call> Exchange<'_, C> {
     fn refuse(&mut self, refusal: &Refusal) {
         self.client.refuse(refusal, &self.call.service(), &self.call.trace_id());
         let grpc = self.client.form == Form::Grpc;
-        let grpc_status = grpc.then(|| refusal.reason.grpc_status());
-        let status = Answer::new(refusal.reason).status(self.client.form);
+        let grpc_status = grpc.then_some(refusal.codes.grpc);
+        let answer = Answer { codes: refusal.codes, ..Answer::new(refusal.reason) };
+        let status = answer.status(self.client.form);
         self.finish(Some(status), grpc_status, Some(refusal.reason), false, 0);
     }
 
@@ -471,6 +490,7 @@ impl Client<'_> {
     fn refuse(&mut self, refusal: &Refusal, service: &str, trace_id: &str) {
         let answer = Answer {
             reason: refusal.reason,
+            codes: refusal.codes,
             message: &refusal.message,
             service,
             policy: &refusal.policy,

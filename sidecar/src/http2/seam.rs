@@ -13,8 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http2::body::Body;
 use crate::http2::upstream::{Links, Terms};
+use crate::policy::fault::Injected;
 use crate::policy::retry::Failure;
-use crate::reason::Reason;
+use crate::reason::{Codes, Reason};
 use crate::route::Reply;
 use crate::wheel::Wheel;
 
@@ -23,6 +24,8 @@ use crate::wheel::Wheel;
 pub(crate) struct Refusal {
     /// The word for it.
     pub(crate) reason: Reason,
+    /// How it is coded.
+    pub(crate) codes: Codes,
     /// What exactly, for a person; empty: the reason's general meaning.
     pub(crate) message: String,
     /// The policy that asked for it, `namespace/name`; empty if none did.
@@ -48,7 +51,13 @@ impl From<Refusal> for Detour {
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), policy: String::new(), retry_after: reason.retry_after() }
+        Self {
+            reason,
+            codes: reason.codes(),
+            message: message.into(),
+            policy: String::new(),
+            retry_after: reason.retry_after(),
+        }
     }
 }
 
@@ -102,6 +111,9 @@ pub(crate) trait Call {
 
     /// The trace it belongs to, for error bodies; empty if there is none.
     fn trace_id(&self) -> String;
+
+    /// The fault that it meets, asked once and before an endpoint is chosen.
+    fn fault(&mut self) -> Option<Box<Injected>>;
 
     /// Chooses the endpoint for the next try, another than those before.
     ///

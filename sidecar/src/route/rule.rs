@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::TrafficPolicy;
 use crate::policy::backoff::Backoff;
+use crate::policy::fault::Fault;
 use crate::policy::retry::{Cause, RetryPolicy, StatusSet};
 use crate::policy::rng::Rng;
 use crate::route::backend::{Backend, Backends, NoBackend, UserKey};
@@ -27,6 +28,8 @@ pub struct Rule {
     pub backends: Backends,
     /// How requests are treated; `None`: as the port's or the service's policy says.
     pub policy: Option<Arc<TrafficPolicy>>,
+    /// Faults that its requests meet, before those of the service they go to.
+    pub faults: Box<[Fault]>,
     /// How long requests may take, before what the policy says.
     pub timeouts: Timeouts,
     /// When to try again, before what the policy says.

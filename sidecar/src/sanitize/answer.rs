@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
-use crate::reason::Reason;
+use crate::reason::{Codes, Reason};
 
 mod reasons;
 
@@ -23,6 +23,8 @@ pub const ERROR_HEADER: &str = "heddle-error";
 pub struct Answer<'a> {
     /// Why.
     pub reason: Reason,
+    /// How it is coded.
+    pub codes: Codes,
     /// What exactly, for a person; empty: the reason's general meaning.
     pub message: &'a str,
     /// The service it was for, `name.namespace`; empty if not known.
@@ -83,15 +85,29 @@ pub struct Http1 {
 impl<'a> Answer<'a> {
     /// An answer that says no more than its reason.
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, message: "", service: "", policy: "", trace_id: "", retry_after: reason.retry_after() }
+        Self {
+            reason,
+            codes: reason.codes(),
+            message: "",
+            service: "",
+            policy: "",
+            trace_id: "",
+            retry_after: reason.retry_after(),
+        }
     }
 
     /// The HTTP status in this form.
     pub const fn status(&self, form: Form) -> u16 {
         match form {
             Form::Grpc => 200,
-            Form::Plain | Form::Json => self.reason.status(),
+            Form::Plain | Form::Json => self.codes.http,
         }
+    }
+
+    /// Whether the status rules a body out, and the field that says its length
+    /// (RFC 9110, sections 8.6, 15.3.5 and 15.4.5).
+    fn is_bodiless(&self, form: Form) -> bool {
+        matches!(self.status(form), 204 | 304)
     }
 
     /// Appends the complete answer as HTTP/1.1.
@@ -105,13 +121,15 @@ impl<'a> Answer<'a> {
         put(&[ERROR_HEADER.as_bytes(), b": ", self.reason.as_str().as_bytes(), b"\r\n"]);
         put(&[b"content-type: ", form.content_type().as_bytes(), b"\r\n"]);
         if form == Form::Grpc {
-            put(&[b"grpc-status: ", digits.format(self.reason.grpc_status()).as_bytes(), b"\r\n"]);
+            put(&[b"grpc-status: ", digits.format(self.codes.grpc).as_bytes(), b"\r\n"]);
             put(&[b"grpc-message: ", self.grpc_message().as_bytes(), b"\r\n"]);
         }
         if let Some((name, value)) = self.retry_field(form) {
             put(&[name.as_bytes(), b": ", digits.format(value).as_bytes(), b"\r\n"]);
         }
-        put(&[b"content-length: ", digits.format(body.len()).as_bytes(), b"\r\n"]);
+        if !self.is_bodiless(form) {
+            put(&[b"content-length: ", digits.format(body.len()).as_bytes(), b"\r\n"]);
+        }
         if how.close {
             put(&[b"connection: close\r\n"]);
         }
@@ -131,11 +149,10 @@ impl<'a> Answer<'a> {
         headers.insert(HeaderName::from_static(ERROR_HEADER), HeaderValue::from_static(self.reason.as_str()));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(form.content_type()));
         if form == Form::Grpc {
-            headers
-                .insert(HeaderName::from_static("grpc-status"), u16::from(self.reason.grpc_status()).into());
+            headers.insert(HeaderName::from_static("grpc-status"), u16::from(self.codes.grpc).into());
             let message = HeaderValue::try_from(self.grpc_message()).expect("percent-encoded text is valid");
             headers.insert(HeaderName::from_static("grpc-message"), message);
-        } else {
+        } else if !self.is_bodiless(form) {
             headers.insert(CONTENT_LENGTH, body.len().into());
         }
         if let Some((name, value)) = self.retry_field(form) {
@@ -156,6 +173,7 @@ impl<'a> Answer<'a> {
         let mut body = Vec::new();
         match form {
             Form::Grpc => {}
+            _ if self.is_bodiless(form) || self.codes.http == 205 => {}
             Form::Plain => {
                 body.extend_from_slice(self.line().as_bytes());
                 body.push(b'\n');
@@ -168,7 +186,7 @@ impl<'a> Answer<'a> {
     fn json(&self, body: &mut Vec<u8>) {
         let mut digits = itoa::Buffer::new();
         body.extend_from_slice(b"{\"error\":{\"code\":");
-        body.extend_from_slice(digits.format(self.reason.status()).as_bytes());
+        body.extend_from_slice(digits.format(self.codes.http).as_bytes());
         let members = [
             ("reason", self.reason.as_str()),
             ("message", self.text()),

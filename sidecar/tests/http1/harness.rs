@@ -80,6 +80,7 @@ impl Sidecar {
                 .collect(),
             policy: Arc::new(policy),
             routes: Vec::new(),
+            faults: Arc::default(),
             usage: Arc::default(),
         };
         let workload = Workload {

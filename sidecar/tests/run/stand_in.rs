@@ -140,6 +140,7 @@ fn service(name: heddle_api::name::ServiceName) -> Arc<Service> {
         endpoints: vec![],
         policy: Arc::default(),
         routes: Vec::new(),
+        faults: Arc::default(),
         usage: Arc::default(),
     })
 }

@@ -42,6 +42,7 @@ impl RouteKind for HttpRoute {
                 session: rule.session_persistence.as_ref().map(session),
                 canary: policies.canary(place).map(canary),
                 policy: None,
+                faults: Vec::new(),
             }
         });
         Rules::Http(rules.collect())
@@ -81,6 +82,7 @@ impl RouteKind for GrpcRoute {
                 session: rule.session_persistence.as_ref().map(session),
                 canary: policies.canary(place).map(canary),
                 policy: None,
+                faults: Vec::new(),
             }
         });
         Rules::Grpc(rules.collect())

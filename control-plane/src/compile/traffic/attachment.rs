@@ -23,7 +23,7 @@ pub(crate) struct Attachments(BTreeMap<Target, Vec<Arc<Sourced<TrafficPolicy>>>>
 
 /// What a policy attaches to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Target {
+pub(in crate::compile) enum Target {
     Mesh,
     Namespace(String),
     Service(ServiceName),
@@ -196,7 +196,7 @@ fn compiled(chain: Vec<(Level, &Sourced<TrafficPolicy>)>) -> Option<v1::TrafficP
 
 impl Target {
     /// The target of a policy in `namespace`; `None` if nothing can have that name.
-    fn of(target: &TargetRef, namespace: &str) -> Option<Self> {
+    pub(in crate::compile) fn of(target: &TargetRef, namespace: &str) -> Option<Self> {
         let section = target.section_name.clone().filter(|section| !section.is_empty());
         if target.is_route() {
             let route = ObjectName { namespace: namespace.into(), name: target.name.clone() };

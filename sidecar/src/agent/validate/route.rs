@@ -7,7 +7,7 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 use prost::Message;
 
-use super::{Invalid, policy, port};
+use super::{Invalid, fault, policy, port};
 use crate::config::{Port, PortRoutes};
 use crate::policy::retry::StatusSet;
 use crate::route::{
@@ -97,9 +97,20 @@ type Matched<M> = (Vec<M>, Arc<Rule>);
 /// One rule of an HTTPRoute; several where its filters need to know by which
 /// prefix it matched: each then has a part of the matches, and the rest in common.
 fn http_rule(wire: v1::HttpRule) -> Result<Vec<Matched<HttpMatch>>, Invalid> {
-    let v1::HttpRule { route, name, matches, filters, backends, timeouts, retry, session, canary, policy } =
-        wire;
-    let parts = Parts { route, name, filters, backends, timeouts, retry, session, canary, policy };
+    let v1::HttpRule {
+        route,
+        name,
+        matches,
+        filters,
+        backends,
+        timeouts,
+        retry,
+        session,
+        canary,
+        policy,
+        faults,
+    } = wire;
+    let parts = Parts { route, name, filters, backends, timeouts, retry, session, canary, policy, faults };
     if !parts.replaces_prefix() {
         return Ok(vec![(each("matches", matches, http_match)?, parts.compile(filter::Kind::Http)?)]);
     }
@@ -118,8 +129,8 @@ fn http_rule(wire: v1::HttpRule) -> Result<Vec<Matched<HttpMatch>>, Invalid> {
 }
 
 fn grpc_rule(wire: v1::GrpcRule) -> Result<Matched<GrpcMatch>, Invalid> {
-    let v1::GrpcRule { route, name, matches, filters, backends, session, canary, policy } = wire;
-    let parts = Parts { route, name, filters, backends, session, canary, policy, ..Parts::default() };
+    let v1::GrpcRule { route, name, matches, filters, backends, session, canary, policy, faults } = wire;
+    let parts = Parts { route, name, filters, backends, session, canary, policy, faults, ..Parts::default() };
     Ok((each("matches", matches, grpc_match)?, parts.compile(filter::Kind::Grpc)?))
 }
 
@@ -219,6 +230,7 @@ struct Parts {
     session: Option<v1::SessionPersistence>,
     canary: Option<v1::Canary>,
     policy: Option<v1::TrafficPolicy>,
+    faults: Vec<v1::Fault>,
 }
 
 impl Parts {
@@ -244,6 +256,7 @@ impl Parts {
             filters: filters(self.filters.clone(), kind)?,
             backends: backends.into_iter().collect(),
             policy: policy.map_err(|e| e.within("policy"))?.map(Arc::new),
+            faults: each("faults", self.faults.clone(), fault::of_rule)?.into(),
             timeouts: timeouts(self.timeouts.unwrap_or_default()).map_err(|e| e.within("timeouts"))?,
             retry,
             session: session.map_err(|e| e.within("session"))?,

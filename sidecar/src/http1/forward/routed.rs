@@ -34,7 +34,12 @@ impl Request {
     ) -> Result<Rc<Destination>, Detour> {
         match front.routing() {
             Some(routing) => Box::pin(self.follow_route(client, front, &routing)).await,
-            None => Ok(front),
+            None => {
+                if front.has_faults() {
+                    self.draw(client, None, &front);
+                }
+                Ok(front)
+            }
         }
     }
 
@@ -69,6 +74,9 @@ impl Request {
                 }
             }
         };
+        if !way.rule.faults.is_empty() || way.destination.has_faults() {
+            self.draw(client, Some(&way), &way.destination);
+        }
         if self.edit_for(&mut client.to_upstream, &way).is_err() {
             return Err(Detour::Refused(front, Reason::HeaderTooLarge, String::new()));
         }

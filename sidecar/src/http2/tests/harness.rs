@@ -159,6 +159,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         endpoints: endpoints.collect(),
         policy: Arc::new(policy),
         routes: Vec::new(),
+        faults: Arc::default(),
         usage: Arc::default(),
     };
     let ports =

@@ -101,6 +101,10 @@ pub const fn meaning(reason: Reason) -> Meaning {
             "the request came back to where it started",
             "Look for a route or an application that sends requests back to their sender.",
         ),
+        Reason::FaultInjected => (
+            "a fault was injected on purpose",
+            "Nothing, or change the `FaultPolicy`, whose status the answer has. The request was not sent.",
+        ),
     };
     Meaning { cause, remedy }
 }

@@ -5,6 +5,7 @@ use super::*;
 
 const ANSWER: Answer<'_> = Answer {
     reason: Reason::NoHealthyEndpoint,
+    codes: Reason::NoHealthyEndpoint.codes(),
     message: "all 3 endpoints are ejected",
     service: "users.shop",
     policy: "shop/users-breaker",
@@ -126,6 +127,17 @@ fn every_reason_has_an_answer_in_every_form() {
             assert!(text.starts_with(&format!("HTTP/1.1 {} ", response.status().as_u16())), "{text}");
             assert!(!text.starts_with(&format!("HTTP/1.1 {} \r", response.status().as_u16())), "{reason}");
         }
+    }
+}
+
+#[test]
+fn a_status_without_a_body_has_none_and_no_length() {
+    for http in [204, 304] {
+        let answer = Answer { codes: Codes { http, grpc: 2 }, ..Answer::new(Reason::FaultInjected) };
+        let text = http1(&answer, Form::Json, Http1::default());
+        assert!(text.ends_with("\r\n\r\n") && !text.contains("content-length"), "{text}");
+        let (response, body) = answer.http2(Form::Json);
+        assert!(body.is_empty() && !response.headers().contains_key(CONTENT_LENGTH));
     }
 }
 
