@@ -39,6 +39,7 @@ pub use filter::{
 pub use grpc::{GrpcMatch, GrpcTable};
 pub(crate) use hash::stable as stable_hash;
 pub use head::{Head, Http1Head};
+pub(crate) use head::{field_value, lines, split_line};
 pub use http::{HttpMatch, HttpTable, PathMatch};
 pub use matching::{BadPattern, NameMatch, Pattern, Test};
 pub use path::{BadRoutePath, PathEdit, normal as normal_path};

@@ -217,6 +217,11 @@ impl Front {
         self.client.listening("upstream")
     }
 
+    /// Where its admin listener is.
+    pub fn admin(&self) -> SocketAddr {
+        self.client.listening("admin")
+    }
+
     /// What `path` of the client's admin listener shows.
     ///
     /// # Panics

@@ -58,6 +58,7 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         methods: _,
         backoff: _,
         max_elapsed: _,
+        max_retry_after: _,
         budget: _,
         buffer_bytes: _,
         hedge,
@@ -147,6 +148,12 @@ impl Merged<'_> {
             buffer_bytes: self.first(section, |retry| retry.buffer_bytes),
             backoff: self.first(section, |retry| retry.backoff.as_ref().map(backoff)),
             max_elapsed: self.first(section, |retry| retry.max_elapsed).map(|time| duration(time.get())),
+            hedge: self
+                .first(section, |retry| Some(retry.hedge.as_ref()?.after))
+                .map(|after| v1::Hedge { after: Some(duration(after.get())) }),
+            max_retry_after: self
+                .first(section, |retry| retry.max_retry_after)
+                .map(|time| duration(time.get())),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{Method, Origin, Span, Version};
 use crate::policy::fault::Injected;
 use crate::policy::hash_key::Affinity;
-use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
+use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::route::{Http1Head, Reply};
 use crate::routing::Routed;
@@ -62,6 +62,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         attempts: 0,
         progress: Progress {
             started,
+            deadline: None,
             retries: 0,
             method_permitted: false,
             response_started: false,
@@ -156,6 +157,9 @@ impl Told {
     }
 }
 
+/// The client has left.
+struct Gone;
+
 /// How a try ended.
 enum Tried {
     /// The head of the response lies in `to_client`, open and unsent.
@@ -181,8 +185,11 @@ impl Request {
     async fn serve(&mut self, client: &mut Client, destination: &Rc<Destination>) -> Next {
         let policy = self.policy(destination);
         let started = self.progress.started;
-        self.sending.held = client.to_upstream.bytes.len().saturating_add(policy.retry.buffer_bytes);
+        self.sending.held = self.head_end.saturating_add(policy.retry.buffer_bytes);
+        // Some of the body came along with the head.
+        self.sending.replayable = client.to_upstream.bytes.len() <= self.sending.held;
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
+        self.progress.deadline = self.limits.request;
         self.limits.idle = policy.idle_timeout;
         destination.budget.borrow_mut().deposit(started);
         if destination.has_affinity() {
@@ -224,8 +231,10 @@ impl Request {
                         Some(failure) => load.failed(failure, now),
                         None => load.answered(now),
                     }
-                    let retry =
-                        failure.and_then(|failure| self.retry(client, destination, &policy, failure, now));
+                    let retry = failure.and_then(|failure| {
+                        let advice = response::advice(failure, &client.to_client.bytes);
+                        self.retry(client, destination, &policy, (failure, advice), now)
+                    });
                     let Some(after) = retry else {
                         self.note_retry(destination, failure.is_none());
                         let lease = lease.expect("a response came over a connection");
@@ -243,7 +252,7 @@ impl Request {
                 }
                 Tried::Failed(failure) => {
                     load.failed(failure, now);
-                    match self.retry(client, destination, &policy, failure, now) {
+                    match self.retry(client, destination, &policy, (failure, Advice::None), now) {
                         Some(after) => after,
                         None => {
                             self.note_retry(destination, false);
@@ -280,10 +289,7 @@ impl Request {
             if !after.is_zero() {
                 match self.pause(client, now + after).await {
                     Ok(()) => now = Instant::now(),
-                    Err(Stop::ClientLeft) => return Next::Abort,
-                    Err(Stop::Reason(reason)) => {
-                        return self.refuse(client, Some(destination), reason, "").await;
-                    }
+                    Err(Gone) => return Next::Abort,
                 }
             }
             failed = Some(endpoint);
@@ -472,7 +478,7 @@ impl Request {
         client: &Client,
         destination: &Destination,
         policy: &TrafficPolicy,
-        failure: Failure,
+        (failure, advice): (Failure, Advice),
         now: Instant,
     ) -> Option<Duration> {
         self.progress.replayable = self.sending.replayable;
@@ -480,7 +486,8 @@ impl Request {
         self.progress.method_permitted = self.sending.replayable
             && policy.retry.methods.permit(self.head.method_token.of(&client.to_upstream.bytes));
         let budget = &mut destination.budget.borrow_mut();
-        match policy.retry.decide(&self.progress, failure, budget, &client.session.worker.rng, now) {
+        let rng = &client.session.worker.rng;
+        match policy.retry.decide(&self.progress, failure, advice, budget, rng, now) {
             Decision::Retry { after } => Some(after),
             Decision::GiveUp(GiveUp::BudgetExhausted) => {
                 self.retries(destination).budget_exhausted();
@@ -499,16 +506,12 @@ impl Request {
     }
 
     /// Waits before a retry.
-    async fn pause(&mut self, client: &mut Client, until: Instant) -> Result<(), Stop> {
+    async fn pause(&mut self, client: &mut Client, until: Instant) -> Result<(), Gone> {
         let Client { connection, deadline, .. } = client;
-        if self.limits.request.is_some_and(|limit| limit <= until) {
-            // No time will be left.
-            return Err(Reason::Timeout.into());
-        }
         deadline.arm(until);
         poll_fn(|cx| match deadline.poll_expired(cx) {
             Poll::Ready(()) => Poll::Ready(Ok(())),
-            Poll::Pending => watch(cx, connection, &mut self.sending).map(|_| Err(Stop::ClientLeft)),
+            Poll::Pending => watch(cx, connection, &mut self.sending).map(|_| Err(Gone)),
         })
         .await
     }

@@ -6,14 +6,18 @@
 //! fields and ends it with [`ResponseHead::finish`].
 
 use std::mem::MaybeUninit;
+use std::time::SystemTime;
 
+use http::HeaderName;
 use httparse::Header;
 
 use crate::http1::body::{Body, Coding};
 use crate::http1::fields::{Connection, Field, Framing, Origin, copy_field, write_field};
 use crate::http1::request::RequestHead;
 use crate::http1::{BadHead, HeadScan, MAX_FIELDS, Method, Version};
+use crate::policy::retry::{Advice, Failure};
 use crate::reason::Reason;
+use crate::route::{field_value, lines, split_line};
 
 /// What must be known of a request to read its response.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +57,14 @@ pub struct ResponseHead {
     /// Why the mesh answered in the application's place; only from a sidecar.
     pub mesh_error: Option<Reason>,
     client: Version,
+}
+
+/// What a response that failed so, of which the head begins `written`, says about another try.
+pub(super) fn advice(failure: Failure, written: &[u8]) -> Advice {
+    let (_, fields) = split_line(written);
+    let field =
+        |name: &HeaderName| lines(fields).find_map(|line| field_value(line, name.as_str().as_bytes()));
+    Advice::read(failure, field, SystemTime::now)
 }
 
 /// What a response means for the exchange.

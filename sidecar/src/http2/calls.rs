@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request, response};
@@ -18,13 +18,13 @@ use crate::config::TrafficPolicy;
 use crate::http2::body::Body;
 use crate::http2::head::{strip, strip_mesh};
 use crate::http2::mirror;
-use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
+use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal, Stand};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
 use crate::policy::concurrency::Urgency;
 use crate::policy::fault::{Fault, Injected};
 use crate::policy::hash_key::Affinity;
-use crate::policy::retry::{Decision, Failure, GiveUp, Progress};
+use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::routing::{Routed, Routing, Selected, Turn};
 use crate::sanitize::answer::{Answer, ERROR_HEADER, Form};
@@ -237,6 +237,7 @@ impl Calls for Side {
         destination.budget.borrow_mut().deposit(started);
         let progress = Progress {
             started,
+            deadline: None,
             retries: 0,
             method_permitted: policy.retry.methods.permit(head.method.as_str().as_bytes()),
             response_started: false,
@@ -308,7 +309,7 @@ impl Forward<'_> {
         self.routed.as_ref().map_or(&self.destination.retries, |routed| &routed.way.retries)
     }
 
-    fn decide(&mut self, failure: Failure, now: Instant) -> Option<Duration> {
+    fn decide(&mut self, failure: Failure, advice: Advice, stand: Stand) -> Option<Duration> {
         if self.progress.retries > 0 {
             self.retries().retried(RetryOutcome::Failed);
         }
@@ -318,8 +319,11 @@ impl Forward<'_> {
         if hopeless && self.side.session.direction == Direction::Inbound {
             return None;
         }
+        let Stand { replayable, response_started, deadline, now } = stand;
+        self.progress = Progress { replayable, response_started, deadline, ..self.progress };
         let budget = &mut self.destination.budget.borrow_mut();
-        match self.policy.retry.decide(&self.progress, failure, budget, &self.side.session.worker.rng, now) {
+        let rng = &self.side.session.worker.rng;
+        match self.policy.retry.decide(&self.progress, failure, advice, budget, rng, now) {
             Decision::Retry { after } => {
                 self.progress.retries += 1;
                 Some(after)
@@ -422,8 +426,7 @@ impl Call for Forward<'_> {
         &mut self,
         head: &mut response::Parts,
         grpc_status: Option<u8>,
-        replayable: bool,
-        now: Instant,
+        stand: Stand,
     ) -> Option<Duration> {
         let from_mesh = self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_mesh());
         let reason = match from_mesh {
@@ -447,25 +450,19 @@ impl Call for Forward<'_> {
             // The guard stays: the endpoint is busy until the response is complete,
             // and only then known to have done well.
             if let Some(current) = &self.current {
-                current.answered(now);
+                current.answered(stand.now);
             }
             return None;
         };
-        self.book(failure, now);
-        self.progress.replayable = replayable;
-        self.decide(failure, now)
+        self.book(failure, stand.now);
+        let field = |name: &HeaderName| head.headers.get(name).map(HeaderValue::as_bytes);
+        let advice = Advice::read(failure, field, SystemTime::now);
+        self.decide(failure, advice, stand)
     }
 
-    fn failed(
-        &mut self,
-        failure: Failure,
-        replayable: bool,
-        response_started: bool,
-        now: Instant,
-    ) -> Option<Duration> {
-        self.book(failure, now);
-        (self.progress.replayable, self.progress.response_started) = (replayable, response_started);
-        self.decide(failure, now)
+    fn failed(&mut self, failure: Failure, stand: Stand) -> Option<Duration> {
+        self.book(failure, stand.now);
+        self.decide(failure, Advice::None, stand)
     }
 
     fn incoming(&mut self, headers: &mut HeaderMap) {

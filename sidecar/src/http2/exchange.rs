@@ -18,7 +18,7 @@ use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response, header, request};
 
 use crate::http2::body::{Body, Broken};
-use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal};
+use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal, Stand};
 use crate::http2::upstream::Slot;
 use crate::http2::{fault, grpc, head};
 use crate::policy::fault::Injected;
@@ -37,6 +37,7 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
         wheel: calls.wheel(),
         deadline: calls.wheel().deadline(),
         asked: None,
+        until: None,
         idle: None,
         started,
         respond,
@@ -76,6 +77,8 @@ struct Client<'a> {
     started: Instant,
     /// The end of the client's patience alone.
     asked: Option<Instant>,
+    /// What the deadline was set to, if there is a limit.
+    until: Option<Instant>,
     /// Moved by every byte, by so much.
     idle: Option<(Deadline, Duration)>,
     /// Whether it got a 1xx.
@@ -140,17 +143,21 @@ impl<C: Call> Exchange<'_, C> {
                 self.call.mirror(head, &self.upload);
             }
             let now = Instant::now();
-            let replayable = self.upload.is_replayable() && self.head.is_some();
+            let stand = Stand {
+                replayable: self.upload.is_replayable() && self.head.is_some(),
+                response_started: self.client.informed,
+                deadline: self.client.until,
+                now,
+            };
             let (result, again) = match tried {
                 Ok(answered) => {
                     let (mut head, body) = answered.response.into_parts();
                     let grpc_status = grpc::status(&head.headers);
-                    let again = !self.client.informed && replayable;
-                    let again = self.call.answered(&mut head, grpc_status, again, now);
+                    let again = self.call.answered(&mut head, grpc_status, stand);
                     (Ok(Answered { response: Response::from_parts(head, body), ..answered }), again)
                 }
                 Err(Stop::Failed(failure, refusal)) => {
-                    let again = self.call.failed(failure, replayable, self.client.informed, now);
+                    let again = self.call.failed(failure, stand);
                     (Err(Stop::Failed(failure, refusal)), again)
                 }
                 stopped => return stopped,
@@ -425,6 +432,7 @@ impl Client<'_> {
         self.asked = asked.and_then(|asked| started.checked_add(asked));
         self.is_tunnel = head.method == Method::CONNECT;
         let limit = [limits.request, asked].into_iter().flatten().min();
+        self.until = limit.and_then(|limit| started.checked_add(limit));
         self.deadline.arm_in(started, limit);
         self.idle = limits.idle.map(|idle| {
             let deadline = self.wheel.deadline();

@@ -134,18 +134,11 @@ pub(crate) trait Call {
         &mut self,
         head: &mut response::Parts,
         grpc_status: Option<u8>,
-        replayable: bool,
-        now: Instant,
+        stand: Stand,
     ) -> Option<Duration>;
 
     /// A try failed without a response. The delay after which to try again.
-    fn failed(
-        &mut self,
-        failure: Failure,
-        replayable: bool,
-        response_started: bool,
-        now: Instant,
-    ) -> Option<Duration>;
+    fn failed(&mut self, failure: Failure, stand: Stand) -> Option<Duration>;
 
     /// A try was answered: sends the copies that the route asks for, if all of
     /// the request is known.
@@ -156,6 +149,19 @@ pub(crate) trait Call {
 
     /// It is over.
     fn ended(&mut self, end: End, now: Instant);
+}
+
+/// How an exchange stands when a try has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stand {
+    /// Whether the request can be sent once more from its beginning.
+    pub(crate) replayable: bool,
+    /// Whether any byte of a response, a 1xx included, was passed to the client.
+    pub(crate) response_started: bool,
+    /// When the time of the whole exchange is over.
+    pub(crate) deadline: Option<Instant>,
+    /// The time at which the try ended.
+    pub(crate) now: Instant,
 }
 
 /// Limits of a request.

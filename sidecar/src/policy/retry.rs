@@ -4,12 +4,18 @@
 //! the client, nor when a byte of the request's body was let go. What provably
 //! reached no application may be repeated whatever the method; anything else
 //! only if the policy names it and allows the method. Tries are bounded by
-//! number, by time and by the service's budget.
+//! number, by time and by the service's budget. An answer may ask for a pause
+//! before the next try, or for none at all ([`Advice`]); both are kept to.
 //!
 //! Choosing another endpoint than the one that failed is the balancer's part.
 
+mod advice;
+mod named;
+
 use std::time::{Duration, Instant};
 
+pub use self::advice::Advice;
+pub use self::named::{Cause, Causes, Methods, StatusSet};
 use crate::policy::backoff::Backoff;
 use crate::policy::budget::{BudgetPolicy, RetryBudget};
 use crate::policy::rng::Rng;
@@ -32,6 +38,8 @@ pub struct RetryPolicy {
     pub backoff: Backoff,
     /// No try starts later than this after the request's begin; `None`: no limit.
     pub max_elapsed: Option<Duration>,
+    /// The longest pause that an answer may ask for; one that asks for more is not repeated.
+    pub max_retry_after: Duration,
     /// Bounds on the retries of all requests to the service together.
     pub budget: BudgetPolicy,
 }
@@ -46,6 +54,7 @@ impl Default for RetryPolicy {
             buffer_bytes: 64 * 1024,
             backoff: Backoff::default(),
             max_elapsed: Some(Duration::from_secs(10)),
+            max_retry_after: Duration::from_secs(1),
             budget: BudgetPolicy::default(),
         }
     }
@@ -56,6 +65,8 @@ impl Default for RetryPolicy {
 pub struct Progress {
     /// When the request's head had been read.
     pub started: Instant,
+    /// When the time of the whole request is over; `None`: it has no limit.
+    pub deadline: Option<Instant>,
     /// Retries made so far: 0 while the first try is the only one.
     pub retries: u32,
     /// [`Methods::permit`] for its method, asked while the head was at hand.
@@ -107,6 +118,10 @@ pub enum GiveUp {
     Attempts,
     /// It took too long already.
     MaxElapsed,
+    /// The time of the whole request would be over before the next try.
+    Deadline,
+    /// The answer asks for a longer pause than the policy allows, or for no other try.
+    RetryAfter,
     /// The service's retry budget is used up.
     BudgetExhausted,
 }
@@ -121,14 +136,16 @@ impl GiveUp {
             Self::BodyGone => "body_gone",
             Self::Attempts => "attempts",
             Self::MaxElapsed => "max_elapsed",
+            Self::Deadline => "deadline",
+            Self::RetryAfter => "retry_after",
             Self::BudgetExhausted => "budget_exhausted",
         }
     }
 }
 
 impl RetryPolicy {
-    /// Whether, and after which delay, a request is tried again. Charges the
-    /// budget only when everything else allows it.
+    /// Whether, and after which delay, a request is tried again: never before the pause that
+    /// the failed answer advised. Charges the budget only when everything else allows it.
     ///
     /// A [`Failure::StaleConnection`] is repeated at once, outside the budget
     /// and even with no `attempts`, but as the first retry only: a connection
@@ -137,11 +154,12 @@ impl RetryPolicy {
         &self,
         progress: &Progress,
         failure: Failure,
+        advice: Advice,
         budget: &mut RetryBudget,
         rng: &Rng,
         now: Instant,
     ) -> Decision {
-        match self.consider(progress, failure, rng, now) {
+        match self.consider(progress, failure, advice, rng, now) {
             Ok(after) if failure == Failure::StaleConnection => Decision::Retry { after },
             Ok(after) if budget.withdraw(&self.budget, now) => Decision::Retry { after },
             Ok(_) => Decision::GiveUp(GiveUp::BudgetExhausted),
@@ -153,6 +171,7 @@ impl RetryPolicy {
         &self,
         progress: &Progress,
         failure: Failure,
+        advice: Advice,
         rng: &Rng,
         now: Instant,
     ) -> Result<Duration, GiveUp> {
@@ -172,10 +191,18 @@ impl RetryPolicy {
         if progress.retries >= if stale { 1 } else { self.attempts } {
             return Err(GiveUp::Attempts);
         }
-        let after = if stale { Duration::ZERO } else { self.backoff.delay(progress.retries, rng) };
+        let pause = if stale { Duration::ZERO } else { self.backoff.delay(progress.retries, rng) };
+        let after = match advice {
+            Advice::None => pause,
+            Advice::After(least) if least <= self.max_retry_after => pause.max(least),
+            Advice::After(_) | Advice::Never => return Err(GiveUp::RetryAfter),
+        };
         let elapsed = now.saturating_duration_since(progress.started).saturating_add(after);
         if self.max_elapsed.is_some_and(|max| elapsed > max) {
             return Err(GiveUp::MaxElapsed);
+        }
+        if progress.deadline.is_some_and(|deadline| deadline.saturating_duration_since(now) <= after) {
+            return Err(GiveUp::Deadline);
         }
         Ok(after)
     }
@@ -220,115 +247,6 @@ impl Failure {
             Self::Grpc(_) => true,
             Self::StaleConnection | Self::Status(_) => false,
         }
-    }
-}
-
-/// A kind of failure that a policy may name in `on`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Cause {
-    /// No usable connection, or the peer's sidecar did not take the request.
-    ConnectFailure,
-    /// The upstream refused the stream before processing it.
-    RefusedStream,
-    /// The upstream broke off before it answered completely.
-    Reset,
-    /// Status 502, 503 or 504.
-    GatewayError,
-    /// A try took longer than `perTry`.
-    PerTryTimeout,
-    /// gRPC status 1.
-    GrpcCancelled,
-    /// gRPC status 4.
-    GrpcDeadlineExceeded,
-    /// gRPC status 8.
-    GrpcResourceExhausted,
-    /// gRPC status 14.
-    GrpcUnavailable,
-}
-
-impl Cause {
-    const fn of_grpc(status: u8) -> Option<Self> {
-        match status {
-            1 => Some(Self::GrpcCancelled),
-            4 => Some(Self::GrpcDeadlineExceeded),
-            8 => Some(Self::GrpcResourceExhausted),
-            14 => Some(Self::GrpcUnavailable),
-            _ => None,
-        }
-    }
-}
-
-/// A set of causes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Causes(u16);
-
-impl Causes {
-    /// What provably reached no application: the default.
-    pub const NOT_PROCESSED: Self = Self(1 << Cause::ConnectFailure as u8 | 1 << Cause::RefusedStream as u8);
-
-    /// Whether `cause` is in the set.
-    pub const fn contains(self, cause: Cause) -> bool {
-        self.0 & (1 << cause as u8) != 0
-    }
-}
-
-impl FromIterator<Cause> for Causes {
-    fn from_iter<I: IntoIterator<Item = Cause>>(causes: I) -> Self {
-        Self(causes.into_iter().fold(0, |set, cause| set | 1 << cause as u8))
-    }
-}
-
-/// A set of HTTP statuses, 100 to 599.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StatusSet([u64; 8]);
-
-impl StatusSet {
-    /// Adds one status; what is no status has no effect.
-    pub fn insert(&mut self, status: u16) {
-        if let Some((word, bit)) = Self::place(status) {
-            self.0[word] |= bit;
-        }
-    }
-
-    /// Adds a class: 5 for "5xx".
-    pub fn insert_class(&mut self, class: u8) {
-        let first = u16::from(class) * 100;
-        (first..first + 100).for_each(|status| self.insert(status));
-    }
-
-    /// Whether `status` is in the set.
-    pub fn contains(&self, status: u16) -> bool {
-        Self::place(status).is_some_and(|(word, bit)| self.0[word] & bit != 0)
-    }
-
-    fn place(status: u16) -> Option<(usize, u64)> {
-        let at = usize::from(status.checked_sub(100)?);
-        (at < 500).then(|| (at / 64, 1 << (at % 64)))
-    }
-}
-
-/// The methods that may be repeated when a request may have been processed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Methods(Box<[Box<[u8]>]>);
-
-impl Default for Methods {
-    /// The idempotent ones (RFC 9110, section 9.2.2) that applications use.
-    fn default() -> Self {
-        ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"].into_iter().collect()
-    }
-}
-
-impl Methods {
-    /// Whether `method` is one of them; methods are case-sensitive.
-    pub fn permit(&self, method: &[u8]) -> bool {
-        self.0.iter().any(|permitted| **permitted == *method)
-    }
-}
-
-impl<'a> FromIterator<&'a str> for Methods {
-    fn from_iter<I: IntoIterator<Item = &'a str>>(methods: I) -> Self {
-        Self(methods.into_iter().map(|method| method.as_bytes().into()).collect())
     }
 }
 

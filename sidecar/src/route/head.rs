@@ -105,7 +105,7 @@ impl Head for Parts {
 }
 
 /// The lines of a field section, up to its end or an empty line.
-pub(super) fn lines(mut fields: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn lines(mut fields: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (line, rest) = split_line(fields);
         fields = rest;
@@ -114,13 +114,13 @@ pub(super) fn lines(mut fields: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The first line without its CRLF, and what follows it.
-pub(super) fn split_line(bytes: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn split_line(bytes: &[u8]) -> (&[u8], &[u8]) {
     let (line, rest) = split_at_byte(bytes, b'\n');
     (line.strip_suffix(b"\r").unwrap_or(line), rest)
 }
 
 /// The value of a line, if it is a field of this name, given in lower case.
-pub(super) fn field_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn field_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     // The colon's place rules most lines out without a comparison.
     if line.get(name.len()) != Some(&b':') || !line[..name.len()].eq_ignore_ascii_case(name) {
         return None;

@@ -34,6 +34,10 @@ pub struct Retry {
     /// Default: 10s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_elapsed: Option<GatewayDuration>,
+    /// The longest pause that an answer may ask for, by `retry-after` or gRPC's pushback: one that
+    /// asks for more is passed on instead of retried. `0s`: no pause at all. Default: 1s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_retry_after: Option<GatewayDuration>,
     /// The share of traffic that retries may add.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
@@ -42,7 +46,7 @@ pub struct Retry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = MAX_BUFFER_BYTES))]
     pub buffer_bytes: Option<u64>,
-    /// Races a second try.
+    /// Races a second try where the first is slow to answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
 }
@@ -99,7 +103,8 @@ pub struct RetryBudget {
     pub min_per_second: Option<u32>,
 }
 
-/// Races a second try.
+/// Races a second try, at another endpoint: the first good response head wins. Only for `methods`,
+/// bodies within `bufferBytes` and requests with a retry left, and charged to the budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Hedge {
@@ -121,6 +126,9 @@ impl Retry {
         }
         if let Some(hedge) = &self.hedge {
             violations.positive("spec.retry.hedge.after", Some(hedge.after));
+            if self.attempts == Some(0) {
+                violations.add(format!("{path}.hedge"), "is one of the attempts, of which there are 0");
+            }
         }
         if let Some(backoff) = &self.backoff {
             let path = "spec.retry.backoff";

@@ -99,6 +99,9 @@ fn retry(wire: v1::Retry) -> Result<RetryPolicy, Invalid> {
         buffer_bytes,
         backoff: wire.backoff.map_or(Ok(default.backoff), backoff).map_err(|e| e.within("backoff"))?,
         max_elapsed: limit("max_elapsed", wire.max_elapsed, default.max_elapsed)?,
+        max_retry_after: wire
+            .max_retry_after
+            .map_or(Ok(default.max_retry_after), |value| duration("max_retry_after", value))?,
         budget: BudgetPolicy {
             percent,
             min_per_second: budget.min_per_second.unwrap_or(default.budget.min_per_second),
@@ -243,6 +246,7 @@ mod tests {
             (v1::Retry { methods: vec!["get".into()], ..retry() }, "retry.methods[0]: "),
             (v1::Retry { buffer_bytes: Some(MAX_BUFFER + 1), ..retry() }, "retry.buffer_bytes: "),
             (v1::Retry { max_elapsed: seconds(-1), ..retry() }, "retry.max_elapsed: "),
+            (v1::Retry { max_retry_after: seconds(-1), ..retry() }, "retry.max_retry_after: "),
             (
                 v1::Retry { backoff: Some(v1::Backoff { jitter: 1.5, ..v1::Backoff::default() }), ..retry() },
                 "retry.backoff.jitter: ",

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Next, Request};
+use super::{Gone, Next, Request};
 use crate::http1::connection::Client;
 use crate::http1::limits::Stop;
 use crate::reason::{Codes, Reason};
@@ -51,10 +51,8 @@ impl Request {
         let end = self.progress.started.checked_add(delay);
         let limit = self.limits.request.filter(|limit| end.is_none_or(|end| *limit <= end));
         let Some(until) = limit.or(end) else { return Ok(()) };
-        let request = self.limits.request.take();
-        let waited = self.pause(client, until).await;
-        self.limits.request = request;
-        waited.and(limit.map_or(Ok(()), |_| Err(Reason::Timeout.into())))
+        self.pause(client, until).await.map_err(|Gone| Stop::ClientLeft)?;
+        limit.map_or(Ok(()), |_| Err(Reason::Timeout.into()))
     }
 
     /// The codes of an answer for `reason` and the policy that asks for them, where that is its fault.

@@ -1,0 +1,110 @@
+//! What a retry policy names: kinds of failure, statuses and methods.
+
+/// A kind of failure that a policy may name in `on`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cause {
+    /// No usable connection, or the peer's sidecar did not take the request.
+    ConnectFailure,
+    /// The upstream refused the stream before processing it.
+    RefusedStream,
+    /// The upstream broke off before it answered completely.
+    Reset,
+    /// Status 502, 503 or 504.
+    GatewayError,
+    /// A try took longer than `perTry`.
+    PerTryTimeout,
+    /// gRPC status 1.
+    GrpcCancelled,
+    /// gRPC status 4.
+    GrpcDeadlineExceeded,
+    /// gRPC status 8.
+    GrpcResourceExhausted,
+    /// gRPC status 14.
+    GrpcUnavailable,
+}
+
+impl Cause {
+    pub(super) const fn of_grpc(status: u8) -> Option<Self> {
+        match status {
+            1 => Some(Self::GrpcCancelled),
+            4 => Some(Self::GrpcDeadlineExceeded),
+            8 => Some(Self::GrpcResourceExhausted),
+            14 => Some(Self::GrpcUnavailable),
+            _ => None,
+        }
+    }
+}
+
+/// A set of causes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Causes(pub(super) u16);
+
+impl Causes {
+    /// What provably reached no application: the default.
+    pub const NOT_PROCESSED: Self = Self(1 << Cause::ConnectFailure as u8 | 1 << Cause::RefusedStream as u8);
+
+    /// Whether `cause` is in the set.
+    pub const fn contains(self, cause: Cause) -> bool {
+        self.0 & (1 << cause as u8) != 0
+    }
+}
+
+impl FromIterator<Cause> for Causes {
+    fn from_iter<I: IntoIterator<Item = Cause>>(causes: I) -> Self {
+        Self(causes.into_iter().fold(0, |set, cause| set | 1 << cause as u8))
+    }
+}
+
+/// A set of HTTP statuses, 100 to 599.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatusSet([u64; 8]);
+
+impl StatusSet {
+    /// Adds one status; what is no status has no effect.
+    pub fn insert(&mut self, status: u16) {
+        if let Some((word, bit)) = Self::place(status) {
+            self.0[word] |= bit;
+        }
+    }
+
+    /// Adds a class: 5 for "5xx".
+    pub fn insert_class(&mut self, class: u8) {
+        let first = u16::from(class) * 100;
+        (first..first + 100).for_each(|status| self.insert(status));
+    }
+
+    /// Whether `status` is in the set.
+    pub fn contains(&self, status: u16) -> bool {
+        Self::place(status).is_some_and(|(word, bit)| self.0[word] & bit != 0)
+    }
+
+    fn place(status: u16) -> Option<(usize, u64)> {
+        let at = usize::from(status.checked_sub(100)?);
+        (at < 500).then(|| (at / 64, 1 << (at % 64)))
+    }
+}
+
+/// The methods that may be repeated when a request may have been processed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Methods(Box<[Box<[u8]>]>);
+
+impl Default for Methods {
+    /// The idempotent ones (RFC 9110, section 9.2.2) that applications use.
+    fn default() -> Self {
+        ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"].into_iter().collect()
+    }
+}
+
+impl Methods {
+    /// Whether `method` is one of them; methods are case-sensitive.
+    pub fn permit(&self, method: &[u8]) -> bool {
+        self.0.iter().any(|permitted| **permitted == *method)
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Methods {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(methods: I) -> Self {
+        Self(methods.into_iter().map(|method| method.as_bytes().into()).collect())
+    }
+}

@@ -1,0 +1,157 @@
+//! The rules of retries as a person would say them, one after the other, and
+//! the decision held against them. The rules do not say which of several
+//! obstacles is named: any of those that there are will do.
+
+use super::*;
+use crate::policy::backoff::Growth;
+
+/// What a mesh reason must be for the same request to fare better elsewhere.
+const WORTH_A_TRY: [Reason; 10] = [
+    Reason::ConnectFailure,
+    Reason::ConnectTimeout,
+    Reason::TlsRefused,
+    Reason::RefusedStream,
+    Reason::NotReady,
+    Reason::Draining,
+    Reason::Reset,
+    Reason::PerTryTimeout,
+    Reason::BadResponse,
+    Reason::Overloaded,
+];
+
+/// What provably reached no application.
+const NOT_PROCESSED: &[Reason] = WORTH_A_TRY.split_at(6).0;
+
+const CAUSES: [Cause; 9] = [
+    Cause::ConnectFailure,
+    Cause::RefusedStream,
+    Cause::Reset,
+    Cause::GatewayError,
+    Cause::PerTryTimeout,
+    Cause::GrpcCancelled,
+    Cause::GrpcDeadlineExceeded,
+    Cause::GrpcResourceExhausted,
+    Cause::GrpcUnavailable,
+];
+
+fn is_named(causes: &[Cause], statuses: &[u16], failure: Failure) -> bool {
+    if let Failure::Mesh(reason) = failure
+        && !WORTH_A_TRY.contains(&reason)
+    {
+        return false;
+    }
+    let status = match failure {
+        Failure::Status(status) => status,
+        Failure::Mesh(reason) => reason.status(),
+        Failure::Grpc(_) | Failure::StaleConnection => 0,
+    };
+    let by_cause = causes.iter().any(|cause| match cause {
+        Cause::ConnectFailure => {
+            matches!(failure, Failure::Mesh(reason) if NOT_PROCESSED.contains(&reason) && reason != Reason::RefusedStream)
+        }
+        Cause::RefusedStream => failure == Failure::Mesh(Reason::RefusedStream),
+        Cause::Reset => failure == Failure::Mesh(Reason::Reset),
+        Cause::PerTryTimeout => failure == Failure::Mesh(Reason::PerTryTimeout),
+        Cause::GatewayError => [502, 503, 504].contains(&status),
+        Cause::GrpcCancelled => failure == Failure::Grpc(1),
+        Cause::GrpcDeadlineExceeded => failure == Failure::Grpc(4),
+        Cause::GrpcResourceExhausted => failure == Failure::Grpc(8),
+        Cause::GrpcUnavailable => failure == Failure::Grpc(14),
+    });
+    by_cause || statuses.contains(&status)
+}
+
+fn failures() -> impl Strategy<Value = Failure> {
+    prop_oneof![
+        3 => prop::sample::select(&Reason::ALL[..]).prop_map(Failure::Mesh),
+        1 => Just(Failure::StaleConnection),
+        2 => prop::sample::select(&[404_u16, 429, 500, 502, 503, 504][..]).prop_map(Failure::Status),
+        2 => (0_u8..17).prop_map(Failure::Grpc),
+    ]
+}
+
+fn advice() -> impl Strategy<Value = Advice> {
+    let after = (0_u64..2000).prop_map(|millis| Advice::After(Duration::from_millis(millis)));
+    prop_oneof![3 => Just(Advice::None), 3 => after, 1 => Just(Advice::Never)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn a_decision_is_what_the_rules_say(
+        causes in prop::sample::subsequence(&CAUSES[..], 0..=9),
+        statuses in prop::sample::subsequence(vec![429_u16, 500, 503], 0..=3),
+        (failure, advice) in (failures(), advice()),
+        (attempts, retries) in (0_u32..4, 0_u32..4),
+        (base, passed, max_retry_after) in (0_u64..100, 0_u64..3000, 0_u64..1500),
+        max_elapsed in prop::option::of(0_u64..3000),
+        deadline in prop::option::of(0_u64..3000),
+        (method_permitted, response_started, replayable, funds) in any::<(bool, bool, bool, bool)>(),
+    ) {
+        let millis = Duration::from_millis;
+        let mut set = StatusSet::default();
+        statuses.iter().for_each(|status| set.insert(*status));
+        let policy = RetryPolicy {
+            attempts,
+            on: causes.iter().copied().collect(),
+            statuses: set,
+            backoff: Backoff { growth: Growth::Fixed, base: millis(base), max: millis(base), jitter: 0.0 },
+            max_elapsed: max_elapsed.map(millis),
+            max_retry_after: millis(max_retry_after),
+            budget: BudgetPolicy { percent: 0, min_per_second: u32::from(funds) },
+            ..RetryPolicy::default()
+        };
+        let started = Instant::now();
+        let now = started + millis(passed);
+        let deadline = deadline.map(|deadline| started + millis(deadline));
+        let progress = Progress { started, deadline, retries, method_permitted, response_started, replayable };
+
+        let stale = failure == Failure::StaleConnection;
+        // The longer of the backoff and of what was asked for.
+        let mut pause = if stale { Duration::ZERO } else { millis(base) };
+        let mut obstacles = Vec::new();
+        match advice {
+            Advice::None => {}
+            Advice::After(least) if least > millis(max_retry_after) => obstacles.push(GiveUp::RetryAfter),
+            Advice::After(least) => pause = pause.max(least),
+            Advice::Never => obstacles.push(GiveUp::RetryAfter),
+        }
+        if !stale && !is_named(&causes, &statuses, failure) {
+            obstacles.push(GiveUp::NotRetriable);
+        }
+        if response_started {
+            obstacles.push(GiveUp::ResponseStarted);
+        }
+        if !replayable {
+            obstacles.push(GiveUp::BodyGone);
+        }
+        let any_method = matches!(failure, Failure::Grpc(_))
+            || matches!(failure, Failure::Mesh(reason) if NOT_PROCESSED.contains(&reason));
+        if !method_permitted && !any_method {
+            obstacles.push(GiveUp::Method);
+        }
+        if retries >= if stale { 1 } else { attempts } {
+            obstacles.push(GiveUp::Attempts);
+        }
+        if max_elapsed.is_some_and(|max| millis(passed) + pause > millis(max)) {
+            obstacles.push(GiveUp::MaxElapsed);
+        }
+        if deadline.is_some_and(|deadline| now + pause >= deadline) {
+            obstacles.push(GiveUp::Deadline);
+        }
+        // The budget is asked last: what is not tried again for another reason costs nothing of it.
+        if obstacles.is_empty() && !stale && !funds {
+            obstacles.push(GiveUp::BudgetExhausted);
+        }
+
+        let mut budget = RetryBudget::new(started);
+        let decision = policy.decide(&progress, failure, advice, &mut budget, &Rng::new(0), now);
+        match decision {
+            Decision::Retry { after } => prop_assert!(obstacles.is_empty() && after == pause, "{obstacles:?}"),
+            Decision::GiveUp(why) => prop_assert!(obstacles.contains(&why), "{why:?} of {obstacles:?}"),
+        }
+        let charged = obstacles.is_empty() && !stale;
+        prop_assert_eq!(budget.withdraw(&policy.budget, now), funds && !charged);
+    }
+}
