@@ -8,6 +8,7 @@
 
 mod frame;
 mod leg;
+mod open;
 mod relay;
 
 use std::future::poll_fn;
@@ -15,13 +16,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use self::leg::{Broken, Leg};
+pub(crate) use self::open::{Opened, open};
 use self::relay::{Ended, Relay};
 use crate::io::Connection;
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
 use crate::session::Session;
-use crate::telemetry::metrics::OpenConnection;
-use crate::upstream::{Bound, Destination, Endpoint, InFlight, Lease, MeshProtocol};
+use crate::telemetry::metrics::{OpenConnection, RetryOutcome};
+use crate::upstream::{Bound, Destination, MeshProtocol};
 use crate::wheel::Deadline;
 
 /// Serves one of the application's connections, or one from a published port.
@@ -35,68 +37,6 @@ pub(crate) async fn serve(connection: Connection, session: Session, destination:
     }
 }
 
-/// A stream to an endpoint, as yet without an answer.
-pub(crate) struct Opened {
-    lease: Lease,
-    leg: Leg,
-    endpoint: Rc<Endpoint>,
-    since: Instant,
-    in_flight: InFlight,
-}
-
-impl Opened {
-    /// Waits until the server has sent something, or is gone.
-    pub(crate) async fn answered(&mut self) {
-        poll_fn(|cx| self.leg.poll_answered(cx, &mut self.lease)).await;
-    }
-
-    /// Gives the stream up.
-    pub(crate) fn abandon(self) {
-        self.lease.into_inner().transport.abort();
-    }
-}
-
-/// Opens a stream to an endpoint of the destination, trying others if
-/// connections cannot be made.
-///
-/// # Errors
-/// Why none could be opened.
-pub(crate) async fn open(
-    session: &Session,
-    destination: &Rc<Destination>,
-    now: Instant,
-) -> Result<Opened, Reason> {
-    let policy = destination.policy();
-    let tries = 1 + policy.retry.attempts;
-    let key = policy.balancing.affinity_of_connection(session.client_address());
-    let mut avoid = None;
-    let mut reason = Reason::NoHealthyEndpoint;
-    for _ in 0..tries {
-        let endpoint =
-            destination.pick(Bound { key, session: None }, avoid.as_ref(), &session.worker.rng, now)?;
-        let in_flight = destination.begin(&endpoint, now);
-        match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
-            Ok(mut lease) => {
-                let mut leg = if endpoint.is_mesh() { Leg::framed() } else { Leg::raw() };
-                leg.open();
-                // A first write into an empty socket buffer; what is left of it goes with the first data.
-                let sent = poll_fn(|cx| std::task::Poll::Ready(leg.poll_flush(cx, &mut lease))).await;
-                if !matches!(sent, std::task::Poll::Ready(Err(_))) {
-                    return Ok(Opened { lease, leg, endpoint, since: Instant::now(), in_flight });
-                }
-                reason = Reason::Reset;
-            }
-            Err(error) => {
-                session.worker.warn(format_args!("{}: {}", destination.key, error.detail));
-                reason = error.reason;
-            }
-        }
-        in_flight.failed(Failure::Mesh(reason), Instant::now());
-        avoid = Some(endpoint);
-    }
-    Err(reason)
-}
-
 /// Serves a connection on a stream that is open already.
 pub(crate) async fn serve_opened(
     mut connection: Connection,
@@ -105,15 +45,17 @@ pub(crate) async fn serve_opened(
     stream: Opened,
 ) {
     let mut stream = stream;
-    let mut retries = destination.policy().retry.attempts;
     loop {
-        let Opened { mut lease, leg, endpoint, since, in_flight } = stream;
+        let Opened { mut lease, leg, endpoint, since, in_flight, tries } = stream;
         let metrics = session.tcp(Some(&destination), Some(&endpoint)).open();
         let idle = destination.policy().idle_timeout;
         let mut relay = Relay::new(Leg::raw(), leg, session.worker.wheel.deadline(), idle, &metrics);
         let ended = poll_fn(|cx| relay.poll(cx, &mut connection, &mut lease)).await;
         let held = relay.take_held();
         let now = Instant::now();
+        if !matches!(ended, Ended::Refused(_)) {
+            tries.note(&destination, RetryOutcome::Succeeded);
+        }
         match ended {
             Ended::Cleanly => {
                 endpoint.load.answered(now.saturating_duration_since(since), now);
@@ -125,17 +67,12 @@ pub(crate) async fn serve_opened(
                 in_flight.failed(Failure::Mesh(reason), now);
                 // The mesh connection is in order, only the application was not to be reached.
                 lease.give_back(destination.policy().limits.requests_per_connection, now);
-                drop(metrics);
-                match held {
-                    Some(held) if retries > 0 && reason.not_processed() => {
-                        retries -= 1;
-                        connection.input.unread(&held);
-                        match open(&session, &destination, now).await {
-                            Ok(next) => stream = next,
-                            Err(reason) => return fail(connection, &session, &destination, reason),
-                        }
-                    }
-                    _ => return fail(connection, &session, &destination, reason),
+                drop((metrics, in_flight));
+                let held = held.inspect(|held| connection.input.unread(held)).is_some();
+                // Boxed because it is rare.
+                match Box::pin(tries.elsewhere(&session, &destination, endpoint, reason, held)).await {
+                    Ok(next) => stream = next,
+                    Err(reason) => return fail(connection, &session, &destination, reason),
                 }
             }
             Ended::ServerBroke => {
