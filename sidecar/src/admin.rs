@@ -24,6 +24,7 @@ use crate::config::ConfigHandle;
 use crate::log;
 use crate::settings::DEFAULT_ADMIN;
 use crate::telemetry::metrics::Registry;
+use crate::upstream::Checks;
 
 mod view;
 
@@ -56,6 +57,7 @@ pub(crate) struct Admin {
     /// Set once there is an identity.
     pub(crate) credentials: OnceLock<Arc<Credentials>>,
     pub(crate) metrics: Registry,
+    pub(crate) checks: Checks,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) registered: watch::Receiver<bool>,
     pub(crate) app_ready: watch::Receiver<bool>,
@@ -128,7 +130,7 @@ impl Admin {
             },
             "/metrics" if read => content("text/plain; version=0.0.4", self.metrics.encode()),
             "/config" if read => json(&view::config(self)),
-            "/endpoints" if read => json(&view::endpoints(&self.config.load(), &self.metrics)),
+            "/endpoints" if read => json(&view::endpoints(self)),
             "/certs" if read => json(&view::certificates(self.credentials.get())),
             "/log" if read => plain(StatusCode::OK, format!("{}\n", log::filter().unwrap_or_default())),
             "/log" if write => set_filter(request).await,
@@ -211,6 +213,7 @@ mod tests {
             config,
             credentials: OnceLock::new(),
             metrics: Registry::new(),
+            checks: Checks::default(),
             phase: phases,
             registered: watch::channel(false).1,
             app_ready: watch::channel(false).1,

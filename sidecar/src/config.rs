@@ -19,6 +19,7 @@ use crate::policy::balance::Balancing;
 use crate::policy::breaker::BreakerPolicy;
 use crate::policy::concurrency::ConcurrencyPolicy;
 use crate::policy::fault::Fault;
+use crate::policy::health_check::HealthCheckPolicy;
 use crate::policy::retry::RetryPolicy;
 use crate::routing::Table;
 use crate::upstream::Home;
@@ -132,7 +133,7 @@ pub struct Port {
 }
 
 /// What a port's declaration says about the bytes on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum AppProtocol {
     /// Nothing: detect.
     #[default]
@@ -212,6 +213,8 @@ pub struct TrafficPolicy {
     pub service_breaker: Option<BreakerPolicy>,
     /// How the limit on requests in flight follows their latency; `None`: it does not.
     pub concurrency: Option<ConcurrencyPolicy>,
+    /// How endpoints are probed; `None`: they are not.
+    pub health_check: Option<HealthCheckPolicy>,
     /// Limits per destination and worker.
     pub limits: Limits,
     /// How an endpoint is chosen.
@@ -232,6 +235,7 @@ impl Default for TrafficPolicy {
             breaker: BreakerPolicy::default(),
             service_breaker: None,
             concurrency: None,
+            health_check: None,
             limits: Limits::default(),
             balancing: Balancing::default(),
         }

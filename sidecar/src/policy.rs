@@ -13,6 +13,7 @@ pub mod concurrency;
 pub mod ewma;
 pub mod fault;
 pub mod hash_key;
+pub mod health_check;
 pub mod request_match;
 pub mod retry;
 pub mod rng;

@@ -17,8 +17,8 @@ use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_blocking, spawn_local};
 
 use crate::admin::{self, Admin, Phase};
 use crate::agent::{
-    ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Reconnect, Registration, TokenSource, node,
-    watch_health,
+    ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Prober, Reconnect, Registration,
+    TokenSource, node, watch_health,
 };
 use crate::config::{self, AppProtocol, ConfigHandle};
 use crate::dns::Addresses;
@@ -28,6 +28,7 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Registry;
 use crate::telemetry::otlp::{self, Exporter};
 use crate::telemetry::span::Tracing;
+use crate::upstream::Checks;
 use crate::worker::{self, Workers};
 use crate::{log, memory};
 
@@ -90,6 +91,7 @@ async fn life(
     let description = describe(&setup, admin_address)?;
     let control_plane = ControlPlane::new(setup.sidecar.control_plane());
     let metrics = Registry::new();
+    let checks = Checks::default();
     let telemetry = Telemetry::start(&description.instance, &setup.workload, &metrics)?;
     let (publisher, config, wants) = config::channel();
     let (phase, phases) = watch::channel(Phase::Starting);
@@ -101,6 +103,7 @@ async fn life(
         config: config.clone(),
         credentials: OnceLock::new(),
         metrics: metrics.clone(),
+        checks: checks.clone(),
         phase: phases,
         registered: is_registered,
         app_ready: is_app_ready.clone(),
@@ -148,6 +151,7 @@ async fn life(
     tasks.spawn_local(identity.keep());
     tasks.spawn_local(discovery.run());
     tasks.spawn_local(registration.run());
+    tasks.spawn_local(Prober::new(checks.clone(), credentials.clone(), metrics.clone()).run());
     for task in setup.beside {
         tasks.spawn_local(task(config.clone()));
     }
@@ -164,6 +168,7 @@ async fn life(
         workers: usize::from(setup.sidecar.workers),
         config,
         credentials,
+        checks,
         registry: metrics,
         tracing: telemetry.tracing.clone(),
         access_log: telemetry.access_log.clone(),

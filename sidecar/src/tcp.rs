@@ -6,6 +6,7 @@
 //! that did not takes it along. What was sent before the server answered is
 //! held for a while, so that a refusal can still be mended elsewhere.
 
+mod accepted;
 mod frame;
 mod leg;
 mod open;
@@ -14,6 +15,8 @@ mod relay;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+pub(crate) use self::accepted::accepted;
 
 use self::leg::{Broken, Leg};
 pub(crate) use self::open::{Opened, open};

@@ -8,6 +8,7 @@
 
 mod admission;
 mod attempt;
+mod checks;
 mod connect;
 mod endpoint;
 mod pool;
@@ -41,7 +42,8 @@ use crate::telemetry::metrics::{
 
 pub use self::admission::Admitted;
 pub use self::attempt::InFlight;
-pub(crate) use self::connect::ClientConfigs;
+pub use self::checks::{Check, CheckKey, Checks};
+pub(crate) use self::connect::{ClientConfigs, server_name};
 pub use self::connect::{ConnectError, MeshProtocol, broken, port_of_server_name};
 pub use self::endpoint::{Endpoint, Target};
 pub use self::pool::Lease;
@@ -164,13 +166,19 @@ impl Connections {
 
 impl Destination {
     /// One port of a service; `None` if the service has no such port.
-    pub fn of_service(service: &Service, port: u16, home: Home<'_>, metrics: &Shard) -> Option<Rc<Self>> {
+    pub fn of_service(
+        service: &Service,
+        port: u16,
+        home: Home<'_>,
+        checks: &Checks,
+        metrics: &Shard,
+    ) -> Option<Rc<Self>> {
         let declared = service.ports.iter().find(|p| p.number == port)?;
         let key = DestinationKey::Service(service.name.clone(), port);
         let name = (service.name.name().into(), service.name.namespace().into());
         let (policy, usage) = (service.policy(port).clone(), service.usage.clone());
         let destination = Self::new(key, name, declared.protocol, policy, usage, metrics);
-        destination.take_over(service, port, home, None, metrics);
+        destination.take_over(service, port, home, None, checks, metrics);
         Some(destination)
     }
 
@@ -250,12 +258,12 @@ impl Destination {
 
     /// Takes over endpoints and policy of a newer state of the service.
     /// `false` if the port is gone.
-    pub fn follow(&self, service: &Service, home: Home<'_>, metrics: &Shard) -> bool {
+    pub fn follow(&self, service: &Service, home: Home<'_>, checks: &Checks, metrics: &Shard) -> bool {
         let DestinationKey::Service(_, port) = self.key else { return true };
         if service.ports.iter().all(|p| p.number != port || p.protocol != self.protocol) {
             return false;
         }
-        self.take_over(service, port, home, Some(Instant::now()), metrics);
+        self.take_over(service, port, home, Some(Instant::now()), checks, metrics);
         true
     }
 
@@ -266,6 +274,7 @@ impl Destination {
         port: u16,
         home: Home<'_>,
         new_since: Option<Instant>,
+        checks: &Checks,
         metrics: &Shard,
     ) {
         let policy = service.policy(port);
@@ -283,7 +292,7 @@ impl Destination {
                 let stays = known.get(new.id.as_str()).is_some_and(|endpoint| endpoint.target == target);
                 Some(match stays.then(|| known.remove(new.id.as_str())).flatten() {
                     Some(endpoint) => {
-                        let since = if endpoint.is_healthy() { endpoint.since() } else { new_since };
+                        let since = if endpoint.is_told_healthy() { endpoint.since() } else { new_since };
                         endpoint.update(new, home.zone, since);
                         endpoint.clone()
                     }
@@ -298,9 +307,32 @@ impl Destination {
         for gone in known.into_values() {
             gone.retire();
         }
+        for endpoint in endpoints.iter() {
+            let check = policy.health_check.as_ref().and_then(|policy| {
+                let key = CheckKey {
+                    service: service.name.clone(),
+                    port,
+                    protocol: self.protocol,
+                    endpoint: endpoint.id.clone(),
+                    target: endpoint.target.clone(),
+                };
+                checks.join(key, policy)
+            });
+            endpoint.follow_check(check, new_since);
+        }
         *self.endpoints.borrow_mut() = endpoints;
         self.rebalance(&policy.balancing, Instant::now());
         self.show();
+    }
+
+    /// Takes over what health checks have found.
+    pub(crate) fn follow_checks(&self, now: Instant) {
+        let changed = self.endpoints().iter().filter(|endpoint| endpoint.follow_verdict(Some(now))).count();
+        if changed > 0 {
+            let policy = self.policy();
+            self.rebalance(&policy.balancing, now);
+            self.show();
+        }
     }
 
     /// Prepares picks among the endpoints as they are now.

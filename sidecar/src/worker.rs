@@ -33,7 +33,7 @@ use crate::policy::rng::Rng;
 use crate::telemetry::access_log::{AccessLog, AccessLogWriter};
 use crate::telemetry::metrics::{HandshakeSide, Registry, Shard};
 use crate::telemetry::span::{Tracer, Tracing};
-use crate::upstream::{ClientConfigs, Destination, DestinationKey, MeshProtocol};
+use crate::upstream::{Checks, ClientConfigs, Destination, DestinationKey, MeshProtocol};
 use crate::wheel::Wheel;
 
 /// What the workers of a sidecar are made from.
@@ -44,6 +44,8 @@ pub struct Setup {
     pub config: ConfigHandle,
     /// Our certificate and whom we trust.
     pub credentials: Arc<Credentials>,
+    /// The health checks of endpoints.
+    pub checks: Checks,
     /// Where metrics are kept.
     pub registry: Registry,
     /// Where spans go.
@@ -86,6 +88,7 @@ pub fn start(setup: Setup) -> io::Result<Workers> {
         let parts = Parts {
             config: setup.config.clone(),
             credentials: setup.credentials.clone(),
+            checks: setup.checks.clone(),
             registry: setup.registry.clone(),
             tracing: setup.tracing.clone(),
             access_log: setup.access_log.clone(),
@@ -138,6 +141,7 @@ impl Workers {
 struct Parts {
     config: ConfigHandle,
     credentials: Arc<Credentials>,
+    checks: Checks,
     registry: Registry,
     tracing: Tracing,
     access_log: AccessLog,
@@ -152,6 +156,8 @@ pub struct Worker {
     pub config: ConfigHandle,
     /// Our certificate and whom we trust.
     pub credentials: Arc<Credentials>,
+    /// The health checks of endpoints.
+    pub checks: Checks,
     /// The way to the application.
     pub app: AppDialer,
     /// Time limits.
@@ -251,7 +257,9 @@ impl Worker {
         self.destinations.borrow_mut().retain(|key, destination| {
             let kept = match key {
                 DestinationKey::Service(name, _) => match snapshot.services.get(name) {
-                    Some(Lookup::Found(service)) => destination.follow(service, home, &self.metrics),
+                    Some(Lookup::Found(service)) => {
+                        destination.follow(service, home, &self.checks, &self.metrics)
+                    }
                     // Not asked for any more, or asked for again: the last good state serves
                     // until there is an answer.
                     Some(Lookup::Pending) => true,
@@ -268,6 +276,13 @@ impl Worker {
             kept
         });
         self.answered.notify_waiters();
+    }
+
+    /// Takes over what health checks have found.
+    fn follow_checks(&self, now: Instant) {
+        for destination in self.destinations.borrow().values() {
+            destination.follow_checks(now);
+        }
     }
 
     fn sweep(&self, now: Instant) {
@@ -323,6 +338,7 @@ async fn run(
         server_config: Arc::new(parts.credentials.server_config(&protocols, false)),
         config: parts.config,
         credentials: parts.credentials,
+        checks: parts.checks,
         app: parts.app,
         wheel: Wheel::new(Instant::now()),
         rng: Rng::new(seed()),
@@ -350,6 +366,13 @@ async fn run(
         loop {
             follower.follow();
             config.changed().await;
+        }
+    });
+    let checked = worker.clone();
+    let mut verdicts = worker.checks.verdicts();
+    spawn_local(async move {
+        while verdicts.changed().await.is_ok() {
+            checked.follow_checks(Instant::now());
         }
     });
     let sweeper = worker.clone();

@@ -227,7 +227,7 @@ impl Front {
     /// # Panics
     /// If it shows no JSON.
     pub fn shows(&self, path: &str) -> Value {
-        let (status, body) = get(self.client.listening("admin"), "localhost", path).expect("it answers");
+        let (status, body) = get(self.admin(), "localhost", path).expect("it answers");
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).expect("it is JSON")
     }
@@ -251,7 +251,7 @@ impl Front {
     /// # Panics
     /// If the sidecar shows no metrics.
     pub fn states(&self, of_service: bool) -> Vec<u8> {
-        let (_, metrics) = get(self.client.listening("admin"), "localhost", "/metrics").expect("it answers");
+        let (_, metrics) = get(self.admin(), "localhost", "/metrics").expect("it answers");
         let lines = metrics.lines().filter(|line| line.starts_with("heddle_circuit_state{"));
         let lines = lines.filter(|line| line.contains("service=\"users\""));
         let lines = lines.filter(|line| line.contains("endpoint=\"\"") == of_service);

@@ -30,7 +30,7 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         circuit_breaker: _,
         limits: _,
         concurrency: _,
-        health_check,
+        health_check: _,
         fallback,
         canary: _,
         when: _,
@@ -66,7 +66,6 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
     {
         refuse(hedge.is_some(), "spec.retry.hedge", "hedging");
     }
-    refuse(health_check.is_some(), "spec.healthCheck", "active health checking");
     refuse(fallback.is_some(), "spec.fallback", "a fallback");
     found.extend(attachment::not_on_routes(spec));
     found

@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use super::{Admin, Phase};
 use crate::agent::timestamp;
-use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service, Snapshot};
+use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service};
 use crate::policy::breaker::{Cause, CircuitState};
-use crate::telemetry::metrics::{Circuit, EndpointLabels, Registry};
+use crate::telemetry::metrics::{Circuit, EndpointLabels};
+use crate::upstream::Check;
 
 /// `/config`: the state of the sidecar, and what it was told.
 pub(super) fn config(admin: &Admin) -> Value {
@@ -62,9 +63,10 @@ pub(super) fn config(admin: &Admin) -> Value {
 }
 
 /// `/endpoints`: where each service is, and which circuits are open.
-pub(super) fn endpoints(snapshot: &Snapshot, metrics: &Registry) -> Value {
+pub(super) fn endpoints(admin: &Admin) -> Value {
+    let snapshot = admin.config.load();
     let (now, time) = (Instant::now(), SystemTime::now());
-    let circuits: HashMap<EndpointLabels, Circuit> = metrics.circuits(now).into_iter().collect();
+    let circuits: HashMap<EndpointLabels, Circuit> = admin.metrics.circuits(now).into_iter().collect();
     let circuit = |service: &ServiceName, endpoint: &str| {
         let labels = EndpointLabels {
             service: service.name().into(),
@@ -84,6 +86,23 @@ pub(super) fn endpoints(snapshot: &Snapshot, metrics: &Registry) -> Value {
             "failures": circuit.failures,
         }))
     };
+    let all = admin.checks.all();
+    let mut by_endpoint: HashMap<(&ServiceName, &str), Vec<&Check>> = HashMap::new();
+    for check in &all {
+        by_endpoint.entry((&check.key.service, &check.key.endpoint)).or_default().push(check);
+    }
+    by_endpoint.values_mut().for_each(|checks| checks.sort_unstable_by_key(|check| check.key.port));
+    let checks = |service: &ServiceName, endpoint: &str| {
+        let checks = by_endpoint.get(&(service, endpoint)).map(Vec::as_slice).unwrap_or_default();
+        let shown = checks.iter().map(|check| {
+            json!({
+                "port": check.key.port,
+                "state": check.verdict().as_str(),
+                "lastError": check.last_error(),
+            })
+        });
+        shown.collect::<Vec<_>>()
+    };
     let mut found: Vec<&Arc<Service>> = snapshot
         .services
         .values()
@@ -94,7 +113,7 @@ pub(super) fn endpoints(snapshot: &Snapshot, metrics: &Registry) -> Value {
         .collect();
     found.sort_unstable_by_key(|service| &service.name);
     let endpoints = found.into_iter().flat_map(|service| {
-        let circuit = &circuit;
+        let (circuit, checks) = (&circuit, &checks);
         service.endpoints.iter().map(move |endpoint| {
             json!({
                 "service": service.name.as_str(),
@@ -108,6 +127,7 @@ pub(super) fn endpoints(snapshot: &Snapshot, metrics: &Registry) -> Value {
                 "weight": endpoint.weight,
                 "priority": endpoint.priority,
                 "healthy": endpoint.health == EndpointHealth::Healthy,
+                "checks": checks(&service.name, &endpoint.id),
                 "circuit": circuit(&service.name, &endpoint.id),
                 "serviceCircuit": circuit(&service.name, ""),
             })

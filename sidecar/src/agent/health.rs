@@ -7,15 +7,12 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
-use tonic::transport::Endpoint;
 
 use crate::listener::AppDialer;
 use crate::settings::{HealthSpec, Workload};
 
+use super::probe;
 use super::reconnect::seeded;
 
 /// The first wait between probes of an application that was not ready yet; it
@@ -43,7 +40,7 @@ pub(crate) async fn watch(workload: Workload, app: AppDialer, ready: watch::Send
     let rng = seeded();
     let mut health = Health::default();
     loop {
-        let result = tokio::time::timeout(TIMEOUT, probe(&workload.health, &ports, &app)).await;
+        let result = tokio::time::timeout(TIMEOUT, check(&workload.health, &ports, &app)).await;
         let error = match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
@@ -87,7 +84,7 @@ impl Health {
     }
 }
 
-async fn probe(health: &HealthSpec, ports: &[u16], app: &AppDialer) -> io::Result<()> {
+async fn check(health: &HealthSpec, ports: &[u16], app: &AppDialer) -> io::Result<()> {
     match health {
         HealthSpec::Tcp => {
             for port in ports {
@@ -97,72 +94,20 @@ async fn probe(health: &HealthSpec, ports: &[u16], app: &AppDialer) -> io::Resul
         }
         HealthSpec::Http { path, port } => {
             let port = port.or(ports.first().copied()).ok_or_else(no_port)?;
-            http(app, port, path).await.map_err(|error| at(port, &error))
+            let status =
+                async { probe::http1(app.connect(port).await?, &format!("localhost:{port}"), path).await };
+            match status.await.map_err(|error| at(port, &error))? {
+                100..400 => Ok(()),
+                status => Err(at(port, &io::Error::other(format!("GET {path} was answered with {status}")))),
+            }
         }
         HealthSpec::Grpc => {
             let port = ports.first().copied().ok_or_else(no_port)?;
-            grpc(app, port).await.map_err(|error| at(port, &error))
+            let served = async { probe::grpc(app.connect(port).await?, "localhost", "").await };
+            served.await.map_err(|error| at(port, &error))
         }
     }
 }
-
-async fn http(app: &AppDialer, port: u16, path: &str) -> io::Result<()> {
-    let stream = app.connect(port).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let request = http::Request::get(path)
-        .header(http::header::HOST, format!("localhost:{port}"))
-        .header(http::header::USER_AGENT, "heddle-health")
-        .body(Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    let exchange = sender.send_request(request);
-    // The connection ends with this function: a probe leaves nothing behind.
-    let response = tokio::select! {
-        response = exchange => response.map_err(io::Error::other)?,
-        ended = connection => {
-            ended.map_err(io::Error::other)?;
-            return Err(io::Error::other("the connection was closed without an answer"));
-        }
-    };
-    match response.status().as_u16() {
-        100..400 => Ok(()),
-        status => Err(io::Error::other(format!("GET {path} was answered with {status}"))),
-    }
-}
-
-async fn grpc(app: &AppDialer, port: u16) -> io::Result<()> {
-    let app = app.clone();
-    let connect = tower::service_fn(move |_| {
-        let app = app.clone();
-        async move { app.connect(port).await.map(TokioIo::new) }
-    });
-    let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connect).await.map_err(io::Error::other)?;
-    let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.map_err(io::Error::other)?;
-    let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let codec = tonic_prost::ProstCodec::<CheckRequest, CheckResponse>::default();
-    let request = tonic::Request::new(CheckRequest {});
-    let response = client.unary(request, path, codec).await.map_err(io::Error::other)?.into_inner();
-    match response.status {
-        SERVING => Ok(()),
-        status => Err(io::Error::other(format!("grpc.health.v1.Health/Check says status {status}"))),
-    }
-}
-
-/// `grpc.health.v1.HealthCheckRequest` for the server as a whole.
-#[derive(Clone, PartialEq, prost::Message)]
-struct CheckRequest {}
-
-/// `grpc.health.v1.HealthCheckResponse`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct CheckResponse {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
-/// `grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING`.
-const SERVING: i32 = 1;
 
 fn at(port: u16, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("port {port}: {error}"))
@@ -206,10 +151,10 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let app = AppDialer::direct(None);
-        assert!(probe(&HealthSpec::Tcp, &[port], &app).await.is_err());
+        assert!(check(&HealthSpec::Tcp, &[port], &app).await.is_err());
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        assert!(probe(&HealthSpec::Tcp, &[port], &app).await.is_ok());
+        assert!(check(&HealthSpec::Tcp, &[port], &app).await.is_ok());
         drop(listener);
-        assert!(probe(&HealthSpec::Tcp, &[port], &app).await.is_err());
+        assert!(check(&HealthSpec::Tcp, &[port], &app).await.is_err());
     }
 }

@@ -49,7 +49,7 @@ impl MeshProtocol {
 }
 
 /// The server name by which a client sidecar tells the application's port.
-pub(super) fn server_name(port: u16) -> ServerName<'static> {
+pub(crate) fn server_name(port: u16) -> ServerName<'static> {
     ServerName::try_from(format!("p{port}.heddle.internal")).expect("a DNS name")
 }
 

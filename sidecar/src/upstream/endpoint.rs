@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use heddle_api::spiffe::SpiffeId;
 
+use super::checks::Check;
 use super::pool::Idle;
 use super::{Connections, DEFAULT_ROUTE, Destination, DestinationKey};
 use crate::config::{self, EndpointHealth};
@@ -16,6 +17,7 @@ use crate::policy::balance::{Candidate, Health, Member};
 use crate::policy::breaker::Breaker;
 use crate::policy::ewma::PeakEwma;
 use crate::policy::hash_key;
+use crate::policy::health_check::Verdict;
 use crate::route::EndpointTag;
 use crate::telemetry::metrics::{
     Circuit, CircuitGauge, Direction, EndpointLabels, RequestLabels, RequestMetrics, Shard, TcpLabels,
@@ -84,7 +86,11 @@ pub struct Endpoint {
     pub(super) idle: [RefCell<Vec<Idle>>; 2],
     pub(super) connections: Rc<Connections>,
     member: Cell<Member>,
+    /// What discovery says.
+    told: Cell<EndpointHealth>,
+    /// What that and health checks amount to.
     health: Cell<EndpointHealth>,
+    check: RefCell<Option<Arc<Check>>>,
     retired: Cell<bool>,
     circuit: CircuitGauge,
 }
@@ -131,7 +137,9 @@ impl Endpoint {
             idle: Default::default(),
             connections: destination.connections.clone(),
             member: Cell::new(member),
+            told: Cell::new(EndpointHealth::Healthy),
             health: Cell::new(EndpointHealth::Healthy),
+            check: RefCell::default(),
             retired: Cell::new(false),
             circuit,
         })
@@ -148,7 +156,34 @@ impl Endpoint {
             since: if new.health == EndpointHealth::Healthy { since } else { known.since },
             ..known
         });
-        self.health.set(new.health);
+        self.told.set(new.health);
+        self.health.set(self.judge());
+    }
+
+    /// Has it probed, or not any more. `since`: as for [`Self::update`].
+    pub(super) fn follow_check(&self, check: Option<Arc<Check>>, since: Option<Instant>) {
+        self.check.replace(check);
+        self.follow_verdict(since);
+    }
+
+    /// Takes over what probes have found; whether that made a difference. `since`: as for
+    /// [`Self::update`].
+    pub(super) fn follow_verdict(&self, since: Option<Instant>) -> bool {
+        let health = self.judge();
+        let changed = self.health.replace(health) != health;
+        if changed && health == EndpointHealth::Healthy {
+            self.member.set(Member { since, ..self.member.get() });
+        }
+        changed
+    }
+
+    /// Discovery and probes may each take it out, neither may put it back.
+    fn judge(&self) -> EndpointHealth {
+        let fails = || self.check.borrow().as_ref().is_some_and(|c| c.verdict() == Verdict::Unhealthy);
+        match self.told.get() {
+            EndpointHealth::Healthy if fails() => EndpointHealth::Unhealthy,
+            told => told,
+        }
     }
 
     /// Since when it can serve, as far as that was seen.
@@ -164,6 +199,7 @@ impl Endpoint {
     /// It is gone from its destination: idle connections end, others when they are done.
     pub(super) fn retire(&self) {
         self.retired.set(true);
+        self.check.take();
         self.http2.retire();
         for pool in &self.idle {
             self.connections.closed(pool.take().len());
@@ -175,9 +211,14 @@ impl Endpoint {
         self.retired.get()
     }
 
-    /// Whether discovery says that it may get new traffic.
+    /// Whether it may get new traffic, by discovery and health checks.
     pub fn is_healthy(&self) -> bool {
         self.health.get() == EndpointHealth::Healthy
+    }
+
+    /// Whether discovery says that it may get new traffic.
+    pub(super) fn is_told_healthy(&self) -> bool {
+        self.told.get() == EndpointHealth::Healthy
     }
 
     /// Whether it is reached with mutual TLS.

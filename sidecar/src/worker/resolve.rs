@@ -89,7 +89,8 @@ impl Worker {
             (None, [only]) => only.number,
             (None, _) => default,
         };
-        let Some(destination) = Destination::of_service(service, number, snapshot.home(), &self.metrics)
+        let home = snapshot.home();
+        let Some(destination) = Destination::of_service(service, number, home, &self.checks, &self.metrics)
         else {
             return Some(Err(Reason::UnknownPort));
         };

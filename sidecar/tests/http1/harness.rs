@@ -17,6 +17,7 @@ use heddle_sidecar::listener::{AppDialer, Inbound, InboundKind, Outbound, Outbou
 use heddle_sidecar::telemetry::access_log::AccessLog;
 use heddle_sidecar::telemetry::metrics::Registry;
 use heddle_sidecar::telemetry::span::Tracing;
+use heddle_sidecar::upstream::Checks;
 use heddle_sidecar::worker::{self, Setup, Workers};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls::sign::CertifiedKey;
@@ -115,6 +116,7 @@ impl Sidecar {
         let setup = Setup {
             workers: 1,
             config,
+            checks: Checks::default(),
             credentials,
             tracing: Tracing::off(),
             access_log: AccessLog::new(&registry),

@@ -1,6 +1,7 @@
 //! The traffic policy of a service, with the defaults of `TrafficPolicy`.
 
 mod breaker;
+mod health_check;
 
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
         None => (BreakerPolicy::default(), None),
     };
     let concurrency = wire.concurrency.map(breaker::concurrency).transpose();
+    let health_check = wire.health_check.map(health_check::health_check).transpose();
     Ok(TrafficPolicy {
         source: wire.source,
         connect_timeout,
@@ -46,6 +48,7 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
         breaker,
         service_breaker,
         concurrency: concurrency.map_err(|e| e.within("concurrency"))?,
+        health_check: health_check.map_err(|e| e.within("health_check"))?,
         limits: limits(wire.limits.unwrap_or_default()).map_err(|e| e.within("limits"))?,
         balancing: balancing(wire.load_balancer.unwrap_or_default())
             .map_err(|e| e.within("load_balancer"))?,

@@ -24,6 +24,7 @@ use crate::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, P
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Registry;
 use crate::telemetry::span::Tracing;
+use crate::upstream::Checks;
 use crate::worker::{self, Setup, Workers};
 
 /// One sidecar with one worker.
@@ -55,6 +56,7 @@ impl Sidecar {
         let setup = Setup {
             workers: 1,
             config,
+            checks: Checks::default(),
             credentials: authority.credentials(account),
             access_log: AccessLog::new(&registry),
             registry,

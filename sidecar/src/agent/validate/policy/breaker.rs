@@ -103,7 +103,11 @@ pub(super) fn concurrency(wire: v1::Concurrency) -> Result<ConcurrencyPolicy, In
     Ok(ConcurrencyPolicy { target, min, max })
 }
 
-fn time(field: &str, value: Option<prost_types::Duration>, default: Duration) -> Result<Duration, Invalid> {
+pub(super) fn time(
+    field: &str,
+    value: Option<prost_types::Duration>,
+    default: Duration,
+) -> Result<Duration, Invalid> {
     match value {
         None => Ok(default),
         Some(value) => match duration(field, value)? {

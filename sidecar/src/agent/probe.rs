@@ -1,0 +1,84 @@
+//! Probes of servers, as health checks make them. Each has a connection of its
+//! own, which ends with it: a probe leaves nothing behind.
+
+use std::io;
+
+use bytes::Bytes;
+use http::header::{HOST, USER_AGENT};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::Endpoint;
+
+/// Carries a probe.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
+
+const AGENT: &str = "heddle-health";
+
+/// The status that a GET over HTTP/1.1 is answered with.
+pub(super) async fn http1(stream: impl Stream, host: &str, path: &str) -> io::Result<u16> {
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(io::Error::other)?;
+    let request = http::Request::get(path).header(HOST, host).header(USER_AGENT, AGENT);
+    let exchange = sender.send_request(request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?);
+    tokio::select! {
+        response = exchange => Ok(response.map_err(io::Error::other)?.status().as_u16()),
+        ended = connection => Err(ended.map_or_else(io::Error::other, |()| no_answer())),
+    }
+}
+
+/// The status that a GET over HTTP/2 is answered with.
+pub(super) async fn http2(stream: impl Stream, host: &str, path: &str) -> io::Result<u16> {
+    let (mut sender, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+    let request = http::Request::get(format!("http://{host}{path}")).header(USER_AGENT, AGENT);
+    let request = request.body(()).map_err(io::Error::other)?;
+    let (exchange, _) = sender.send_request(request, true).map_err(io::Error::other)?;
+    tokio::select! {
+        response = exchange => Ok(response.map_err(io::Error::other)?.status().as_u16()),
+        ended = connection => Err(ended.map_or_else(io::Error::other, |()| no_answer())),
+    }
+}
+
+/// Whether `grpc.health.v1.Health/Check` says that `service` serves; empty: the server as a whole.
+pub(super) async fn grpc(stream: impl Stream, host: &str, service: &str) -> io::Result<()> {
+    let mut stream = Some(TokioIo::new(stream));
+    let connect = tower::service_fn(move |_| {
+        let stream = stream.take().ok_or_else(no_answer);
+        async move { stream }
+    });
+    let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(io::Error::other)?;
+    let channel = endpoint.connect_with_connector(connect).await.map_err(io::Error::other)?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.map_err(io::Error::other)?;
+    let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let codec = tonic_prost::ProstCodec::<CheckRequest, CheckResponse>::default();
+    let request = tonic::Request::new(CheckRequest { service: service.to_owned() });
+    let response = client.unary(request, path, codec).await.map_err(io::Error::other)?.into_inner();
+    match response.status {
+        SERVING => Ok(()),
+        status => Err(io::Error::other(format!("grpc.health.v1.Health/Check says status {status}"))),
+    }
+}
+
+fn no_answer() -> io::Error {
+    io::Error::other("the connection was closed without an answer")
+}
+
+/// `grpc.health.v1.HealthCheckRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING`.
+const SERVING: i32 = 1;
