@@ -95,6 +95,14 @@ impl Body {
         self.state == State::Done
     }
 
+    /// Bytes of content that are still to come, if that is known.
+    pub fn length_left(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
     /// Bytes of content taken so far, framing not counted.
     pub fn received(&self) -> u64 {
         self.received

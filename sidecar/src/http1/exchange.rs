@@ -122,6 +122,27 @@ impl Exchange {
         }
     }
 
+    /// Sends the request until `length` bytes of the response's body are there, which stay where
+    /// they are.
+    pub(super) fn poll_arrived(
+        &mut self,
+        cx: &mut Context<'_>,
+        sides: &mut Sides<'_>,
+        sending: &mut Sending,
+        length: usize,
+    ) -> Poll<Result<(), Broken>> {
+        self.send(cx, sides, sending)?;
+        while sides.upstream.input.data().len() < length {
+            match sides.upstream.poll_fill(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broken::Upstream(None))),
+                Poll::Ready(Ok(_)) => self.moved = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Upstream(Some(error)))),
+                Poll::Pending => return watch(cx, sides.client, sending).map(Err),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Passes the response's body on until its end was written to the client.
     pub(super) fn poll_body(
         &mut self,

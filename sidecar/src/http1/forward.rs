@@ -6,6 +6,7 @@
 //! response that broke off is never passed on as complete.
 
 mod fault;
+mod held;
 mod routed;
 
 use std::future::poll_fn;
@@ -341,6 +342,22 @@ impl Request {
             }
         })
         .await;
+        let ended = match ended {
+            Ok(Ok(response)) => match self.held_back(client, policy, &response, &lease) {
+                None => Ok(Ok(response)),
+                // Boxed because it is rare: its size would be every connection's.
+                Some(length) => {
+                    match Box::pin(self.hold(client, policy, &mut lease, &mut exchange, length)).await {
+                        Ok(()) => Ok(Ok(response)),
+                        Err(broken) => {
+                            client.to_client.clear();
+                            broken.map(Err)
+                        }
+                    }
+                }
+            },
+            ended => ended,
+        };
         let tried = match ended {
             Ok(Ok(response)) => Tried::Response(response),
             Ok(Err(Broken::Client)) => Tried::Stopped(Stop::ClientLeft, None),
@@ -481,10 +498,7 @@ impl Request {
         (failure, advice): (Failure, Advice),
         now: Instant,
     ) -> Option<Duration> {
-        self.progress.replayable = self.sending.replayable;
-        // The method's token is part of what is held.
-        self.progress.method_permitted = self.sending.replayable
-            && policy.retry.methods.permit(self.head.method_token.of(&client.to_upstream.bytes));
+        self.look(client, policy);
         let budget = &mut destination.budget.borrow_mut();
         let rng = &client.session.worker.rng;
         match policy.retry.decide(&self.progress, failure, advice, budget, rng, now) {
@@ -495,6 +509,14 @@ impl Request {
             }
             Decision::GiveUp(_) => None,
         }
+    }
+
+    /// Notes what decides about another try.
+    fn look(&mut self, client: &Client, policy: &TrafficPolicy) {
+        self.progress.replayable = self.sending.replayable;
+        // The method's token is part of what is held.
+        self.progress.method_permitted = self.sending.replayable
+            && policy.retry.methods.permit(self.head.method_token.of(&client.to_upstream.bytes));
     }
 
     /// Counts the try that just ended, if it was a retry.

@@ -141,6 +141,20 @@ impl Body {
         }
     }
 
+    /// Takes all of a body that is expected to have no more than `most` bytes; ready when it is
+    /// there, or turns out to be longer.
+    pub(crate) fn poll_arrived(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<(), h2::Error>> {
+        while self.chunk.len() + self.behind.len() <= most {
+            match ready!(self.from.poll_data(cx)) {
+                Some(Ok(chunk)) if self.chunk.is_empty() => self.chunk = chunk,
+                Some(Ok(chunk)) => self.behind.extend_from_slice(&chunk),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Sends what can be sent; ready when all is sent.
     pub(crate) fn poll(
         &mut self,

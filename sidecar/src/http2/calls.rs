@@ -349,6 +349,7 @@ impl Call for Forward<'_> {
             idle: self.policy.idle_timeout,
             // With no attempts too: a stale connection is no try.
             replay: Some(self.policy.retry.buffer_bytes),
+            held: self.policy.retry.holds(self.progress.method_permitted),
         }
     }
 

@@ -15,14 +15,14 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{Method, Request, Response, header, request};
+use http::{HeaderMap, Method, Request, Response, header, request};
 
 use crate::http2::body::{Body, Broken};
 use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal, Stand};
 use crate::http2::upstream::Slot;
 use crate::http2::{fault, grpc, head};
 use crate::policy::fault::Injected;
-use crate::policy::retry::Failure;
+use crate::policy::retry::{Failure, HELD_FOR};
 use crate::reason::Reason;
 use crate::route::Reply;
 use crate::sanitize::answer::{Answer, Form};
@@ -114,7 +114,8 @@ struct Exchange<'a, C> {
 
 /// A response of which the head has come.
 struct Answered {
-    response: Response<RecvStream>,
+    response: Response<()>,
+    download: Body,
     up: SendStream<Bytes>,
     /// The end of the try's time, if that covers the response.
     limit: Option<Deadline>,
@@ -151,10 +152,10 @@ impl<C: Call> Exchange<'_, C> {
             };
             let (result, again) = match tried {
                 Ok(answered) => {
-                    let (mut head, body) = answered.response.into_parts();
+                    let (mut head, ()) = answered.response.into_parts();
                     let grpc_status = grpc::status(&head.headers);
                     let again = self.call.answered(&mut head, grpc_status, stand);
-                    (Ok(Answered { response: Response::from_parts(head, body), ..answered }), again)
+                    (Ok(Answered { response: Response::from_parts(head, ()), ..answered }), again)
                 }
                 Err(Stop::Failed(failure, refusal)) => {
                     let again = self.call.failed(failure, stand);
@@ -212,7 +213,14 @@ impl<C: Call> Exchange<'_, C> {
         match head {
             Ok(response) => {
                 let limit = limit.filter(|_| self.limits.per_try_whole);
-                Ok(Answered { response, up: started.up, limit, _slot: slot })
+                let (head, body) = response.into_parts();
+                let mut download = Body::new(body, None);
+                if let Some(length) = self.held_back(&head.headers) {
+                    // Boxed because it is rare: its size would be every stream's.
+                    Box::pin(self.hold(&mut download, length, limit.as_ref())).await?;
+                }
+                let response = Response::from_parts(head, ());
+                Ok(Answered { response, download, up: started.up, limit, _slot: slot })
             }
             Err(Early::Stop(stop)) => Err(stop),
             Err(Early::Upstream(error)) => Err(failed(&error, &slot)),
@@ -257,10 +265,46 @@ impl<C: Call> Exchange<'_, C> {
         self.client.poll_patience(cx, before != self.upload.sent()).map(|stop| Err(stop.into()))
     }
 
+    /// The length of a response's body if it is to be passed on only when it is whole: short, and
+    /// worth another try should it break off.
+    fn held_back(&self, headers: &HeaderMap) -> Option<usize> {
+        let most = self.limits.held.filter(|_| self.upload.is_done() || self.upload.is_empty())?;
+        let is_free = self.head.is_some() && self.upload.is_replayable() && !self.client.informed;
+        let length: usize = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+        (is_free && (1..=most).contains(&length)).then_some(length)
+    }
+
+    /// Waits for a response's body, but for no longer than is due to it.
+    async fn hold(
+        &mut self,
+        download: &mut Body,
+        length: usize,
+        limit: Option<&Deadline>,
+    ) -> Result<(), Stop> {
+        let patience = self.client.wheel.deadline();
+        patience.arm_in(Instant::now(), Some(HELD_FOR));
+        poll_fn(|cx| {
+            if let Poll::Ready(arrived) = download.poll_arrived(cx, length) {
+                return Poll::Ready(arrived.map_err(|error| {
+                    let reason = broken_off(&error);
+                    Stop::from(Refusal::new(reason, error.to_string()))
+                }));
+            }
+            if limit.is_some_and(|limit| limit.poll_expired(cx).is_ready()) {
+                return Poll::Ready(Err(late_try()));
+            }
+            if patience.poll_expired(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            self.client.poll_patience(cx, true).map(Err)
+        })
+        .await
+    }
+
     /// Passes a response on, with what is left of both bodies.
     async fn respond(&mut self, answered: Answered) {
-        let Answered { response, mut up, limit, _slot } = answered;
-        let (mut head, body) = response.into_parts();
+        let Answered { response, mut download, mut up, limit, _slot } = answered;
+        let (mut head, ()) = response.into_parts();
         let status = head.status.as_u16();
         let grpc_status = grpc::status(&head.headers);
         self.call.incoming(&mut head.headers);
@@ -268,7 +312,6 @@ impl<C: Call> Exchange<'_, C> {
             .headers
             .get(crate::sanitize::answer::ERROR_HEADER)
             .and_then(|word| Reason::from_wire(word.as_bytes()));
-        let mut download = Body::new(body, None);
         let complete = download.is_empty();
         let mut response = Response::from_parts(head, ());
         response.extensions_mut().clear();

@@ -177,6 +177,8 @@ pub(crate) struct Limits {
     pub(crate) idle: Option<Duration>,
     /// Bytes of the body kept for another try; `None`: there will be no other.
     pub(crate) replay: Option<usize>,
+    /// Bytes of a response's body that are held back until they are whole; `None`: none are.
+    pub(crate) held: Option<usize>,
 }
 
 /// What became of a request.

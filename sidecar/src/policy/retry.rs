@@ -21,6 +21,10 @@ use crate::policy::budget::{BudgetPolicy, RetryBudget};
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
 
+/// How long a response is held back at most. A body that is sent in one go needs less on any
+/// network; one that its server makes bit by bit is not for us to delay.
+pub const HELD_FOR: Duration = Duration::from_millis(100);
+
 /// The retry part of a traffic policy, compiled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
@@ -32,7 +36,7 @@ pub struct RetryPolicy {
     pub statuses: StatusSet,
     /// Methods that may be repeated when the request may have been processed.
     pub methods: Methods,
-    /// Largest request body that is kept for a retry, in bytes.
+    /// Largest request body that is kept for a retry, and response that is held back for one, in bytes.
     pub buffer_bytes: usize,
     /// Delays between tries.
     pub backoff: Backoff,
@@ -165,6 +169,12 @@ impl RetryPolicy {
             Ok(_) => Decision::GiveUp(GiveUp::BudgetExhausted),
             Err(reason) => Decision::GiveUp(reason),
         }
+    }
+
+    /// The largest body, in bytes, of a response that is passed on only when it is whole, so that
+    /// it can be had elsewhere should it break off; `None`: that would not be tried.
+    pub fn holds(&self, method_permitted: bool) -> Option<usize> {
+        (self.on.contains(Cause::Reset) && self.attempts > 0 && method_permitted).then_some(self.buffer_bytes)
     }
 
     fn consider(

@@ -82,6 +82,31 @@ fn a_response_that_breaks_off_is_never_passed_on_as_complete() {
 }
 
 #[test]
+fn a_short_response_that_breaks_off_is_had_elsewhere_where_resets_may_be_retried() {
+    let cut = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc";
+    let upstream = Upstream::new();
+    let sidecar = Sidecar::with_policy(&[upstream.address()], retry_on(&[Cause::Reset]));
+    let mut client = sidecar.connect();
+    client.send(GET);
+    let mut server = upstream.accept();
+    server.head();
+    server.send(cut);
+    server.reset();
+    let mut server = upstream.accept();
+    server.head();
+    server.send(OK);
+    assert_eq!(client.response().1, "ok");
+
+    // One that takes its time is not kept from the client.
+    client.send(GET);
+    server.head();
+    server.send(cut);
+    client.until("abc");
+    server.reset();
+    client.drain();
+}
+
+#[test]
 fn a_client_of_http_10_sees_a_reset_when_a_response_breaks_off() {
     let upstream = Upstream::new();
     let sidecar = Sidecar::before(&[upstream.address()]);

@@ -42,7 +42,9 @@ pub struct Retry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
     /// Request bodies up to this size are kept for a retry; larger ones are streamed and not
-    /// retried after they began. Default: 65536.
+    /// retried after they began. Where `Reset` is retried, responses up to this size that say
+    /// their `content-length` are held back until they are whole, though no longer than 100 ms,
+    /// so that one that breaks off can be retried, too. Default: 65536.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = MAX_BUFFER_BYTES))]
     pub buffer_bytes: Option<u64>,

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::harness::{Mesh, SERVICE, app, collect, drink, next, nowhere, policy, send_all};
 use crate::config::TrafficPolicy;
+use crate::policy::retry::Cause;
 
 fn grpc(path: &str) -> http::request::Builder {
     Request::post(format!("{SERVICE}{path}"))
@@ -69,6 +70,42 @@ async fn a_reset_after_the_head_reaches_the_client_with_its_code() {
     up.send_data(Bytes::from_static(b"enough"), false).unwrap();
     let error = next(&mut body).await.expect("the body does not end").unwrap_err();
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+}
+
+#[tokio::test]
+async fn a_short_response_that_breaks_off_is_had_again_where_resets_may_be_retried() {
+    let (tries, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+    let (count, told) = (tries.clone(), seen.clone());
+    let app = app(move |_, request, mut respond| {
+        let (first, told) = (count.fetch_add(1, Ordering::SeqCst) == 0, told.clone());
+        async move {
+            let head = Response::builder().header("content-length", "8").body(()).unwrap();
+            let mut down = respond.send_response(head, false).unwrap();
+            send_all(&mut down, Bytes::from_static(b"some")).await;
+            if first {
+                return down.send_reset(Reason::INTERNAL_ERROR);
+            }
+            if request.uri().path() == "/slow" {
+                told.notified().await;
+            }
+            down.send_data(Bytes::from_static(b"more"), true).unwrap();
+        }
+    })
+    .await;
+    let mut policy = policy();
+    policy.retry.on = [Cause::Reset].into_iter().collect();
+    let mesh = Mesh::pair(app, policy);
+    let (head, body, _) = mesh.get("/").await;
+    assert_eq!((head.status(), body.as_slice()), (StatusCode::OK, &b"somemore"[..]));
+    assert_eq!(tries.load(Ordering::SeqCst), 2);
+
+    // One that takes its time is not kept from the client.
+    let request = Request::get(format!("{SERVICE}/slow")).body(()).unwrap();
+    let (response, _) = mesh.connect().await.send_request(request, true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(next(&mut body).await.unwrap().unwrap(), "some");
+    seen.notify_one();
+    assert_eq!(drink(body).await.0, b"more");
 }
 
 #[tokio::test]
