@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 pub mod forge;
 pub mod load;
+pub mod open_loop;
+pub mod replica;
 
 /// The longest that any condition may take to come true. Test machines are slow and shared.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -41,22 +43,29 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// The path of one of the workspace's binaries, which are built at the first call.
+/// The path of one of the workspace's binaries, which are built at the first call, in the
+/// profile of the test.
 ///
 /// # Panics
 /// If they do not build.
 pub fn binary(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
+        // Tests lie in TARGET/PROFILE/deps.
+        let test = std::env::current_exe().expect("a test knows where it is");
+        let directory = test.parent().and_then(Path::parent).expect("it is not in the root").to_owned();
+        let profile = match directory.file_name().and_then(OsStr::to_str) {
+            None | Some("debug") => "dev",
+            Some(profile) => profile,
+        };
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "-p", "heddle", "-p", "heddle-control-plane", "-p", "heddle-sidecar"])
+            .args(["build", "--quiet", "--profile", profile])
+            .args(["-p", "heddle", "-p", "heddle-control-plane", "-p", "heddle-sidecar"])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
             .status()
             .expect("cargo runs");
         assert!(status.success(), "the binaries do not build");
-        // Tests lie in TARGET/debug/deps.
-        let test = std::env::current_exe().expect("a test knows where it is");
-        test.parent().and_then(Path::parent).expect("it is not in the root").to_owned()
+        directory
     });
     directory.join(name)
 }

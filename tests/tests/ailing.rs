@@ -1,0 +1,100 @@
+//! How fast traffic leaves a replica that does badly, and how it comes back.
+
+use std::ops::Range;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use heddle_tests::backend::{Front, HOST};
+use heddle_tests::open_loop::{OpenLoop, Sample, Summary};
+use heddle_tests::replica::{Condition, Replica};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Requests per second; a third of them is each replica's share.
+const RATE: u32 = 300;
+
+/// Three replicas under a policy and a steady load, of which the first `turns` after a while.
+struct Trial {
+    replicas: [Replica; 3],
+    front: Front,
+}
+
+impl Trial {
+    fn new(policy: &str) -> Self {
+        let replicas = [(); 3].map(|()| Replica::start(5 * MS, 64));
+        let ports = replicas.each_ref().map(|replica| replica.address().port());
+        let front = Front::start(policy, "http", &ports);
+        Self { replicas, front }
+    }
+
+    /// Applies the load for `time`, and at these moments of it, in order, turns the first
+    /// replica: when it began, and what the clients saw.
+    fn run(&self, time: Duration, turns: &[(Duration, Condition)]) -> (Instant, Vec<Sample>) {
+        let load = OpenLoop {
+            at: self.front.outbound(),
+            host: HOST,
+            rate: RATE,
+            time,
+            patience: Duration::from_secs(20),
+        };
+        let begun = Instant::now();
+        let load = thread::spawn(move || load.run());
+        for (at, condition) in turns {
+            thread::sleep((begun + *at).saturating_duration_since(Instant::now()));
+            self.replicas[0].turns(*condition);
+        }
+        (begun, load.join().expect("the load does not panic"))
+    }
+
+    /// The share of the requests of a time that went to the first replica, where a third is fair.
+    fn share(&self, between: Range<Instant>) -> f64 {
+        let hits = self.replicas.each_ref().map(|replica| replica.hits(between.clone()) as f64);
+        hits[0] / hits.iter().sum::<f64>().max(1.0)
+    }
+}
+
+#[test]
+fn a_stalled_replica_loses_its_share_within_two_seconds() {
+    for policy in ["  retry: {attempts: 1}", "  loadBalancer: {algorithm: LeastRequest}"] {
+        let trial = Trial::new(policy);
+        let stalls = 1500 * MS;
+        let (begun, samples) =
+            trial.run(6000 * MS, &[(stalls, Condition::Stalled), (5000 * MS, Condition::Well)]);
+        let before = trial.share(begun..begun + stalls);
+        assert!((0.2..0.5).contains(&before), "{before}");
+        let after = trial.share(begun + stalls + 2000 * MS..begun + 5000 * MS);
+        assert!(after <= 0.05 / 3.0, "{policy}: {after} of all requests after two seconds");
+        assert_eq!(Summary::of(samples).success(), 100.0, "late, but answered");
+    }
+}
+
+#[test]
+fn a_slow_replica_loses_its_share_within_ten_requests() {
+    let trial = Trial::new("  retry: {attempts: 1}");
+    let slow = 1500 * MS;
+    let (begun, _) = trial.run(5500 * MS, &[(slow, Condition::Slow(45 * MS))]);
+    let hits = trial.replicas[0].hits(begun + slow..begun + 5500 * MS);
+    let fair = 4 * RATE as usize / 3;
+    assert!(hits <= 10 + fair / 20, "{hits} where {fair} were fair");
+}
+
+#[test]
+fn a_recovered_replica_is_back_in_time_and_without_a_spike() {
+    let policy = "  circuitBreaker: {consecutiveFailures: 3, open: {base: 1s, max: 1s}}\n  retry: {attempts: 2, on: ['503']}";
+    let trial = Trial::new(policy);
+    let (ill, well) = (1000 * MS, 1300 * MS);
+    let (begun, samples) = trial.run(5000 * MS, &[(ill, Condition::Unavailable), (well, Condition::Well)]);
+    assert_eq!(Summary::of(samples).success(), 100.0);
+    let ejected = trial.share(begun + well..begun + ill + 900 * MS);
+    assert!(ejected < 0.02, "{ejected} while it was out");
+    // Out for a second from a moment after it fell ill, and a bit until it has its share.
+    let back = trial.share(begun + 2500 * MS..begun + 5000 * MS);
+    assert!((0.2..0.5).contains(&back), "{back} after its opening time");
+    let windows = (0..30).map(|nth| {
+        let from = begun + ill + 1000 * MS + nth * 100 * MS;
+        trial.replicas[0].hits(from..from + 100 * MS)
+    });
+    let most = windows.max().unwrap_or(0);
+    let fair = RATE as usize / 3 / 10;
+    assert!(most <= 2 * fair + 5, "{most} in 100 ms where {fair} are fair");
+}
