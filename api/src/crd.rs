@@ -40,7 +40,7 @@ pub use kubernetes::{
     AddressType, EndpointConditions, EndpointPort, EndpointSlice, IntOrString, Service, ServicePort,
     ServiceSpec, SliceEndpoint, WEIGHT_LABEL, weight,
 };
-pub use manifest::{manifests, render};
+pub use manifest::{field_paths_of_traffic_policy, manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
 pub use number::{Multiplier, Percent, PortNumber, Positive, Ratio, Weight};
 pub use request_match::{HeaderEquals, RequestMatch};

@@ -88,6 +88,17 @@ impl Admin {
         answer.error_for_status()?.json().await.with_context(|| format!("{url} gives no list of workloads"))
     }
 
+    /// What the control plane's admin listener gives for `path`; `None`: it knows no such thing.
+    pub(crate) async fn ask(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        let url = format!("http://{}{path}", self.location.admin()?);
+        let answer = self.client.get(&url).send().await;
+        let answer = answer.map_err(|error| anyhow!("no control plane answers at {url}: {error}"))?;
+        if answer.status() == reqwest::StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        Ok(Some(answer.error_for_status()?.bytes().await?.to_vec()))
+    }
+
     /// The metrics of one sidecar.
     pub(crate) async fn metrics(&self, workload: &Workload) -> anyhow::Result<Vec<crate::metrics::Sample>> {
         let url = format!("http://{}/metrics", workload.admin);

@@ -3,6 +3,8 @@
 mod control_plane;
 mod demo;
 mod metrics;
+mod policy;
+mod routes;
 mod stat;
 
 use std::net::SocketAddr;
@@ -31,6 +33,10 @@ enum Command {
     Run(Box<heddle_sidecar::run::RunArgs>),
     /// Show services, endpoints, success rate, latency and mTLS share
     Stat(stat::StatArgs),
+    /// List routes: what they attach to, where they lead, whether they are accepted
+    Routes(routes::RoutesArgs),
+    /// Say which policies a request would meet, and whose they are
+    Policy(policy::PolicyArgs),
     /// See whether this machine and the mesh are right, and what to do if not
     Check(heddle_sidecar::check::CheckArgs),
     /// Run a control plane
@@ -71,6 +77,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => heddle_sidecar::run::run(*args, Some(embedded_control_plane()?)),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
         Command::Stat(args) => runtime()?.block_on(stat::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Routes(args) => runtime()?.block_on(routes::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Policy(args) => runtime()?.block_on(policy::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => heddle_sidecar::check::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ControlPlane(args) => {
             heddle_control_plane::run_until_terminated(*args).map(|()| ExitCode::SUCCESS)

@@ -22,6 +22,8 @@ use crate::server::until;
 use crate::source::{Content, SourceError};
 
 /// What the listener shows.
+mod explain;
+
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
@@ -46,6 +48,7 @@ pub(crate) async fn serve(
         .route("/workloads", get(workloads))
         .route("/errors", get(errors))
         .route("/statuses", get(statuses))
+        .merge(explain::routes())
         .with_state(admin);
     axum::serve(listener, routes).with_graceful_shutdown(until(shutdown, std::future::pending())).await
 }

@@ -32,7 +32,7 @@ pub(crate) use policies::Accepted;
 pub(crate) use services::Declared;
 pub(crate) use telemetry::Telemetry;
 pub(crate) use traffic::Attachments;
-pub use traffic::{FieldOrigin, Level, RuleRef};
+pub use traffic::{FieldOrigin, Level, PortRef, RuleRef};
 
 /// What a model is made from.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@ use heddle_api::discovery::{ResourceType, v1};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
-use crate::compile::{Accepted, Attachments, Declared, FieldOrigin, RuleRef, Telemetry};
+use crate::compile::{Accepted, Attachments, Declared, FieldOrigin, PortRef, RuleRef, Telemetry};
 use crate::source::{Location, ObjectName};
 
 /// Everything that one compilation made.
@@ -59,6 +59,22 @@ impl Model {
     }
 
     /// What the sidecar of `registration` needs for its own side, the resource "self".
+    /// Where each field of the traffic policy comes from that a request meets
+    /// which dialled `front` and goes to `backend`, by a rule or by none.
+    pub fn origins_of_request(
+        &self,
+        front: PortRef<'_>,
+        rule: Option<RuleRef<'_>>,
+        backend: PortRef<'_>,
+    ) -> Vec<FieldOrigin> {
+        self.attachments.origins_of_request(front, rule, backend)
+    }
+
+    /// A rule by its name, or by its place in the route if it has none.
+    pub(crate) fn rule<'a>(&self, kind: &'a str, route: &'a ObjectName, rule: &'a str) -> RuleRef<'a> {
+        RuleRef { kind, route, rule: self.accepted.has_rule(kind, route, rule).then_some(rule) }
+    }
+
     pub fn workload_for(&self, registration: &Registration) -> v1::Workload {
         let telemetry = self.telemetry.of(registration);
         let ports = registration.ports.iter().map(|port| self.declared.port(&registration.service, port));

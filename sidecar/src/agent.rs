@@ -28,3 +28,4 @@ pub(crate) use registration::Registration;
 pub(crate) use token::TokenSource;
 
 pub(crate) use health::watch as watch_health;
+pub(crate) use validate::service as valid_service;

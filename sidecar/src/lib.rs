@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod detect;
 pub mod dns;
+pub mod explain;
 pub mod http1;
 mod http2;
 mod inbound;

@@ -186,7 +186,7 @@ impl Way {
 /// What a rule says about time and retries itself comes first, then what its policy
 /// says, then the policy of its backend, which alone knows about endpoints and
 /// the budget that all their retries share.
-fn merge(rule: &Rule, policy: &TrafficPolicy) -> TrafficPolicy {
+pub(crate) fn merge(rule: &Rule, policy: &TrafficPolicy) -> TrafficPolicy {
     let mut merged = policy.clone();
     if let Some(own) = &rule.policy {
         merged.source.clone_from(&own.source);

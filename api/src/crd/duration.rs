@@ -33,6 +33,12 @@ impl GatewayDuration {
     }
 }
 
+impl From<Duration> for GatewayDuration {
+    fn from(time: Duration) -> Self {
+        Self(time)
+    }
+}
+
 impl FromStr for GatewayDuration {
     type Err = InvalidDuration;
 

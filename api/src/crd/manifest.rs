@@ -24,6 +24,29 @@ pub fn render() -> String {
     manifests().iter().map(|(_, definition)| yaml(definition)).collect::<Vec<_>>().join("---\n")
 }
 
+/// The fields of a TrafficPolicy at the depth at which policies are merged, such
+/// as `timeouts.request`, in the order of its schema: what a person may ask for.
+pub fn field_paths_of_traffic_policy() -> Vec<String> {
+    let schema = structural_schema::<TrafficPolicySpec>();
+    let within = |schema: &Value, outer: &str| -> Vec<(String, Value)> {
+        let fields = schema["properties"].as_object().into_iter().flatten();
+        let path = |name: &str| if outer.is_empty() { name.into() } else { format!("{outer}.{name}") };
+        fields.map(|(name, inner)| (path(name), inner.clone())).collect()
+    };
+    // What has no fields, or whose parts mean something only together, is one itself.
+    let split = |(path, schema): (String, Value), whole: bool| {
+        let inner = within(&schema, &path);
+        if whole || inner.is_empty() { vec![(path, schema)] } else { inner }
+    };
+    let sections = within(&schema, "").into_iter().filter(|(name, _)| name != "targetRefs");
+    let fields = sections.flat_map(|section| split(section, false));
+    let fields = fields.flat_map(|(path, schema)| {
+        let whole = path != "retry.budget";
+        split((path, schema), whole)
+    });
+    fields.map(|(path, _)| path).collect()
+}
+
 /// One definition as a YAML document.
 fn yaml(definition: &Value) -> String {
     serde_saphyr::to_string(definition).expect("a JSON value is a YAML value")

@@ -53,6 +53,22 @@ pub(crate) struct Accepted {
     pub(super) tcp_routes: Versions<TcpRoute>,
 }
 
+impl Accepted {
+    /// Whether a rule of the route has that name.
+    pub(crate) fn has_rule(&self, kind: &str, route: &ObjectName, rule: &str) -> bool {
+        fn named<S: RouteSpec>(routes: &Versions<Route<S>>, route: &ObjectName, rule: &str) -> bool {
+            routes
+                .get(route)
+                .is_some_and(|route| route.value.spec.rule_names().any(|name| name == Some(rule)))
+        }
+        match kind {
+            "HTTPRoute" => named(&self.http_routes, route, rule),
+            "GRPCRoute" => named(&self.grpc_routes, route, rule),
+            _ => named(&self.tcp_routes, route, rule),
+        }
+    }
+}
+
 /// The versions in force of `objects`, of which `refuse` says what is wrong
 /// and `unresolved` which targets do not exist.
 pub(super) fn judge<T: Judged>(

@@ -17,7 +17,7 @@ use crate::source::Sourced;
 
 pub(crate) use attachment::Attachments;
 pub(in crate::compile) use attachment::Target;
-pub use attachment::{FieldOrigin, Level, RuleRef};
+pub use attachment::{FieldOrigin, Level, PortRef, RuleRef};
 
 /// What the object asks for and this version would not do. Every field is
 /// named here, so that a new one cannot be forgotten.

@@ -75,6 +75,15 @@ pub struct RuleRef<'a> {
     pub rule: Option<&'a str>,
 }
 
+/// A port of a service.
+#[derive(Debug, Clone, Copy)]
+pub struct PortRef<'a> {
+    /// The service.
+    pub service: &'a ServiceName,
+    /// The port's name, empty if it has none.
+    pub port: &'a str,
+}
+
 /// A field of a merged policy and where it comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FieldOrigin {
@@ -143,16 +152,28 @@ impl Attachments {
         port: Option<&str>,
         rule: Option<RuleRef<'_>>,
     ) -> Vec<FieldOrigin> {
-        let mut origins: BTreeMap<String, FieldOrigin> = BTreeMap::new();
-        for (level, policy) in self.chain(Some((service, port)), rule) {
-            for (path, value) in fields(&policy.value.spec) {
-                origins.entry(path.clone()).or_insert_with(|| FieldOrigin {
-                    path,
-                    value,
-                    object: policy.name.clone(),
-                    level,
-                });
-            }
+        let mut origins = BTreeMap::new();
+        add_origins(&mut origins, self.chain(Some((service, port)), rule), |_| true);
+        origins.into_values().collect()
+    }
+
+    /// Where each field comes from that a request meets which dialled `front`
+    /// and goes to `backend`. Where policies attach to its rule or the route,
+    /// they and those of `front` say all but what concerns endpoints.
+    pub(crate) fn origins_of_request(
+        &self,
+        front: PortRef<'_>,
+        rule: Option<RuleRef<'_>>,
+        backend: PortRef<'_>,
+    ) -> Vec<FieldOrigin> {
+        let at = |PortRef { service, port }| Some((service, Some(port)));
+        let backend = self.chain(at(backend), None);
+        let mut origins = BTreeMap::new();
+        if rule.is_some_and(|_| !self.chain(None, rule).is_empty()) {
+            add_origins(&mut origins, self.chain(at(front), rule), |of_endpoints| !of_endpoints);
+            add_origins(&mut origins, backend, |of_endpoints| of_endpoints);
+        } else {
+            add_origins(&mut origins, backend, |_| true);
         }
         origins.into_values().collect()
     }
@@ -186,6 +207,26 @@ impl Attachments {
             policies.iter().map(move |policy| (level, &**policy))
         });
         attached.collect()
+    }
+}
+
+/// Adds the fields that nobody before said; `wanted` is told of each whether it concerns endpoints.
+fn add_origins(
+    origins: &mut BTreeMap<String, FieldOrigin>,
+    chain: Vec<(Level, &Sourced<TrafficPolicy>)>,
+    wanted: impl Fn(bool) -> bool,
+) {
+    for (level, policy) in chain {
+        let spec = &policy.value.spec;
+        let of_endpoints = said_of_endpoints(spec);
+        let is_of_endpoints = |path: &str| {
+            let mut outer = of_endpoints.iter().filter_map(|outer| path.strip_prefix(outer));
+            outer.any(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        for (path, value) in fields(spec).into_iter().filter(|(path, _)| wanted(is_of_endpoints(path))) {
+            let object = policy.name.clone();
+            origins.entry(path.clone()).or_insert_with(|| FieldOrigin { path, value, object, level });
+        }
     }
 }
 
@@ -249,22 +290,27 @@ pub(super) fn not_on_routes(spec: &TrafficPolicySpec) -> Vec<Violation> {
     if !spec.target_refs.iter().any(TargetRef::is_route) {
         return Vec::new();
     }
+    let message = "concerns the endpoints of a Service; a policy on a route cannot say it";
+    let said = said_of_endpoints(spec).into_iter();
+    said.map(|field| Violation { path: format!("spec.{field}"), message: message.into() }).collect()
+}
+
+/// The sections and fields given that concern connections, endpoints and budgets.
+fn said_of_endpoints(spec: &TrafficPolicySpec) -> Vec<&'static str> {
     let connect = spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.connect.is_some());
     let idle = spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.idle.is_some());
     let budget = spec.retry.as_ref().is_some_and(|retry| retry.budget.is_some());
     let given = [
-        (spec.load_balancer.is_some(), "spec.loadBalancer"),
-        (spec.circuit_breaker.is_some(), "spec.circuitBreaker"),
-        (spec.limits.is_some(), "spec.limits"),
-        (spec.concurrency.is_some(), "spec.concurrency"),
-        (spec.health_check.is_some(), "spec.healthCheck"),
-        (connect, "spec.timeouts.connect"),
-        (idle, "spec.timeouts.idle"),
-        (budget, "spec.retry.budget"),
+        (spec.load_balancer.is_some(), "loadBalancer"),
+        (spec.circuit_breaker.is_some(), "circuitBreaker"),
+        (spec.limits.is_some(), "limits"),
+        (spec.concurrency.is_some(), "concurrency"),
+        (spec.health_check.is_some(), "healthCheck"),
+        (connect, "timeouts.connect"),
+        (idle, "timeouts.idle"),
+        (budget, "retry.budget"),
     ];
-    let message = "concerns the endpoints of a Service; a policy on a route cannot say it";
-    let given = given.into_iter().filter(|(given, _)| *given);
-    given.map(|(_, path)| Violation { path: path.into(), message: message.into() }).collect()
+    given.into_iter().filter(|(given, _)| *given).map(|(_, field)| field).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What a retry policy names: kinds of failure, statuses and methods.
 
+use std::borrow::Cow;
+
 /// A kind of failure that a policy may name in `on`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -100,6 +102,11 @@ impl Methods {
     /// Whether `method` is one of them; methods are case-sensitive.
     pub fn permit(&self, method: &[u8]) -> bool {
         self.0.iter().any(|permitted| **permitted == *method)
+    }
+
+    /// All of them.
+    pub fn names(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.0.iter().map(|method| String::from_utf8_lossy(method))
     }
 }
 

@@ -1,0 +1,258 @@
+//! `heddle policy explain`: which route, rule and policies a request would
+//! meet, whose each field is, and how balancer, breakers and limits stand.
+//!
+//! The rule is selected by the sidecar's own code, from the very resource that
+//! sidecars have; whose a field is, the control plane says; the state comes
+//! from the sidecars that call the service.
+
+mod report;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use heddle_api::crd::field_paths_of_traffic_policy;
+use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
+use heddle_sidecar::explain::{Answer, Decision, Question, Routed, Service, fields};
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::report::{Caller, Field, Outcome, Report, Route, Target};
+use crate::control_plane::{Admin, Location, Workload};
+
+/// Looks into policies
+#[derive(Args, Debug)]
+pub(crate) struct PolicyArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Say which route, rule and policies a request would meet, and how breakers and limits stand
+    Explain(ExplainArgs),
+}
+
+#[derive(Args, Debug)]
+struct ExplainArgs {
+    /// The service as a client names it: NAME, NAME.NAMESPACE, or NAMESPACE/NAME
+    service: String,
+    #[command(flatten)]
+    location: Location,
+    /// The client's namespace, perhaps with its service, as NAMESPACE or NAMESPACE/SERVICE
+    /// [default: the service's own namespace]
+    #[arg(long, value_name = "NAMESPACE[/SERVICE]")]
+    from: Option<String>,
+    /// The port that the client dials [default: the service's only one, or 80]
+    #[arg(long)]
+    port: Option<u16>,
+    /// The request's method
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// Its path, perhaps with a query; for gRPC /PACKAGE.SERVICE/METHOD
+    #[arg(long, default_value = "/")]
+    path: String,
+    /// Its authority [default: the service's name]
+    #[arg(long)]
+    host: Option<String>,
+    /// One of its headers (repeatable)
+    #[arg(long = "header", value_name = "NAME:VALUE", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("a header is written NAME:VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Runs the command.
+#[allow(clippy::print_stdout)]
+pub(crate) async fn run(args: PolicyArgs) -> anyhow::Result<()> {
+    let Command::Explain(args) = args.command;
+    let json = args.json;
+    let report = explain(args).await?;
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(())
+}
+
+/// Who asks: a namespace, and perhaps a service of it.
+struct From {
+    namespace: String,
+    service: Option<ServiceName>,
+}
+
+impl From {
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let (namespace, service) = match text.split_once('/') {
+            Some((namespace, service)) => (namespace, Some(service)),
+            None => (text, None),
+        };
+        // A namespace is as valid as a service's name in it.
+        let name = ServiceName::new(namespace, service.unwrap_or("any"))
+            .with_context(|| format!("--from {text}: no NAMESPACE or NAMESPACE/SERVICE"))?;
+        Ok(Self { namespace: name.namespace().into(), service: service.map(|_| name) })
+    }
+}
+
+async fn explain(args: ExplainArgs) -> anyhow::Result<Report> {
+    let from = args.from.as_deref().map(From::parse).transpose()?;
+    let near = from.as_ref().map_or("default", |from| &from.namespace);
+    let name = match args.service.parse() {
+        Ok(name) => name,
+        Err(_) => ServiceName::from_host(&args.service, near, DEFAULT_CLUSTER_DOMAIN)
+            .with_context(|| format!("{:?} is no name of a service", args.service))?,
+    };
+    let from = from.unwrap_or_else(|| From { namespace: name.namespace().into(), service: None });
+    let admin = Admin::new(args.location)?;
+    let service = known(&admin, &name).await?;
+    let port = match (args.port, service.ports().collect::<Vec<_>>().as_slice()) {
+        (Some(port), _) => port,
+        (None, [only]) => *only,
+        (None, ports) if ports.contains(&80) => 80,
+        (None, ports) => bail!("{name} has the ports {ports:?}: say which by --port"),
+    };
+    let question = Question {
+        port,
+        namespace: from.namespace.clone(),
+        method: args.method,
+        path: args.path,
+        host: args.host.unwrap_or_else(|| name.name().to_owned()),
+        headers: args.headers,
+    };
+    let decision = service.decide(&question)?;
+    let states = states(&admin, &from).await?;
+    let asked = Asked { admin: &admin, front: &name, port, states: &states };
+    let (route, outcome, targets) = match &decision {
+        Decision::Unrouted => (None, Outcome::Sent, vec![asked.target(&name, port, None, 1, 1).await?]),
+        Decision::NoMatch(kind) => (None, Outcome::NoMatch(kind), Vec::new()),
+        Decision::Routed(routed) => {
+            let route =
+                Route { kind: routed.kind, name: routed.route().to_owned(), rule: routed.rule().to_owned() };
+            let (outcome, targets) = asked.routed(routed).await?;
+            (Some(route), outcome, targets)
+        }
+    };
+    Ok(Report { service: name, question, route, outcome, targets })
+}
+
+async fn known(admin: &Admin, name: &ServiceName) -> anyhow::Result<Service> {
+    let bytes = admin.ask(&format!("/service?name={name}")).await?;
+    let bytes = bytes.with_context(|| format!("the control plane knows no service {name}"))?;
+    Ok(Service::decode(name, &bytes)?)
+}
+
+/// The request, and whom to ask about it.
+struct Asked<'a> {
+    admin: &'a Admin,
+    front: &'a ServiceName,
+    port: u16,
+    states: &'a [(Workload, Vec<Value>)],
+}
+
+/// What the control plane says of a field.
+#[derive(Deserialize)]
+struct Origin {
+    field: String,
+    value: Value,
+    object: String,
+    level: String,
+}
+
+#[derive(Deserialize)]
+struct Origins {
+    fields: Vec<Origin>,
+}
+
+impl Asked<'_> {
+    async fn routed(&self, routed: &Routed) -> anyhow::Result<(Outcome, Vec<Target>)> {
+        let (outcome, only) = match &routed.answer {
+            Answer::Reply(status) => return Ok((Outcome::Reply(*status), Vec::new())),
+            Answer::Refused(why) => return Ok((Outcome::Refused(why.clone()), Vec::new())),
+            Answer::Backend(place) => (Outcome::Sent, Some(*place)),
+            Answer::AnyBackend => (Outcome::ByWeight, None),
+        };
+        let backends = routed.backends();
+        let total = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+        let mut targets = Vec::new();
+        for (place, backend) in backends.into_iter().enumerate() {
+            let meant = only.map_or(backend.weight > 0, |only| only == place);
+            match backend.target {
+                _ if !meant => {}
+                Ok((name, port)) => {
+                    targets.push(self.target(&name, port, Some(routed), backend.weight, total).await?);
+                }
+                Err(why) => targets.push(Target::invalid(why, backend.weight, total)),
+            }
+        }
+        Ok((outcome, targets))
+    }
+
+    async fn target(
+        &self,
+        name: &ServiceName,
+        port: u16,
+        routed: Option<&Routed>,
+        weight: u32,
+        total: u64,
+    ) -> anyhow::Result<Target> {
+        let service = known(self.admin, name).await?;
+        let in_force = fields(&service.policy(port, routed));
+        let mut query =
+            format!("/explain?service={}&port={}&backend={name}&backendPort={port}", self.front, self.port);
+        if let Some(routed) = routed {
+            query += &format!("&kind={}&route={}&rule={}", routed.kind, routed.route(), routed.rule());
+        }
+        let origins = self.admin.ask(&query).await?.context("the service went while it was asked about")?;
+        let Origins { fields: mut origins } = serde_json::from_slice(&origins)?;
+        let own = routed.map(Routed::own_fields).unwrap_or_default();
+        let mut shown = Vec::new();
+        for path in field_paths_of_traffic_policy() {
+            let force = in_force.iter().find(|(field, _)| *field == path).map(|(_, value)| value.clone());
+            let said =
+                origins.iter().position(|origin| origin.field == path).map(|at| origins.swap_remove(at));
+            shown.push(match (routed, said) {
+                (Some(routed), _) if own.contains(&path.as_str()) => {
+                    Field::of_route(path, force.unwrap_or_default(), routed)
+                }
+                (_, Some(said)) => Field::said(path, said.value, said.object, said.level),
+                (_, None) => Field::default(path, force.unwrap_or_default()),
+            });
+        }
+        // What the control plane knows and this program does not, being older.
+        shown.extend(
+            origins.into_iter().map(|said| Field::said(said.field, said.value, said.object, said.level)),
+        );
+        Ok(Target::service(name, port, weight, total, shown, self.callers(name)))
+    }
+
+    /// What the sidecars that call the service say of it.
+    fn callers(&self, name: &ServiceName) -> Vec<Caller> {
+        let of = |(workload, endpoints): &(Workload, Vec<Value>)| {
+            let own = endpoints.iter().filter(|endpoint| endpoint["service"] == name.as_str());
+            let endpoints: Vec<Value> = own.cloned().collect();
+            (!endpoints.is_empty()).then(|| Caller::new(workload, endpoints))
+        };
+        self.states.iter().filter_map(of).collect()
+    }
+}
+
+/// What the sidecars of a namespace, or of one service of it, know of endpoints;
+/// one that does not answer is left out.
+async fn states(admin: &Admin, from: &From) -> anyhow::Result<Vec<(Workload, Vec<Value>)>> {
+    let workloads = admin.workloads().await?.workloads.into_iter();
+    let asked = workloads.filter(|workload| {
+        workload.namespace == from.namespace
+            && from.service.as_ref().is_none_or(|service| service.name() == workload.service)
+    });
+    let answers = asked.map(|workload| async move {
+        let answer = admin.get(&format!("http://{}/endpoints", workload.admin)).await;
+        let endpoints = answer.ok().and_then(|(_, text)| serde_json::from_str(&text).ok());
+        endpoints.map(|endpoints| (workload, endpoints))
+    });
+    Ok(futures_util::future::join_all(answers).await.into_iter().flatten().collect())
+}

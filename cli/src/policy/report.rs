@@ -1,0 +1,300 @@
+//! What `heddle policy explain` tells, as text and as JSON.
+
+use std::fmt::Write;
+
+use heddle_api::name::ServiceName;
+use heddle_sidecar::explain::{Question, Routed};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+
+use crate::control_plane::Workload;
+
+/// The answer to one question.
+pub(super) struct Report {
+    pub(super) service: ServiceName,
+    pub(super) question: Question,
+    pub(super) route: Option<Route>,
+    pub(super) outcome: Outcome,
+    pub(super) targets: Vec<Target>,
+}
+
+/// The rule that the request falls to.
+pub(super) struct Route {
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    pub(super) rule: String,
+}
+
+/// What becomes of the request.
+pub(super) enum Outcome {
+    /// It goes to the one target.
+    Sent,
+    /// It goes to one of the targets, by their weights.
+    ByWeight,
+    /// There are routes of this kind, and no rule matches.
+    NoMatch(&'static str),
+    /// The rule answers with this status.
+    Reply(u16),
+    /// It cannot be carried out, for this reason.
+    Refused(String),
+}
+
+/// Where it goes.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Target {
+    service: Option<String>,
+    port: Option<u16>,
+    weight: u32,
+    /// Of all requests of the rule.
+    share: f64,
+    /// Why there is no such service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invalid: Option<String>,
+    policy: Vec<Field>,
+    callers: Vec<Caller>,
+}
+
+/// A field of the policy that it meets there.
+#[derive(Serialize)]
+pub(super) struct Field {
+    field: String,
+    value: Value,
+    /// Whose it is; `None`: nobody's, the default.
+    from: Option<Source>,
+}
+
+#[derive(Serialize)]
+struct Source {
+    kind: String,
+    object: String,
+    level: String,
+}
+
+/// A sidecar that calls the service, and what it knows of its endpoints.
+#[derive(Serialize)]
+pub(super) struct Caller {
+    workload: String,
+    instance: Value,
+    endpoints: Vec<Value>,
+}
+
+impl Target {
+    pub(super) fn service(
+        name: &ServiceName,
+        port: u16,
+        weight: u32,
+        total: u64,
+        policy: Vec<Field>,
+        callers: Vec<Caller>,
+    ) -> Self {
+        let share = share(weight, total);
+        Self {
+            service: Some(name.to_string()),
+            port: Some(port),
+            weight,
+            share,
+            invalid: None,
+            policy,
+            callers,
+        }
+    }
+
+    pub(super) fn invalid(why: String, weight: u32, total: u64) -> Self {
+        let (policy, callers) = (Vec::new(), Vec::new());
+        let share = share(weight, total);
+        Self { service: None, port: None, weight, share, invalid: Some(why), policy, callers }
+    }
+}
+
+/// Weights add up to far less than a double holds exactly.
+#[allow(clippy::cast_precision_loss)]
+fn share(weight: u32, total: u64) -> f64 {
+    if total == 0 { 0.0 } else { f64::from(weight) / total as f64 }
+}
+
+impl Field {
+    pub(super) fn said(field: String, value: Value, object: String, level: String) -> Self {
+        Self { field, value, from: Some(Source { kind: "TrafficPolicy".into(), object, level }) }
+    }
+
+    pub(super) fn of_route(field: String, value: Value, routed: &Routed) -> Self {
+        let source = Source { kind: routed.kind.into(), object: routed.route().into(), level: "rule".into() };
+        Self { field, value, from: Some(source) }
+    }
+
+    pub(super) fn default(field: String, value: Value) -> Self {
+        Self { field, value, from: None }
+    }
+}
+
+impl Caller {
+    pub(super) fn new(workload: &Workload, endpoints: Vec<Value>) -> Self {
+        Self {
+            workload: format!("{}/{}", workload.namespace, workload.service),
+            instance: workload.more.get("instance").cloned().unwrap_or_default(),
+            endpoints,
+        }
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { service, question, route, outcome, targets } = self;
+        let headers: Vec<Value> =
+            question.headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let (decision, detail) = match outcome {
+            Outcome::Sent => ("sent", Value::Null),
+            Outcome::ByWeight => ("byWeight", Value::Null),
+            Outcome::NoMatch(kind) => ("noMatch", json!(kind)),
+            Outcome::Reply(status) => ("reply", json!(status)),
+            Outcome::Refused(why) => ("refused", json!(why)),
+        };
+        let route = route
+            .as_ref()
+            .map(|Route { kind, name, rule }| json!({"kind": kind, "route": name, "rule": rule}));
+        json!({
+            "service": service.as_str(),
+            "port": question.port,
+            "from": question.namespace,
+            "request": {
+                "method": question.method,
+                "path": question.path,
+                "host": question.host,
+                "headers": headers,
+            },
+            "route": route,
+            "decision": decision,
+            "detail": detail,
+            "backends": targets,
+        })
+        .serialize(serializer)
+    }
+}
+
+impl Report {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        self.write(&mut text).expect("writing to a string");
+        text
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let Self { service, question, route, outcome, targets } = self;
+        let Question { port, namespace, method, path, .. } = question;
+        writeln!(out, "{method} {path} to {service}:{port}, from namespace {namespace}")?;
+        if let Some(Route { kind, name, rule }) = route {
+            writeln!(out, "route     {kind} {name}, rule {rule}")?;
+        }
+        match outcome {
+            Outcome::Sent if route.is_none() => {
+                writeln!(out, "route     none: it goes to the service itself")?
+            }
+            Outcome::Sent => {}
+            Outcome::ByWeight => writeln!(out, "backend   by chance, according to weights")?,
+            Outcome::NoMatch(kind) => {
+                writeln!(
+                    out,
+                    "route     no rule of its {kind}s matches: 404 no_route (gRPC: UNIMPLEMENTED)"
+                )?;
+            }
+            Outcome::Reply(status) => writeln!(out, "answer    {status}, by the rule itself")?,
+            Outcome::Refused(why) => writeln!(out, "answer    500 no_backend (gRPC: UNAVAILABLE): {why}")?,
+        }
+        for target in targets {
+            target.write(out)?;
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let share = self.share * 100.0;
+        if let Some(why) = &self.invalid {
+            return writeln!(out, "\nbackend   invalid ({share:.1}% of requests get 500): {why}");
+        }
+        let (service, port) = (self.service.as_deref().unwrap_or_default(), self.port.unwrap_or_default());
+        writeln!(out, "\nbackend   {service}:{port} ({share:.1}% of requests)")?;
+        for Field { field, value, from } in &self.policy {
+            let value = shown(value);
+            match from {
+                Some(Source { kind, object, level }) => {
+                    writeln!(out, "  {field:<36} {value:<28} {kind} {object} ({level})")?;
+                }
+                None => writeln!(out, "  {field:<36} {value:<28} (default)")?,
+            }
+        }
+        for Caller { workload, instance, endpoints } in &self.callers {
+            let instance = shown(instance);
+            writeln!(out, "\n  seen by {workload} {instance}")?;
+            if let Some(circuit) =
+                endpoints.first().map(|endpoint| &endpoint["serviceCircuit"]).filter(|c| !c.is_null())
+            {
+                writeln!(out, "    {:<40} {}", "the service as a whole", circuit_text(circuit))?;
+            }
+            for endpoint in endpoints {
+                endpoint_line(out, endpoint)?;
+            }
+        }
+        if self.callers.is_empty() {
+            writeln!(out, "\n  no sidecar of that namespace has called it")?;
+        }
+        Ok(())
+    }
+}
+
+/// What an endpoint is known by, and its circuit; neither is told again among the rest.
+const TOLD: [&str; 10] = [
+    "service",
+    "id",
+    "address",
+    "ports",
+    "inbound",
+    "identity",
+    "healthy",
+    "circuit",
+    "serviceCircuit",
+    "zone",
+];
+
+fn endpoint_line(out: &mut String, endpoint: &Value) -> std::fmt::Result {
+    let id = shown(&endpoint["id"]);
+    let health = if endpoint["healthy"] == false { "unhealthy" } else { "healthy" };
+    write!(out, "    {id:<40} {health}, {}", circuit_text(&endpoint["circuit"]))?;
+    // Whatever else the sidecar tells of it: in flight, limits, score.
+    let rest = endpoint.as_object().into_iter().flatten();
+    for (name, value) in rest.filter(|(name, value)| !TOLD.contains(&name.as_str()) && !value.is_null()) {
+        write!(out, ", {name} {}", shown(value))?;
+    }
+    writeln!(out)
+}
+
+fn circuit_text(circuit: &Value) -> String {
+    let Some(state) = circuit["state"].as_str() else { return "not used yet".into() };
+    let mut text = format!("circuit {state}");
+    for (name, word) in [("reason", ""), ("until", "until ")] {
+        if let Some(value) = circuit[name].as_str() {
+            text += &format!(", {word}{value}");
+        }
+    }
+    if let Some(failures) = circuit["failures"].as_u64().filter(|failures| *failures > 0) {
+        text += &format!(", {failures} failed in a row");
+    }
+    text
+}
+
+/// A value on one line, without quotes where there is nothing to tell apart.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(", ")),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,184 @@
+//! What `heddle policy explain` and `heddle routes` ask for: a service as
+//! sidecars get it, where the fields of its policies come from, and the routes.
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use heddle_api::discovery::{ResourceType, v1};
+use heddle_api::name::ServiceName;
+use prost::Message;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Admin, route_status};
+use crate::compile::{FieldOrigin, PortRef};
+use crate::model::Model;
+use crate::source::ObjectName;
+
+pub(super) fn routes() -> Router<Admin> {
+    Router::new()
+        .route("/service", get(service))
+        .route("/explain", get(explain))
+        .route("/routes", get(all_routes))
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+/// The discovery resource of one service, as protobuf.
+async fn service(State(admin): State<Admin>, Query(Named { name }): Query<Named>) -> Response {
+    let published = admin.published.borrow().clone();
+    let resource = published.as_ref().and_then(|published| published.model.resource::<v1::Service>(&name));
+    match resource {
+        Some(resource) => {
+            ([(header::CONTENT_TYPE, "application/x-protobuf")], resource.bytes.clone()).into_response()
+        }
+        None => unknown(&name),
+    }
+}
+
+/// A request that dialled `port` of `service` and goes to `backend`, by a rule or by none.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Way {
+    service: String,
+    port: u16,
+    backend: String,
+    backend_port: u16,
+    /// The kind of the route, its `namespace/name`, and the rule's name or place.
+    kind: Option<String>,
+    route: Option<String>,
+    rule: Option<String>,
+}
+
+/// The fields of the policies that a request meets, and whose they are.
+async fn explain(State(admin): State<Admin>, Query(way): Query<Way>) -> Response {
+    let published = admin.published.borrow().clone();
+    let Some(model) = published.as_ref().map(|published| &published.model) else {
+        return unknown(&way.service);
+    };
+    let (front, backend) =
+        match (port(model, &way.service, way.port), port(model, &way.backend, way.backend_port)) {
+            (Some(front), Some(backend)) => (front, backend),
+            (None, _) => return unknown(&format!("{} with port {}", way.service, way.port)),
+            (_, None) => return unknown(&format!("{} with port {}", way.backend, way.backend_port)),
+        };
+    let route = way.route.as_deref().and_then(|route| route.split_once('/'));
+    let route = route.map(|(namespace, name)| ObjectName { namespace: namespace.into(), name: name.into() });
+    let rule = way.kind.as_deref().zip(route.as_ref());
+    let rule = rule.map(|(kind, route)| model.rule(kind, route, way.rule.as_deref().unwrap_or_default()));
+    let origins = model.origins_of_request(
+        PortRef { service: &front.0, port: &front.1 },
+        rule,
+        PortRef { service: &backend.0, port: &backend.1 },
+    );
+    Json(json!({"fields": origins.iter().map(field).collect::<Vec<_>>()})).into_response()
+}
+
+/// A service and the name of one of its ports.
+fn port(model: &Model, service: &str, number: u16) -> Option<(ServiceName, String)> {
+    let name: ServiceName = service.parse().ok()?;
+    let resource = model.resource::<v1::Service>(name.as_str())?;
+    let service = v1::Service::decode(resource.bytes.clone()).ok()?;
+    let port = service.ports.into_iter().find(|port| port.port == u32::from(number))?;
+    Some((name, port.name))
+}
+
+fn field(origin: &FieldOrigin) -> Value {
+    json!({
+        "field": origin.path,
+        "value": origin.value,
+        "object": origin.object.to_string(),
+        "level": origin.level.to_string(),
+    })
+}
+
+fn unknown(what: &str) -> Response {
+    (StatusCode::NOT_FOUND, format!("there is no service {what}\n")).into_response()
+}
+
+/// Every route with its parents, and where its rules lead as far as they are in force.
+async fn all_routes(State(admin): State<Admin>) -> Json<Value> {
+    let published = admin.published.borrow().clone();
+    let Some(model) = published.as_ref().map(|published| &published.model) else {
+        return Json(json!({"routes": []}));
+    };
+    let in_force = rules(model);
+    let routes = model.statuses.iter().filter(|status| status.kind.ends_with("Route")).map(|status| {
+        let name = status.object.to_string();
+        let mut shown = route_status(status);
+        let own = in_force.iter().filter(|rule| rule.kind == status.kind && rule.route == name);
+        shown["rules"] = own.map(Rule::shown).collect();
+        shown
+    });
+    Json(json!({"routes": routes.collect::<Vec<_>>()}))
+}
+
+/// A rule in force.
+#[derive(PartialEq)]
+struct Rule {
+    kind: &'static str,
+    route: String,
+    name: String,
+    backends: Vec<v1::Backend>,
+}
+
+impl Rule {
+    fn shown(&self) -> Value {
+        let backends = self.backends.iter().map(|backend| {
+            json!({
+                "service": format!("{}/{}", backend.namespace, backend.name),
+                "port": backend.port,
+                "weight": backend.weight,
+                "invalid": Some(&backend.invalid).filter(|why| !why.is_empty()),
+            })
+        });
+        json!({"name": self.name, "backends": backends.collect::<Vec<_>>()})
+    }
+}
+
+/// The rules that sidecars are told, each once: a route may attach to several ports.
+fn rules(model: &Model) -> Vec<Rule> {
+    use v1::route_set::Rules;
+    let mut all: Vec<Rule> = Vec::new();
+    let services = model.resources.iter().filter(|(key, _)| key.type_url == v1::Service::TYPE_URL);
+    let services = services.filter_map(|(_, resource)| v1::Service::decode(resource.bytes.clone()).ok());
+    for set in services.flat_map(|service| service.routes) {
+        let rules: Vec<Rule> = match set.rules {
+            Some(Rules::Http(routes)) => {
+                let rule = |v1::HttpRule { route, name, backends, .. }| Rule {
+                    kind: "HTTPRoute",
+                    route,
+                    name,
+                    backends,
+                };
+                routes.rules.into_iter().map(rule).collect()
+            }
+            Some(Rules::Grpc(routes)) => {
+                let rule = |v1::GrpcRule { route, name, backends, .. }| Rule {
+                    kind: "GRPCRoute",
+                    route,
+                    name,
+                    backends,
+                };
+                routes.rules.into_iter().map(rule).collect()
+            }
+            Some(Rules::Tcp(routes)) => {
+                let rule =
+                    |v1::TcpRule { route, name, backends }| Rule { kind: "TCPRoute", route, name, backends };
+                routes.rule.into_iter().map(rule).collect()
+            }
+            None => Vec::new(),
+        };
+        for rule in rules {
+            if !all.contains(&rule) {
+                all.push(rule);
+            }
+        }
+    }
+    all
+}

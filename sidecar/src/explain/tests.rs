@@ -1,0 +1,113 @@
+use heddle_api::crd::field_paths_of_traffic_policy;
+
+use super::*;
+
+fn name() -> ServiceName {
+    "shop/users".parse().unwrap()
+}
+
+fn backend(name: &str, weight: u32) -> v1::Backend {
+    v1::Backend { namespace: "shop".into(), name: name.into(), port: 80, weight, ..v1::Backend::default() }
+}
+
+fn rule(name: &str, header: Option<&str>, backends: Vec<v1::Backend>) -> v1::HttpRule {
+    let headers = header.map(|value| v1::HeaderMatch {
+        name: "x-tier".into(),
+        value: Some(v1::header_match::Value::Exact(value.into())),
+    });
+    v1::HttpRule {
+        route: "shop/split".into(),
+        name: name.into(),
+        matches: vec![v1::HttpMatch { headers: headers.into_iter().collect(), ..v1::HttpMatch::default() }],
+        backends,
+        ..v1::HttpRule::default()
+    }
+}
+
+fn service() -> Service {
+    let canary = v1::HttpRule {
+        canary: Some(v1::Canary { by: Some(v1::canary::By::Header("x-user".into())) }),
+        ..rule("canary", Some("canary"), vec![backend("v1", 50), backend("v2", 50)])
+    };
+    let timed = v1::HttpRule {
+        timeouts: Some(v1::RouteTimeouts {
+            request: Some(prost_types::Duration { seconds: 3, nanos: 0 }),
+            backend_request: None,
+        }),
+        ..rule("0", Some("gold"), vec![backend("v1", 1), backend("v2", 0)])
+    };
+    let http = v1::HttpRoutes { rules: vec![canary, timed] };
+    let message = v1::Service {
+        namespace: "shop".into(),
+        name: "users".into(),
+        ports: [80, 81].map(|port| v1::ServicePort { port, ..v1::ServicePort::default() }).into(),
+        routes: vec![v1::RouteSet {
+            port: 80,
+            client_namespace: String::new(),
+            rules: Some(v1::route_set::Rules::Http(http)),
+        }],
+        ..v1::Service::default()
+    };
+    Service::decode(&name(), &message.encode_to_vec()).unwrap()
+}
+
+fn question(port: u16, headers: &[(&str, &str)]) -> Question {
+    Question {
+        port,
+        namespace: "shop".into(),
+        method: "GET".into(),
+        path: "/".into(),
+        host: "users".into(),
+        headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+    }
+}
+
+fn routed(headers: &[(&str, &str)]) -> Routed {
+    match service().decide(&question(80, headers)).unwrap() {
+        Decision::Routed(routed) => routed,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_request_falls_to_the_rule_that_it_would_meet() {
+    assert!(matches!(service().decide(&question(81, &[])).unwrap(), Decision::Unrouted));
+    assert!(matches!(service().decide(&question(80, &[])).unwrap(), Decision::NoMatch("HTTPRoute")));
+    let gold = routed(&[("X-Tier", "gold")]);
+    assert_eq!((gold.kind, gold.route(), gold.rule()), ("HTTPRoute", "shop/split", "0"));
+    assert_eq!(gold.answer, Answer::Backend(0));
+    assert_eq!(gold.own_fields(), ["timeouts.request"]);
+    let fields = fields(&service().policy(80, Some(&gold)));
+    assert!(fields.contains(&("timeouts.request", "3s".into())), "{fields:?}");
+}
+
+#[test]
+fn a_user_has_one_backend_and_who_does_not_say_has_any() {
+    assert_eq!(routed(&[("x-tier", "canary")]).answer, Answer::AnyBackend);
+    let of = |user: &str| routed(&[("x-tier", "canary"), ("x-user", user)]).answer;
+    assert_eq!(of("ann"), of("ann"));
+    let places: Vec<Answer> = (0..20).map(|user| of(&format!("user-{user}"))).collect();
+    assert!(places.contains(&Answer::Backend(0)) && places.contains(&Answer::Backend(1)), "{places:?}");
+}
+
+#[test]
+fn what_cannot_be_asked_is_said_with_its_reason() {
+    let refused = |question: &Question| service().decide(question).unwrap_err().to_string();
+    assert_eq!(refused(&question(82, &[])), "shop/users has no port 82; there are 80, 81");
+    let sneaky = refused(&question(80, &[("x-a", "1\r\nx-tier: gold")]));
+    assert!(sneaky.contains("line break"), "{sneaky}");
+    let bad = Question { path: "/a%2fb".into(), ..question(80, &[]) };
+    assert!(refused(&bad).starts_with("a sidecar refuses this request: "));
+    let wrong = v1::Service { namespace: "shop".into(), name: "orders".into(), ..v1::Service::default() };
+    let error = Service::decode(&name(), &wrong.encode_to_vec()).unwrap_err().to_string();
+    assert!(error.contains("name: it is shop/orders"), "{error}");
+}
+
+#[test]
+fn what_is_shown_in_force_are_fields_that_manifests_have() {
+    let known = field_paths_of_traffic_policy();
+    let policy = TrafficPolicy { concurrency: Some(Default::default()), ..TrafficPolicy::default() };
+    for (field, _) in fields(&policy) {
+        assert!(known.iter().any(|known| known == field), "{field} is not in {known:?}");
+    }
+}

@@ -1,0 +1,299 @@
+//! What `heddle policy explain` and `heddle routes` tell about a mesh.
+
+use std::process::Output;
+
+use heddle_tests::backend::Backend;
+use heddle_tests::{ControlPlane, Process, binary, eventually, get};
+use serde_json::Value;
+
+/// `shop/users` and its canary, endpoints outside the mesh, a producer's and a
+/// consumer's routes, and a policy at each level.
+fn manifests(users: u16, canary: u16) -> String {
+    let service = |name: &str, app: u16| {
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec: {{ports: [{{name: main, port: 80, appProtocol: http}}, {{name: other, port: 81, appProtocol: http}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}-1, namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}
+addressType: IPv4
+ports: [{{name: main, port: {app}}}, {{name: other, port: {app}}}]
+endpoints: [{{addresses: [127.0.0.1]}}]
+---
+"
+        )
+    };
+    let policy = |name: &str, namespace: &str, target: &str, spec: &str| {
+        format!(
+            "apiVersion: heddle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  targetRefs: [{{{target}}}]
+{spec}
+---
+"
+        )
+    };
+    let route = "group: gateway.networking.k8s.io, kind: HTTPRoute, name: producer";
+    let users_target = "group: '', kind: Service, name: users";
+    [
+        service("users", users),
+        service("canary", canary),
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: producer, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: users, port: 80}]
+  rules:
+  - name: gold
+    matches: [{headers: [{name: x-tier, value: gold}]}]
+    timeouts: {backendRequest: 2s}
+    retry: {codes: [503], attempts: 4}
+    backendRefs: [{name: users, port: 80}]
+  - name: split
+    matches: [{path: {type: PathPrefix, value: /split}}]
+    backendRefs: [{name: users, port: 80, weight: 75}, {name: canary, port: 81, weight: 25}]
+  - matches: [{path: {type: Exact, value: /old}}]
+    filters: [{type: RequestRedirect, requestRedirect: {hostname: new, statusCode: 301}}]
+  - matches: [{path: {type: Exact, value: /gone}}]
+    backendRefs: [{name: nowhere, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: consumer, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: users, namespace: shop, port: 80}]
+  rules:
+  - name: ours
+    matches: [{path: {type: PathPrefix, value: /mine}}]
+    backendRefs: [{name: users, namespace: shop, port: 80}]
+---
+"
+        .into(),
+        policy("on-rule", "shop", &format!("{route}, sectionName: gold"), "  timeouts: {request: 11s}"),
+        policy(
+            "on-route",
+            "shop",
+            route,
+            "  timeouts: {request: 12s}\n  retry: {methods: [GET]}\n  when: [{header: x-beta, notIn: ['no']}]\n  canary: {by: {header: x-user}}",
+        ),
+        policy(
+            "on-port",
+            "shop",
+            &format!("{users_target}, sectionName: main"),
+            "  timeouts: {request: 13s, connect: 3s}",
+        ),
+        policy(
+            "on-service",
+            "shop",
+            users_target,
+            "  timeouts: {request: 14s, connect: 4s, idle: 4m}\n  circuitBreaker: {consecutiveFailures: 2, maxEjectedPercent: 100, open: {base: 1h, max: 1h}}",
+        ),
+        // Later by name than the one before it, which files order by.
+        policy("on-service-too", "shop", users_target, "  timeouts: {idle: 9m}\n  limits: {requests: 77}"),
+        policy(
+            "on-namespace",
+            "shop",
+            "group: '', kind: Namespace, name: shop",
+            "  limits: {connections: 55, requests: 56}",
+        ),
+        policy(
+            "on-mesh",
+            "heddle-system",
+            "group: heddle.dev, kind: MeshConfig, name: mesh",
+            "  limits: {connections: 65, pendingRequests: 66}",
+        ),
+    ]
+    .concat()
+}
+
+struct Mesh {
+    control_plane: ControlPlane,
+    client: Process,
+    _backends: [Backend; 2],
+}
+
+fn start() -> Mesh {
+    let backends = [Backend::always(500), Backend::always(200)];
+    let control_plane = ControlPlane::start();
+    control_plane.apply("mesh.yaml", &manifests(backends[0].port(), backends[1].port()));
+    eventually("the policies are in force", || {
+        control_plane.shows("/statuses").to_string().contains("on-service-too").then_some(())
+    });
+    let client = control_plane.sidecar("client", ["--workers", "1"]);
+    client.said("the sidecar is ready");
+    control_plane.workloads("client", 1);
+    Mesh { control_plane, client, _backends: backends }
+}
+
+impl Mesh {
+    fn heddle(&self, args: &[&str]) -> Output {
+        let admin = self.control_plane.admin().to_string();
+        let mut command = std::process::Command::new(binary("heddle"));
+        command.args(args).args(["--control-plane-admin", &admin]).output().expect("the command runs")
+    }
+
+    fn text(&self, args: &[&str]) -> String {
+        let output = self.heddle(args);
+        let (text, error) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{args:?}: {text}{error}");
+        text.into_owned()
+    }
+
+    fn explain(&self, args: &[&str]) -> Value {
+        let args = [&["policy", "explain"], args, &["--json"]].concat();
+        serde_json::from_str(&self.text(&args)).expect("it is JSON")
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.heddle(&[&["policy", "explain"], args].concat());
+        assert!(!output.status.success(), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
+
+/// A field at the one backend: its value, and whose it is as "object level".
+fn field(report: &Value, path: &str) -> (Value, String) {
+    let fields = report["backends"][0]["policy"].as_array().expect("there is a policy");
+    let field =
+        fields.iter().find(|field| field["field"] == path).unwrap_or_else(|| panic!("no {path}: {report}"));
+    let from = &field["from"];
+    let part = |name: &str| from[name].as_str().unwrap_or_default();
+    let whose =
+        if from.is_null() { "default".into() } else { format!("{} {}", part("object"), part("level")) };
+    (field["value"].clone(), whose)
+}
+
+fn is(report: &Value, path: &str, value: impl Into<Value>, whose: &str) {
+    assert_eq!(field(report, path), (value.into(), whose.to_owned()), "{path}");
+}
+
+#[test]
+fn each_field_is_told_with_the_object_that_says_it() {
+    let mesh = start();
+    let gold = mesh.explain(&["users", "--from", "shop", "--port", "80", "--header", "X-Tier: gold"]);
+    assert_eq!(
+        gold["route"],
+        serde_json::json!({"kind": "HTTPRoute", "route": "shop/producer", "rule": "gold"})
+    );
+    assert_eq!((&gold["decision"], &gold["backends"][0]["service"]), (&"sent".into(), &"shop/users".into()));
+    is(&gold, "timeouts.request", "11s", "shop/on-rule rule");
+    is(&gold, "retry.methods", vec!["GET"], "shop/on-route route");
+    is(&gold, "canary.by", serde_json::json!({"header": "x-user"}), "shop/on-route route");
+    assert_eq!(field(&gold, "when").1, "shop/on-route route");
+    is(&gold, "timeouts.connect", "3s", "shop/on-port port");
+    is(&gold, "circuitBreaker.consecutiveFailures", 2, "shop/on-service service");
+    // Of two policies on the same service the older one, by name among files.
+    is(&gold, "timeouts.idle", "4m", "shop/on-service service");
+    is(&gold, "limits.requests", 77, "shop/on-service-too service");
+    is(&gold, "limits.connections", 55, "shop/on-namespace namespace");
+    is(&gold, "limits.pendingRequests", 66, "heddle-system/on-mesh mesh");
+    // The route's own words come before any policy.
+    is(&gold, "timeouts.perTry", "2s", "shop/producer rule");
+    is(&gold, "retry.attempts", 4, "shop/producer rule");
+    is(&gold, "loadBalancer.algorithm", "PeakEwma", "default");
+    is(&gold, "retry.budget.percent", 20, "default");
+
+    // Without a route's policy, a service's; at a port without its own, that of all ports.
+    let plain = mesh.explain(&["shop/users", "--port", "81"]);
+    assert!(plain["route"].is_null(), "{plain}");
+    is(&plain, "timeouts.request", "14s", "shop/on-service service");
+    is(&plain, "timeouts.connect", "4s", "shop/on-service service");
+    is(&plain, "retry.methods", vec!["GET", "HEAD", "OPTIONS", "PUT", "DELETE"], "default");
+
+    let text = mesh.text(&["policy", "explain", "users.shop", "--port", "80", "--header", "x-tier:gold"]);
+    assert!(text.contains("HTTPRoute shop/producer, rule gold"), "{text}");
+    let line =
+        |field: &str| text.lines().find(|line| line.trim_start().starts_with(field)).unwrap_or_default();
+    assert!(line("timeouts.request").ends_with("TrafficPolicy shop/on-rule (rule)"), "{text}");
+    assert!(line("timeouts.request").contains(" 11s "), "{text}");
+    assert!(line("retry.attempts").ends_with("HTTPRoute shop/producer (rule)"), "{text}");
+    assert!(line("loadBalancer.algorithm").ends_with("(default)"), "{text}");
+}
+
+#[test]
+fn the_rule_is_the_one_that_the_client_would_meet() {
+    let mesh = start();
+    let of = |args: &[&str]| mesh.explain(&[&["shop/users", "--port", "80"], args].concat());
+    // A consumer's namespace meets its own routes in place of the producer's.
+    assert_eq!(of(&["--from", "default", "--path", "/mine/1"])["route"]["route"], "default/consumer");
+    assert_eq!(of(&["--from", "default", "--path", "/split"])["decision"], "noMatch");
+    // A condition of a policy narrows a rule; without the canary's header users go by chance.
+    assert_eq!(of(&["--path", "/split", "--header", "x-beta: no"])["decision"], "noMatch");
+    let split = of(&["--path", "/split"]);
+    assert_eq!(split["decision"], "byWeight");
+    let shares: Vec<(&str, f64)> = split["backends"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|backend| (backend["service"].as_str().unwrap(), backend["share"].as_f64().unwrap()))
+        .collect();
+    assert_eq!(shares, [("shop/users", 0.75), ("shop/canary", 0.25)]);
+    let ann = of(&["--path", "/split", "--header", "x-user: ann"]);
+    assert_eq!((&ann["decision"], ann["backends"].as_array().unwrap().len()), (&"sent".into(), 1));
+    let redirected = of(&["--path", "/old"]);
+    assert_eq!((&redirected["decision"], &redirected["detail"]), (&"reply".into(), &301.into()));
+    let gone = of(&["--path", "/gone"]);
+    assert_eq!(gone["decision"], "refused");
+    assert!(gone["detail"].as_str().unwrap().contains("nowhere"), "{gone}");
+
+    let routes = mesh.text(&["routes"]);
+    assert!(routes.contains("shop/producer") && routes.contains("default/consumer"), "{routes}");
+    assert!(routes.contains("rule split: shop/users:80 weight 75, shop/canary:81 weight 25"), "{routes}");
+    assert!(routes.contains("BackendNotFound"), "{routes}");
+    let json: Value = serde_json::from_str(&mesh.text(&["routes", "--json"])).expect("it is JSON");
+    assert_eq!(json["routes"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn an_open_breaker_is_told_with_its_reason_and_its_end() {
+    let mesh = start();
+    let outbound = mesh.client.listening("outbound");
+    eventually("the breaker opens", || {
+        let (status, _) = get(outbound, "users.shop:81", "/")?;
+        (status == 503).then_some(())
+    });
+    let args = ["shop/users", "--port", "81", "--from", "default/client"];
+    let report = eventually("the circuit is shown", || {
+        let report = mesh.explain(&args);
+        (report["backends"][0]["callers"][0]["endpoints"][0]["circuit"]["state"] == "open").then_some(report)
+    });
+    let caller = &report["backends"][0]["callers"][0];
+    assert_eq!(caller["workload"], "default/client");
+    let circuit = &caller["endpoints"][0]["circuit"];
+    assert!(circuit["reason"].is_string() && circuit["until"].is_string(), "{circuit}");
+    let text = mesh.text(&[&["policy", "explain"], args.as_slice()].concat());
+    assert!(text.contains("seen by default/client") && text.contains("circuit open, "), "{text}");
+    // Somebody else's sidecars are not asked.
+    let other = mesh.explain(&["shop/users", "--port", "81", "--from", "default/other"]);
+    assert_eq!(other["backends"][0]["callers"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn what_cannot_be_explained_is_refused_with_the_reason() {
+    let mesh = start();
+    for (args, reason) in [
+        (&["shop/nobody"][..], "the control plane knows no service shop/nobody"),
+        (&["a b"], "\"a b\" is no name of a service"),
+        (&["shop/users"][..0], "SERVICE"),
+        (&["shop/users", "--port", "99"], "shop/users has no port 99; there are 80, 81"),
+        (&["shop/users", "--path", "/a%2fb"], "a sidecar refuses this request"),
+        (&["shop/users", "--path", "/a b"], "a sidecar refuses this request"),
+        (&["shop/users", "--header", "novalue"], "a header is written NAME:VALUE"),
+        (&["shop/users", "--from", "a/b/c"], "--from a/b/c: no NAMESPACE or NAMESPACE/SERVICE"),
+    ] {
+        let error = mesh.refused(args);
+        assert!(error.contains(reason), "{args:?}: {error}");
+    }
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = nobody.local_addr().expect("it is bound").to_string();
+    drop(nobody);
+    let mut command = std::process::Command::new(binary("heddle"));
+    let output = command.args(["routes", "--control-plane-admin", &address]).output().expect("it runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no control plane answers"), "{output:?}");
+}
