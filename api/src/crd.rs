@@ -15,6 +15,7 @@ mod manifest;
 mod mesh_config;
 mod number;
 mod request_match;
+mod secret;
 mod size;
 mod telemetry_policy;
 mod traffic_policy;
@@ -44,8 +45,12 @@ pub use manifest::{field_paths_of_traffic_policy, manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
 pub use number::{Multiplier, Percent, PortNumber, Positive, Ratio, Weight};
 pub use request_match::{HeaderEquals, RequestMatch};
+pub use secret::Secret;
 pub use size::{ByteSize, InvalidSize};
-pub use telemetry_policy::{AccessLog, MESH_POLICY_NAMESPACE, Selector, TelemetryPolicySpec};
+pub use telemetry_policy::{
+    ALERT_REASONS, AccessLog, Alert, AlertCondition, AlertDirection, ErrorRate, Latency, MAX_ALERTS,
+    MESH_POLICY_NAMESPACE, RequestRate, SecretKeyRef, Selector, TelemetryPolicySpec, Webhook,
+};
 pub use traffic_policy::{
     Algorithm, Backoff, BackoffStrategy, Canary, CanaryBy, CircuitBreaker, Concurrency, ConcurrencyMode,
     ConsistentHash, Cookie, FailureRate, Fallback, FallbackReason, FallbackResponse, FallbackStep, Growth,

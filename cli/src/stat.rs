@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::table::{Totals, render, rows};
 use crate::control_plane::{Admin, Location};
@@ -31,7 +32,9 @@ pub(crate) struct StatArgs {
 pub(crate) async fn run(args: StatArgs) -> anyhow::Result<()> {
     let admin = Admin::new(args.location)?;
     if args.json {
-        println!("{}", serde_json::to_string(&admin.workloads().await?)?);
+        let mut shown = serde_json::to_value(&admin.workloads().await?)?;
+        shown["alerts"] = serde_json::to_value(alerts(&admin).await?)?;
+        println!("{shown}");
         return Ok(());
     }
     let interval = Duration::from_secs(args.interval);
@@ -39,7 +42,7 @@ pub(crate) async fn run(args: StatArgs) -> anyhow::Result<()> {
     loop {
         tokio::time::sleep(interval).await;
         let now = observe(&admin).await?;
-        let table = render(&rows(&before, &now));
+        let table = render(&rows(&before, &now)) + &table::alerts(&alerts(&admin).await?);
         if args.once {
             print!("{table}");
             return Ok(());
@@ -48,6 +51,33 @@ pub(crate) async fn run(args: StatArgs) -> anyhow::Result<()> {
         print!("\x1b[2J\x1b[H{table}");
         before = now;
     }
+}
+
+/// What fires.
+async fn alerts(admin: &Admin) -> anyhow::Result<Vec<Alert>> {
+    #[derive(Deserialize)]
+    struct Alerts {
+        alerts: Vec<Alert>,
+    }
+    match admin.ask("/alerts").await? {
+        Some(answer) => Ok(serde_json::from_slice::<Alerts>(&answer)?.alerts),
+        // An older control plane.
+        None => Ok(Vec::new()),
+    }
+}
+
+/// An alert that fires, as the control plane shows it.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Alert {
+    alert: String,
+    service: String,
+    direction: String,
+    summary: String,
+    value: f64,
+    instances: usize,
+    since: String,
+    #[serde(flatten)]
+    more: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What all sidecars say at one moment.

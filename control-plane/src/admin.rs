@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::alerts::{SharedAlerts, Shown, direction, timestamp};
 use crate::discovery::Published;
 use crate::discovery::sessions::Sessions;
 use crate::metrics::{Gauges, Metrics};
@@ -21,15 +22,16 @@ use crate::server::registry::SharedRegistry;
 use crate::server::until;
 use crate::source::{Content, SourceError};
 
-/// What the listener shows.
 mod explain;
 
+/// What the listener shows.
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
     pub(crate) sources: watch::Receiver<Content>,
     pub(crate) connections: watch::Receiver<usize>,
     pub(crate) registry: Arc<SharedRegistry>,
+    pub(crate) alerts: Arc<SharedAlerts>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) metrics: Arc<Metrics>,
@@ -48,6 +50,7 @@ pub(crate) async fn serve(
         .route("/workloads", get(workloads))
         .route("/errors", get(errors))
         .route("/statuses", get(statuses))
+        .route("/alerts", get(alerts))
         .merge(explain::routes())
         .with_state(admin);
     axum::serve(listener, routes).with_graceful_shutdown(until(shutdown, std::future::pending())).await
@@ -115,6 +118,25 @@ fn source_error(error: &SourceError) -> Value {
         "field": error.field,
         "message": error.message,
     })
+}
+
+/// What fires.
+async fn alerts(State(admin): State<Admin>) -> Json<Value> {
+    let firing = admin.alerts.firing();
+    let shown = firing.iter().map(|Shown { service, rule, value, requests, instances, since }| {
+        json!({
+            "alert": rule.name,
+            "policy": rule.policy.to_string(),
+            "summary": rule.summary,
+            "service": service.as_str(),
+            "direction": direction(rule.direction),
+            "value": value,
+            "requests": requests,
+            "instances": instances,
+            "since": timestamp(*since),
+        })
+    });
+    Json(json!({"alerts": shown.collect::<Vec<_>>()}))
 }
 
 async fn statuses(State(admin): State<Admin>) -> Json<Value> {

@@ -30,7 +30,7 @@ use crate::source::{ObjectName, Objects};
 use faults::Faults;
 pub(crate) use policies::Accepted;
 pub(crate) use services::Declared;
-pub(crate) use telemetry::Telemetry;
+pub(crate) use telemetry::{AlertRules, Rule as AlertRule, Target as AlertTarget, Telemetry};
 pub(crate) use traffic::Attachments;
 pub use traffic::{FieldOrigin, Level, PortRef, RuleRef};
 
@@ -83,7 +83,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         &previous.accepted.telemetry,
         &mut statuses,
         |_| Vec::new(),
-        |_| Vec::new(),
+        |policy| telemetry::missing_keys(&policy.name, &policy.value.spec.alerts, inputs.objects),
     );
     macro_rules! judge_routes {
         ($($routes:ident),*) => {$(
@@ -141,10 +141,12 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         cluster_domain: inputs.mesh.cluster_domain.clone(),
     };
     resources.add(MESH, &mesh);
+    let telemetry = Telemetry::new(&accepted.telemetry);
     Model {
         resources: resources.made,
         statuses,
-        telemetry: Telemetry::new(&accepted.telemetry),
+        alert_rules: telemetry.alert_rules(inputs.objects),
+        telemetry,
         declared: services.declared,
         attachments,
         accepted,

@@ -13,6 +13,7 @@ pub mod source;
 pub mod token;
 
 mod admin;
+mod alerts;
 mod ca;
 mod discovery;
 mod metrics;

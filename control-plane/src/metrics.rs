@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     compilations: AtomicU64,
     compile_microseconds: AtomicU64,
     bundle_errors: AtomicU64,
+    notified: [AtomicU64; NOTIFIED.len()],
 }
 
 /// How the bearer of a new certificate proved who it is.
@@ -30,6 +31,16 @@ pub(crate) enum Proof {
     JoinToken,
     Certificate,
 }
+
+/// How a try to tell of an alert ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notified {
+    Delivered,
+    Retried,
+    Dropped,
+}
+
+const NOTIFIED: [&str; 3] = ["delivered", "retried", "dropped"];
 
 /// What others know and the text also says.
 #[derive(Debug, Default)]
@@ -99,6 +110,10 @@ impl Metrics {
         self.bundle_errors.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn notified(&self, result: Notified) {
+        self.notified[result as usize].fetch_add(1, Relaxed);
+    }
+
     /// Everything in the Prometheus text format.
     pub(crate) fn text(&self, gauges: &Gauges) -> String {
         let mut text = Text(String::with_capacity(4096));
@@ -108,6 +123,11 @@ impl Metrics {
         text.per_type("heddle_config_pushes_total", "Responses sent on discovery streams.", &self.pushed);
         text.per_type("heddle_config_acks_total", "Responses that sidecars took over.", &self.acked);
         text.per_type("heddle_config_nacks_total", "Responses that sidecars refused.", &self.refused);
+        let name = "heddle_alert_notifications_total";
+        text.family(name, "counter", "Tries to tell a webhook of an alert, by how they ended.");
+        for (result, counter) in NOTIFIED.iter().zip(&self.notified) {
+            text.sample(name, &format!("{{result=\"{result}\"}}"), counter.load(Relaxed));
+        }
         text.family(
             "heddle_certificates_issued_total",
             "counter",

@@ -15,7 +15,7 @@ use heddle_api::discovery::{ResourceType, v1};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
-use crate::compile::{Accepted, Attachments, Declared, FieldOrigin, PortRef, RuleRef, Telemetry};
+use crate::compile::{Accepted, AlertRules, Attachments, Declared, FieldOrigin, PortRef, RuleRef, Telemetry};
 use crate::source::{Location, ObjectName};
 
 /// Everything that one compilation made.
@@ -27,6 +27,7 @@ pub struct Model {
     pub statuses: Vec<PolicyStatus>,
     pub(crate) accepted: Accepted,
     pub(crate) telemetry: Telemetry,
+    pub(crate) alert_rules: AlertRules,
     pub(crate) declared: Declared,
     pub(crate) attachments: Attachments,
 }
@@ -58,7 +59,6 @@ impl Model {
         self.attachments.origins(service, port, rule)
     }
 
-    /// What the sidecar of `registration` needs for its own side, the resource "self".
     /// Where each field of the traffic policy comes from that a request meets
     /// which dialled `front` and goes to `backend`, by a rule or by none.
     pub fn origins_of_request(
@@ -75,6 +75,7 @@ impl Model {
         RuleRef { kind, route, rule: self.accepted.has_rule(kind, route, rule).then_some(rule) }
     }
 
+    /// What the sidecar of `registration` needs for its own side, the resource "self".
     pub fn workload_for(&self, registration: &Registration) -> v1::Workload {
         let telemetry = self.telemetry.of(registration);
         let ports = registration.ports.iter().map(|port| self.declared.port(&registration.service, port));

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
+use crate::alerts::{SharedAlerts, Teller};
 use crate::ca::SharedAuthority;
 use crate::ca::bundle::Roots;
 use crate::ca::store::{DataDir, StoreError};
@@ -134,6 +135,7 @@ impl ControlPlane {
         let (over, ending) = watch::channel(false);
         let sources = source::watch(settings.sources.clone()).await;
         let sessions = Arc::new(Sessions::default());
+        let alerts = Arc::new(SharedAlerts::default());
         let shared =
             Shared { published: newest.clone(), sessions: sessions.clone(), metrics: metrics.clone() };
         let services = Services {
@@ -146,15 +148,18 @@ impl ControlPlane {
             },
             registry: RegistryService {
                 registry: registry.clone(),
+                alerts: alerts.clone(),
                 metrics: metrics.clone(),
                 shutdown: ending.clone(),
             },
         };
+        let teller = Teller { alerts: alerts.clone(), published: newest.clone(), metrics: metrics.clone() };
         let shown = Admin {
             published: newest,
             sources: sources.clone(),
             connections: connections.clone(),
             registry: registry.clone(),
+            alerts: alerts.clone(),
             sessions,
             credentials: credentials.clone(),
             metrics: metrics.clone(),
@@ -176,6 +181,7 @@ impl ControlPlane {
             metrics: metrics.clone(),
         };
         background.spawn(pipeline.run());
+        background.spawn(teller.run());
         let lifetime = settings.authority.certificate_lifetime;
         background.spawn(renew(authority, credentials.clone(), lifetime));
 

@@ -5,6 +5,7 @@
 //! configuration and readiness then stay as they are. Forwarding is left to
 //! the workers, which read the configuration and the credentials.
 
+mod alerts;
 mod control_plane;
 mod discovery;
 mod health;
@@ -18,6 +19,7 @@ mod subscriptions;
 mod token;
 mod validate;
 
+pub(crate) use alerts::Alerts;
 pub(crate) use control_plane::ControlPlane;
 pub(crate) use discovery::{Discovery, node};
 pub(crate) use identity::{Identity, NoCertificate, timestamp};
@@ -26,6 +28,6 @@ pub(crate) use prober::Prober;
 pub(crate) use reconnect::Reconnect;
 pub(crate) use registration::Registration;
 pub(crate) use token::TokenSource;
+pub(crate) use validate::service as valid_service;
 
 pub(crate) use health::watch as watch_health;
-pub(crate) use validate::service as valid_service;

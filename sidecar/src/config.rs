@@ -15,13 +15,16 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 use tokio::sync::{mpsc, watch};
 
+use crate::policy::alert::AlertRule;
 use crate::policy::balance::Balancing;
 use crate::policy::breaker::BreakerPolicy;
 use crate::policy::concurrency::ConcurrencyPolicy;
 use crate::policy::fault::Fault;
 use crate::policy::health_check::HealthCheckPolicy;
 use crate::policy::retry::RetryPolicy;
+use crate::reason::Reason;
 use crate::routing::Table;
+use crate::telemetry::metrics::Direction;
 use crate::upstream::Home;
 
 /// Everything known at one moment.
@@ -294,6 +297,42 @@ pub struct Workload {
     pub access_log: bool,
     /// Share of new traces that are sampled, 0 to 1.
     pub sampling: f64,
+    /// What its requests are watched for.
+    pub alerts: Vec<WatchedAlert>,
+}
+
+/// An alert rule and the requests that it is about.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WatchedAlert {
+    /// `namespace/policy/name`.
+    pub id: String,
+    /// When it fires.
+    pub rule: AlertRule,
+    /// Which requests count against it.
+    pub against: Against,
+    /// The side of the requests.
+    pub direction: Direction,
+    /// The one service that they go to; `None`: any.
+    pub service: Option<ServiceName>,
+}
+
+/// Which requests count against an alert rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Against {
+    /// None: all are counted alike.
+    None,
+    /// Status 5xx, or a gRPC status that blames the server.
+    ServerErrors,
+    /// Status 5xx.
+    Status5xx,
+    /// Status 4xx.
+    Status4xx,
+    /// A gRPC status that blames the server.
+    Grpc,
+    /// The mesh's own answers for this reason.
+    Reason(Reason),
+    /// Those that took longer.
+    SlowerThan(Duration),
 }
 
 /// A coarse time of last use, in seconds of [`uptime`]; 0 if there was none.

@@ -5,6 +5,7 @@
 //! changes through `&self`: workers are single-threaded, so `Cell` suffices and
 //! several owners may hold an endpoint. Nothing here is shared by threads.
 
+pub mod alert;
 pub mod backoff;
 pub mod balance;
 pub mod breaker;

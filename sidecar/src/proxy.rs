@@ -17,7 +17,7 @@ use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_blocking, spawn_local};
 
 use crate::admin::{self, Admin, Phase};
 use crate::agent::{
-    ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Prober, Reconnect, Registration,
+    Alerts, ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Prober, Reconnect, Registration,
     TokenSource, node, watch_health,
 };
 use crate::config::{self, AppProtocol, ConfigHandle};
@@ -146,12 +146,21 @@ async fn life(
         channel,
         metrics: metrics.clone(),
     };
-    let registration =
-        Registration { description, channel: channels, ready: is_app_ready, draining: drains, registered };
+    let (firing, alerts) = watch::channel(Vec::new());
+    let watching = Alerts { config: config.clone(), metrics: metrics.clone(), firing };
+    let registration = Registration {
+        alerts,
+        description,
+        channel: channels,
+        ready: is_app_ready,
+        draining: drains,
+        registered,
+    };
     tasks.spawn_local(identity.keep());
     tasks.spawn_local(discovery.run());
     tasks.spawn_local(registration.run());
     tasks.spawn_local(Prober::new(checks.clone(), credentials.clone(), metrics.clone()).run());
+    tasks.spawn_local(watching.run());
     for task in setup.beside {
         tasks.spawn_local(task(config.clone()));
     }

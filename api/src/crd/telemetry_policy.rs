@@ -1,11 +1,17 @@
 //! `TelemetryPolicy`: what is recorded about requests, for the mesh, a
 //! namespace, or workloads by label.
 
+mod alert;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::alert::{
+    ALERT_REASONS, Alert, AlertCondition, AlertDirection, ErrorRate, Latency, MAX_ALERTS, RequestRate,
+    SecretKeyRef, Webhook,
+};
 use super::{GROUP, Kind, Metadata, Ratio, TargetRef, Violation};
 
 /// Where policies for the whole mesh live, so that nobody sets them by the
@@ -31,6 +37,11 @@ pub struct TelemetryPolicySpec {
     /// The share of new traces that are sampled. Default: 1; a caller's decision is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampling: Option<Ratio>,
+    /// What about requests somebody wants to be told. The rules of all policies
+    /// for a workload hold; of two with the same name the more specific policy's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub alerts: Vec<Alert>,
 }
 
 /// Workloads by their labels.
@@ -83,6 +94,7 @@ impl Kind for TelemetryPolicySpec {
             }
             violations.extend(target.misplaced(&path, metadata));
         }
+        violations.extend(alert::validate(&self.alerts));
         violations
     }
 }

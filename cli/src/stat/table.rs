@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::Observation;
+use super::{Alert, Observation};
 use crate::control_plane::Workload;
 use crate::metrics::Sample;
 
@@ -133,6 +133,24 @@ pub(crate) fn render(rows: &[Row]) -> String {
             percent(row.success),
             row.per_second,
             whole(row.mutual)
+        )
+        .expect("writing to a string");
+    }
+    text
+}
+
+/// The alerts that fire, below the table; nothing if none does.
+pub(super) fn alerts(alerts: &[Alert]) -> String {
+    let mut text = String::new();
+    if !alerts.is_empty() {
+        text += &format!("\n{:<32} {:<24} {:>10}  {}\n", "SERVICE", "ALERT", "VALUE", "SAYS");
+    }
+    for alert in alerts {
+        let Alert { alert, service, direction, summary, value, instances, since, .. } = alert;
+        let value = format!("{value:.1}");
+        writeln!(
+            text,
+            "{service:<32} {alert:<24} {value:>10}  {summary}; {direction}, at {instances} since {since}"
         )
         .expect("writing to a string");
     }

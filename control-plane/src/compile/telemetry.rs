@@ -1,13 +1,18 @@
 //! What is recorded about a workload's requests.
 
+mod alerts;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use heddle_api::crd::{Object, TelemetryPolicy, TelemetryPolicySpec};
 use heddle_api::discovery::v1;
 
+pub(super) use self::alerts::missing_keys;
+pub(crate) use self::alerts::{AlertRules, Rule, Target};
 use super::policies::{Policies, oldest_first};
 use crate::model::Registration;
-use crate::source::Sourced;
+use crate::source::{Objects, Sourced};
 
 /// New traces are sampled unless someone says otherwise, as OpenTelemetry's
 /// default sampler (`parentbased_always_on`) does; without an exporter they cost nothing.
@@ -35,19 +40,38 @@ impl Telemetry {
         Self(scoped)
     }
 
+    /// What the control plane has to know of the alert rules in force.
+    pub(super) fn alert_rules(&self, objects: &Objects) -> AlertRules {
+        let policies = self.0.iter().map(|(_, policy)| policy);
+        let rules = policies.flat_map(|policy| {
+            let rule = |alert| Arc::new(alerts::rule(&policy.name, alert, objects));
+            policy.value.spec.alerts.iter().map(move |alert| (alerts::id(&policy.name, alert), rule(alert)))
+        });
+        rules.collect()
+    }
+
     /// What applies to one workload.
     pub(crate) fn of(&self, workload: &Registration) -> v1::Telemetry {
         let applying: Vec<_> = self
             .0
             .iter()
             .filter(|(scope, policy)| applies(*scope, policy, workload))
-            .map(|(_, policy)| &policy.value.spec)
+            .map(|(_, policy)| policy)
             .collect();
+        // By name: the most specific policy that has it.
+        let mut alerts: BTreeMap<&str, v1::Alert> = BTreeMap::new();
+        for policy in &applying {
+            for alert in &policy.value.spec.alerts {
+                alerts.entry(&alert.name).or_insert_with(|| alerts::wire(&policy.name, alert));
+            }
+        }
+        let applying: Vec<_> = applying.iter().map(|policy| &policy.value.spec).collect();
         let access_log = applying.iter().find_map(|spec| spec.access_log);
         let sampling = applying.iter().find_map(|spec| spec.sampling);
         v1::Telemetry {
             access_log: access_log.is_some_and(|log| log.enabled),
             sampling: sampling.map_or(DEFAULT_SAMPLING, |share| share.get()),
+            alerts: alerts.into_values().collect(),
         }
     }
 }

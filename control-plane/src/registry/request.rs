@@ -8,6 +8,7 @@ use heddle_api::crd;
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
+use crate::alerts::Reported;
 use crate::ca::Subject;
 use crate::model::{RegisteredPort, Registration};
 
@@ -30,6 +31,10 @@ pub(crate) enum Refused {
 const MAX_PORTS: usize = 64;
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 253;
+
+/// As many as a sidecar watches for, and the longest `namespace/policy/name`.
+const MAX_ALERTS: usize = 256;
+const MAX_ALERT_ID: usize = 63 + 1 + 253 + 1 + 63;
 
 /// The registration that `request` asks for on behalf of `subject`.
 pub(crate) fn read(request: v1::RegisterRequest, subject: &Subject) -> Result<Registration, Refused> {
@@ -99,6 +104,21 @@ pub(crate) fn read(request: v1::RegisterRequest, subject: &Subject) -> Result<Re
     })
 }
 
+/// The alerts that a workload reports. Whether they are its to report is for the rules to say.
+pub(crate) fn alerts(reported: Vec<v1::FiringAlert>) -> Result<Vec<Reported>, Refused> {
+    let refused = |reason: String| Refused::Field { field: "alerts", reason };
+    if reported.len() > MAX_ALERTS {
+        return Err(refused(format!("are {}; at most {MAX_ALERTS} are accepted", reported.len())));
+    }
+    let read = |v1::FiringAlert { id, value, requests }| {
+        if id.len() > MAX_ALERT_ID || !value.is_finite() {
+            return Err(refused("have an id that is too long, or a value that is no number".into()));
+        }
+        Ok(Reported { rule: id, value, requests })
+    };
+    reported.into_iter().map(read).collect()
+}
+
 fn text(field: &'static str, text: &str) -> Result<(), Refused> {
     if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
         let reason = format!("is longer than {MAX_TEXT} bytes or has control characters");
@@ -151,6 +171,19 @@ mod tests {
         let orders = v1::RegisterRequest { service: "orders".into(), ..request() };
         assert!(read(orders.clone(), &subject(Some("orders"))).is_ok());
         assert!(matches!(read(orders, &subject(None)), Err(Refused::Service { .. })));
+    }
+
+    #[test]
+    fn reported_alerts_have_bounds() {
+        let alert = |id: String, value| v1::FiringAlert { id, value, requests: 1 };
+        assert_eq!(alerts(vec![alert("a/b/c".into(), 1.5)]).unwrap()[0].rule, "a/b/c");
+        for wrong in [
+            vec![alert("x".repeat(382), 1.0)],
+            vec![alert("a".into(), f64::NAN)],
+            vec![alert("a".into(), 1.0); 257],
+        ] {
+            assert!(matches!(alerts(wrong), Err(Refused::Field { field: "alerts", .. })));
+        }
     }
 
     #[test]

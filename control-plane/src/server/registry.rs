@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use heddle_api::discovery::v1;
 use heddle_api::discovery::v1::registry_server;
+use heddle_api::name::ServiceName;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::connection::Peer;
+use crate::alerts::SharedAlerts;
 use crate::ca::Subject;
 use crate::metrics::Metrics;
 use crate::model::Registration;
@@ -45,6 +47,7 @@ impl SharedRegistry {
 /// The service; one for all connections.
 pub(crate) struct RegistryService {
     pub(crate) registry: Arc<SharedRegistry>,
+    pub(crate) alerts: Arc<SharedAlerts>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: watch::Receiver<bool>,
 }
@@ -64,11 +67,12 @@ impl registry_server::Registry for RegistryService {
         let requests = request.into_inner();
         // A response per request, and requests wait until the last one was taken.
         let (responses, receiver) = mpsc::channel(1);
-        let (registry, metrics) = (self.registry.clone(), self.metrics.clone());
+        let (registry, alerts) = (self.registry.clone(), self.alerts.clone());
+        let metrics = self.metrics.clone();
         let mut shutdown = self.shutdown.clone();
         tokio::spawn(async move {
             let status = tokio::select! {
-                status = hold(&registry, &subject, requests, &responses) => status,
+                status = hold(&registry, &alerts, &subject, requests, &responses) => status,
                 _ = shutdown.wait_for(|over| *over) => Status::unavailable("the control plane is shutting down"),
             };
             if status.code() == tonic::Code::Ok {
@@ -87,6 +91,7 @@ impl registry_server::Registry for RegistryService {
 /// Keeps a workload registered until its stream ends; returns why it did.
 async fn hold(
     registry: &Arc<SharedRegistry>,
+    alerts: &Arc<SharedAlerts>,
     subject: &Subject,
     mut requests: Streaming<v1::RegisterRequest>,
     responses: &mpsc::Sender<Result<v1::RegisterResponse, Status>>,
@@ -100,7 +105,7 @@ async fn hold(
                 Err(_) => return Status::deadline_exceeded("nothing was registered on this stream"),
             },
         };
-        let request = match request {
+        let mut request = match request {
             Ok(Some(request)) => request,
             Ok(None) => return Status::ok(""),
             Err(status) => {
@@ -108,8 +113,10 @@ async fn hold(
                 return Status::ok("");
             }
         };
-        let registration = match request::read(request, subject) {
-            Ok(registration) => registration,
+        let reported = request::alerts(std::mem::take(&mut request.alerts));
+        let read = reported.and_then(|reported| Ok((request::read(request, subject)?, reported)));
+        let (registration, reported) = match read {
+            Ok(read) => read,
             Err(refused @ request::Refused::Service { .. }) => {
                 return Status::permission_denied(refused.to_string());
             }
@@ -117,14 +124,16 @@ async fn hold(
                 return Status::invalid_argument(refused.to_string());
             }
         };
+        let (service, instance) = (registration.service.clone(), registration.instance.clone());
         match &mut held {
-            None => held = Some(Held::new(registry.clone(), registration)),
+            None => held = Some(Held::new(registry.clone(), alerts.clone(), registration)),
             Some(held) => {
                 if let Err(status) = held.update(registration) {
                     return status;
                 }
             }
         }
+        alerts.report(&service, &instance, reported);
         if responses.send(Ok(v1::RegisterResponse {})).await.is_err() {
             return Status::ok("");
         }
@@ -134,17 +143,19 @@ async fn hold(
 /// A workload held by a stream; lost when dropped, however the stream ends.
 struct Held {
     registry: Arc<SharedRegistry>,
+    alerts: Arc<SharedAlerts>,
     hold: Hold,
+    service: ServiceName,
     instance: String,
 }
 
 impl Held {
-    fn new(registry: Arc<SharedRegistry>, registration: Registration) -> Self {
+    fn new(registry: Arc<SharedRegistry>, alerts: Arc<SharedAlerts>, registration: Registration) -> Self {
         info!(service = %registration.service, instance = registration.instance,
               address = %registration.address, inbound = registration.inbound_port, "a workload registered");
-        let instance = registration.instance.clone();
+        let (service, instance) = (registration.service.clone(), registration.instance.clone());
         let hold = registry.change(|registry| registry.register(registration));
-        Self { registry, hold, instance }
+        Self { registry, alerts, hold, service, instance }
     }
 
     fn update(&mut self, registration: Registration) -> Result<(), Status> {
@@ -164,5 +175,6 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.registry.change(|registry| registry.lost(&self.hold, Instant::now()));
+        self.alerts.lost(&self.service, &self.instance);
     }
 }

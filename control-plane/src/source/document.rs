@@ -69,6 +69,7 @@ impl Reader<'_> {
             }
             ("v1", "Service") => self.service(node),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.endpoint_slice(node),
+            ("v1", "Secret") => self.secret(node),
             (GATEWAY_V1 | "gateway.networking.k8s.io/v1beta1", "HTTPRoute") => {
                 self.route(node, Object::HttpRoute);
             }
@@ -112,6 +113,15 @@ impl Reader<'_> {
         }
         let (name, violations) = (namespaced(&slice.metadata), slice.validate());
         self.add(node, name, slice, violations, Object::EndpointSlice);
+    }
+
+    fn secret(&mut self, node: &Node) {
+        // Not `typed`: its error would quote what it read.
+        let Ok(secret) = node.read::<crd::Secret>() else {
+            return self.error(node, "data", "is no Secret with texts by key");
+        };
+        let (name, violations) = (namespaced(&secret.metadata), secret.validate());
+        self.add(node, name, secret, violations, Object::Secret);
     }
 
     fn route<S: RouteSpec>(&mut self, node: &Node, wrap: fn(Arc<Sourced<crd::Route<S>>>) -> Object) {

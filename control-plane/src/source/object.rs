@@ -18,6 +18,8 @@ pub struct Objects {
     pub services: BTreeMap<ObjectName, Arc<Sourced<crd::Service>>>,
     /// discovery.k8s.io/v1 `EndpointSlice`.
     pub endpoint_slices: BTreeMap<ObjectName, Arc<Sourced<crd::EndpointSlice>>>,
+    /// core/v1 `Secret`, for the keys that policies refer to.
+    pub secrets: BTreeMap<ObjectName, Arc<Sourced<crd::Secret>>>,
     /// `HTTPRoute`.
     pub http_routes: BTreeMap<ObjectName, Arc<Sourced<crd::HttpRoute>>>,
     /// `GRPCRoute`.
@@ -40,6 +42,7 @@ impl Objects {
         match object {
             Object::Service(object) => insert(&mut self.services, "Service", object),
             Object::EndpointSlice(object) => insert(&mut self.endpoint_slices, "EndpointSlice", object),
+            Object::Secret(object) => insert(&mut self.secrets, "Secret", object),
             Object::HttpRoute(object) => insert(&mut self.http_routes, "HTTPRoute", object),
             Object::GrpcRoute(object) => insert(&mut self.grpc_routes, "GRPCRoute", object),
             Object::TcpRoute(object) => insert(&mut self.tcp_routes, "TCPRoute", object),
@@ -76,6 +79,7 @@ fn insert<T>(
 pub(super) enum Object {
     Service(Arc<Sourced<crd::Service>>),
     EndpointSlice(Arc<Sourced<crd::EndpointSlice>>),
+    Secret(Arc<Sourced<crd::Secret>>),
     HttpRoute(Arc<Sourced<crd::HttpRoute>>),
     GrpcRoute(Arc<Sourced<crd::GrpcRoute>>),
     TcpRoute(Arc<Sourced<crd::TcpRoute>>),

@@ -14,7 +14,7 @@ use super::reconnect::Reconnect;
 
 /// The registration of one workload.
 pub(crate) struct Registration {
-    /// The workload; `ready` and `draining` are filled in from below.
+    /// The workload; `ready`, `draining` and `alerts` are filled in from below.
     pub(crate) description: v1::RegisterRequest,
     /// The connection to the control plane, while there is one.
     pub(crate) channel: watch::Receiver<Option<Channel>>,
@@ -22,6 +22,8 @@ pub(crate) struct Registration {
     pub(crate) ready: watch::Receiver<bool>,
     /// Whether the sidecar drains.
     pub(crate) draining: watch::Receiver<bool>,
+    /// The alerts that fire.
+    pub(crate) alerts: watch::Receiver<Vec<v1::FiringAlert>>,
     /// Whether the control plane was told, for `/config`.
     pub(crate) registered: watch::Sender<bool>,
 }
@@ -73,6 +75,11 @@ impl Registration {
                         return "the stream takes no more requests".into();
                     }
                 }
+                Ok(()) = self.alerts.changed() => {
+                    if requests.send(self.now()).await.is_err() {
+                        return "the stream takes no more requests".into();
+                    }
+                }
                 Ok(()) = self.draining.changed() => {
                     if requests.send(self.now()).await.is_err() {
                         return "the stream takes no more requests".into();
@@ -84,6 +91,7 @@ impl Registration {
 
     fn now(&mut self) -> v1::RegisterRequest {
         let (ready, draining) = (*self.ready.borrow_and_update(), *self.draining.borrow_and_update());
-        v1::RegisterRequest { ready, draining, ..self.description.clone() }
+        let alerts = self.alerts.borrow_and_update().clone();
+        v1::RegisterRequest { ready, draining, alerts, ..self.description.clone() }
     }
 }

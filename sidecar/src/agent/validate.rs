@@ -13,6 +13,7 @@ use heddle_api::tls::TrustBundle;
 
 use crate::config::{AppProtocol, Endpoint, EndpointHealth, Mesh, MeshPeer, Port, Service, Workload};
 
+mod alert;
 mod balancing;
 mod fault;
 mod policy;
@@ -95,7 +96,7 @@ pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
     for (index, port) in message.ports.iter().enumerate() {
         ports.push(service_port(port, &ports).map_err(|e| e.within(&format!("ports[{index}]")))?);
     }
-    let telemetry = message.telemetry.unwrap_or_default();
+    let telemetry = message.telemetry.clone().unwrap_or_default();
     if !(0.0..=1.0).contains(&telemetry.sampling) {
         return Err(Invalid::new(
             "telemetry.sampling",
@@ -108,6 +109,7 @@ pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
         zone: message.zone.as_str().into(),
         access_log: telemetry.access_log,
         sampling: telemetry.sampling,
+        alerts: alert::alerts(telemetry.alerts).map_err(|e| e.within("telemetry"))?,
     })
 }
 
@@ -367,7 +369,7 @@ mod tests {
             namespace: "shop".into(),
             service: "users".into(),
             ports: Vec::new(),
-            telemetry: Some(v1::Telemetry { access_log: true, sampling }),
+            telemetry: Some(v1::Telemetry { access_log: true, sampling, alerts: Vec::new() }),
             zone: String::new(),
         };
         assert!(workload(&message(1.0)).unwrap().access_log);

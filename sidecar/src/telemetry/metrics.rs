@@ -15,6 +15,7 @@ mod encode;
 mod family;
 mod labels;
 mod process;
+mod totals;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use self::circuit::{Circuit, CircuitGauge};
 pub use self::labels::{
     DestinationLabels, Direction, EndpointLabels, RequestLabels, ServiceLabels, TcpLabels, Tls, UNKNOWN_PEER,
 };
+pub use self::totals::{Durations, Side};
 
 use self::agent::AgentFamilies;
 use self::cell::{Cell, Cells, Histogram, OutcomeCells};

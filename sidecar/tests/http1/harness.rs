@@ -90,6 +90,7 @@ impl Sidecar {
             zone: "".into(),
             access_log: false,
             sampling: 0.0,
+            alerts: Vec::new(),
         };
         let mesh = Mesh {
             trust_domain: DOMAIN.into(),

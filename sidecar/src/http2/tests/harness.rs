@@ -174,6 +174,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
             zone: "".into(),
             access_log: false,
             sampling: 0.0,
+            alerts: Vec::new(),
         })),
         ..Snapshot::default()
     }

@@ -1,0 +1,153 @@
+//! Alerts: sidecars report which rules fire at them, the [`board`] makes one
+//! state per rule and service of that, and each change goes to the rule's
+//! [`webhook`] by way of the [`outbox`], which tries again until it arrives.
+//!
+//! Nothing is kept over a restart: what fires then is reported, and told, again.
+
+mod board;
+mod outbox;
+mod webhook;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use heddle_api::name::ServiceName;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use self::board::Board;
+use self::board::Key;
+pub(crate) use self::board::{Reported, Shown};
+use self::outbox::{Fate, Outbox};
+use self::webhook::{Client, NotTaken};
+pub(crate) use self::webhook::{direction, timestamp};
+use crate::compile::AlertRules;
+use crate::discovery::Published;
+use crate::metrics::{Metrics, Notified};
+
+/// The board as streams and the sender share it.
+#[derive(Default)]
+pub(crate) struct SharedAlerts {
+    board: Mutex<Board>,
+    changed: Notify,
+}
+
+impl SharedAlerts {
+    /// Takes what one workload reports; what it does not, is resolved there.
+    pub(crate) fn report(&self, service: &ServiceName, instance: &str, alerts: Vec<Reported>) {
+        if self.board.lock().report(service, instance, alerts) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Its stream ended; what it reported last holds for a while.
+    pub(crate) fn lost(&self, service: &ServiceName, instance: &str) {
+        if self.board.lock().lost(service, instance, Instant::now()) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// What fires.
+    pub(crate) fn firing(&self) -> Vec<Shown> {
+        self.board.lock().firing()
+    }
+}
+
+/// Tells people.
+pub(crate) struct Teller {
+    pub(crate) alerts: Arc<SharedAlerts>,
+    pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Teller {
+    /// Works until it is dropped.
+    pub(crate) async fn run(mut self) {
+        let client = Arc::new(Client::new());
+        let mut outbox = Outbox::default();
+        let mut posts: JoinSet<(Key, Result<(), NotTaken>)> = JoinSet::new();
+        loop {
+            let published = self.published.borrow_and_update().clone();
+            if let Some(published) = published {
+                self.tell(&published.model.alert_rules, &mut outbox, &mut posts, &client);
+            }
+            let look = self.alerts.board.lock().next_look();
+            let next = [look, outbox.next()].into_iter().flatten().min();
+            let due = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = self.published.changed() => if changed.is_err() { return },
+                () = self.alerts.changed.notified() => {}
+                Some(posted) = posts.join_next() => if let Ok((key, result)) = posted {
+                    self.posted(&mut outbox, &key, result);
+                },
+                () = due => {}
+            }
+        }
+    }
+
+    /// Brings the board up to date and sends what is due.
+    fn tell(
+        &self,
+        rules: &AlertRules,
+        outbox: &mut Outbox,
+        posts: &mut JoinSet<(Key, Result<(), NotTaken>)>,
+        client: &Arc<Client>,
+    ) {
+        let now = Instant::now();
+        let notices = self.alerts.board.lock().look(rules, now, SystemTime::now());
+        for notice in notices {
+            let (alert, service) = (&notice.key.rule, &notice.key.service);
+            info!(alert, %service, status = notice.status.as_str(), value = notice.value, "an alert changed");
+            if notice.rule.target.is_some() && !outbox.push(notice, now) {
+                self.metrics.notified(Notified::Dropped);
+                warn!("too many alerts wait for their webhooks; one was dropped");
+            }
+        }
+        for notice in outbox.due(now) {
+            let rule = rules.get(&notice.key.rule).cloned().unwrap_or_else(|| notice.rule.clone());
+            let client = client.clone();
+            posts.spawn(async move {
+                let result = match &rule.target {
+                    Some(target) => client.post(target, &notice).await,
+                    None => Err(NotTaken::Never("the rule has no webhook any more".into())),
+                };
+                (notice.key, result)
+            });
+        }
+    }
+
+    fn posted(&self, outbox: &mut Outbox, key: &Key, result: Result<(), NotTaken>) {
+        let (fate, reason) = match result {
+            Ok(()) => (Fate::Taken, None),
+            Err(NotTaken::Yet(reason)) => (Fate::Refused, Some(reason)),
+            Err(NotTaken::Never(reason)) => (Fate::Final, Some(reason)),
+        };
+        let given_up = outbox.done(key, fate, Instant::now(), chance());
+        let (alert, service) = (&key.rule, &key.service);
+        match reason {
+            None => self.metrics.notified(Notified::Delivered),
+            Some(reason) if given_up => {
+                self.metrics.notified(Notified::Dropped);
+                warn!(alert, %service, reason, "a webhook does not take an alert; it is given up");
+            }
+            Some(reason) => {
+                self.metrics.notified(Notified::Retried);
+                warn!(alert, %service, reason, "a webhook did not take an alert; it is tried again");
+            }
+        }
+    }
+}
+
+/// Anything from 0 to 1, against retries in step.
+fn chance() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(0);
+    f64::from(u32::try_from(random >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+}
