@@ -9,11 +9,12 @@ mod report;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use heddle_api::crd::field_paths_of_traffic_policy;
+use heddle_api::crd::{GatewayDuration, field_paths_of_traffic_policy};
 use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
 use heddle_sidecar::explain::{Answer, Decision, Question, Routed, Service, fields};
+use heddle_sidecar::policy::fault::{Abort, Fault};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::report::{Caller, Field, Outcome, Report, Route, Target};
 use crate::control_plane::{Admin, Location, Workload};
@@ -126,7 +127,7 @@ async fn explain(args: ExplainArgs) -> anyhow::Result<Report> {
     };
     let decision = service.decide(&question)?;
     let states = states(&admin, &from).await?;
-    let asked = Asked { admin: &admin, front: &name, port, states: &states };
+    let asked = Asked { admin: &admin, front: &name, question: &question, states: &states };
     let (route, outcome, targets) = match &decision {
         Decision::Unrouted => (None, Outcome::Sent, vec![asked.target(&name, port, None, 1, 1).await?]),
         Decision::NoMatch(kind) => (None, Outcome::NoMatch(kind), Vec::new()),
@@ -150,7 +151,7 @@ async fn known(admin: &Admin, name: &ServiceName) -> anyhow::Result<Service> {
 struct Asked<'a> {
     admin: &'a Admin,
     front: &'a ServiceName,
-    port: u16,
+    question: &'a Question,
     states: &'a [(Workload, Vec<Value>)],
 }
 
@@ -202,8 +203,10 @@ impl Asked<'_> {
     ) -> anyhow::Result<Target> {
         let service = known(self.admin, name).await?;
         let in_force = fields(&service.policy(port, routed));
-        let mut query =
-            format!("/explain?service={}&port={}&backend={name}&backendPort={port}", self.front, self.port);
+        let mut query = format!(
+            "/explain?service={}&port={}&backend={name}&backendPort={port}",
+            self.front, self.question.port
+        );
         if let Some(routed) = routed {
             query += &format!("&kind={}&route={}&rule={}", routed.kind, routed.route(), routed.rule());
         }
@@ -227,7 +230,8 @@ impl Asked<'_> {
         shown.extend(
             origins.into_iter().map(|said| Field::said(said.field, said.value, said.object, said.level)),
         );
-        Ok(Target::service(name, port, weight, total, shown, self.callers(name)))
+        let fault = service.fault(port, routed, self.question)?.map(fault);
+        Ok(Target::service(name, port, weight, total, shown, fault, self.callers(name)))
     }
 
     /// What the sidecars that call the service say of it.
@@ -239,6 +243,18 @@ impl Asked<'_> {
         };
         self.states.iter().filter_map(of).collect()
     }
+}
+
+/// A fault as manifests write it, and whose it is.
+fn fault(fault: &Fault) -> Value {
+    let time = |time| GatewayDuration::from(time).to_string();
+    json!({
+        "object": &*fault.source,
+        "delay": fault.delay.map(|(fixed, percent)| json!({"fixed": time(fixed), "percent": percent})),
+        "abort": fault.abort.map(|(Abort { status, grpc_status }, percent)| {
+            json!({"status": status, "grpcStatus": grpc_status, "percent": percent})
+        }),
+    })
 }
 
 /// What the sidecars of a namespace, or of one service of it, know of endpoints;

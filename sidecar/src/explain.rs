@@ -18,6 +18,7 @@ use crate::agent;
 use crate::config::{self, TrafficPolicy};
 use crate::http1::request::RequestHead;
 use crate::http1::{HeadScan, Origin};
+use crate::policy::fault::{self, Fault};
 use crate::policy::rng::Rng;
 use crate::route::{Http1Head, Limit, Rule, Target};
 use crate::routing::{Routing, Selected, Table, Turn, merge};
@@ -164,6 +165,22 @@ impl Service {
             Turn::Reply(reply) => Answer::Reply(reply.status),
         };
         Ok(Decision::Routed(Routed { kind, rule, answer }))
+    }
+
+    /// The faults that decide about a request to `port` here, that came by a rule or by none;
+    /// which of its shares it falls to is drawn for each request.
+    ///
+    /// # Errors
+    /// If the head would be refused.
+    pub fn fault<'a>(
+        &'a self,
+        port: u16,
+        routed: Option<&'a Routed>,
+        question: &Question,
+    ) -> Result<Option<&'a Fault>, Unanswered> {
+        let head = question.head()?;
+        let of_rule = routed.map_or(&[][..], |routed| &routed.rule.faults);
+        Ok(fault::deciding(of_rule.iter().chain(&*self.0.faults), port, &Http1Head::new(&head)))
     }
 
     /// How a request to `port` is treated here, that came by a rule or by none.

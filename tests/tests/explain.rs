@@ -107,6 +107,16 @@ spec:
             "group: heddle.dev, kind: MeshConfig, name: mesh",
             "  limits: {connections: 65, pendingRequests: 66}",
         ),
+        "apiVersion: heddle.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: chaos, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: users}]
+  match: [{headers: [{name: x-chaos, value: 'yes'}]}]
+  delay: {fixed: 2s, percent: 10}
+---
+"
+        .into(),
     ]
     .concat()
 }
@@ -205,6 +215,13 @@ fn each_field_is_told_with_the_object_that_says_it() {
     is(&plain, "timeouts.request", "14s", "shop/on-service service");
     is(&plain, "timeouts.connect", "4s", "shop/on-service service");
     is(&plain, "retry.methods", vec!["GET", "HEAD", "OPTIONS", "PUT", "DELETE"], "default");
+
+    // Faults are told of the requests that they are about.
+    assert!(plain["backends"][0]["fault"].is_null(), "{plain}");
+    let chaos = mesh.explain(&["shop/users", "--port", "81", "--header", "x-chaos: yes"]);
+    let fault =
+        serde_json::json!({"object": "shop/chaos", "delay": {"fixed": "2s", "percent": 10}, "abort": null});
+    assert_eq!(chaos["backends"][0]["fault"], fault);
 
     let text = mesh.text(&["policy", "explain", "users.shop", "--port", "80", "--header", "x-tier:gold"]);
     assert!(text.contains("HTTPRoute shop/producer, rule gold"), "{text}");

@@ -52,6 +52,8 @@ pub(super) struct Target {
     #[serde(skip_serializing_if = "Option::is_none")]
     invalid: Option<String>,
     policy: Vec<Field>,
+    /// The FaultPolicy that decides about the request, and what it says.
+    fault: Option<Value>,
     callers: Vec<Caller>,
 }
 
@@ -86,6 +88,7 @@ impl Target {
         weight: u32,
         total: u64,
         policy: Vec<Field>,
+        fault: Option<Value>,
         callers: Vec<Caller>,
     ) -> Self {
         let share = share(weight, total);
@@ -96,6 +99,7 @@ impl Target {
             share,
             invalid: None,
             policy,
+            fault,
             callers,
         }
     }
@@ -103,7 +107,7 @@ impl Target {
     pub(super) fn invalid(why: String, weight: u32, total: u64) -> Self {
         let (policy, callers) = (Vec::new(), Vec::new());
         let share = share(weight, total);
-        Self { service: None, port: None, weight, share, invalid: Some(why), policy, callers }
+        Self { service: None, port: None, weight, share, invalid: Some(why), policy, fault: None, callers }
     }
 }
 
@@ -224,6 +228,13 @@ impl Target {
                     writeln!(out, "  {field:<36} {value:<28} {kind} {object} ({level})")?;
                 }
                 None => writeln!(out, "  {field:<36} {value:<28} (default)")?,
+            }
+        }
+        if let Some(fault) = &self.fault {
+            let told = ["delay", "abort"].map(|part| (part, &fault[part]));
+            for (part, value) in told.into_iter().filter(|(_, value)| !value.is_null()) {
+                let (field, object) = (format!("fault.{part}"), shown(&fault["object"]));
+                writeln!(out, "  {field:<36} {:<28} FaultPolicy {object}", shown(value))?;
             }
         }
         for Caller { workload, instance, endpoints } in &self.callers {

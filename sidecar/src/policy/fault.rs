@@ -55,15 +55,24 @@ pub fn inject<'a, H: Head>(
     grpc: bool,
     rng: &Rng,
 ) -> Option<Injected> {
-    let about = |fault: &&Fault| {
-        fault.port.is_none_or(|only| only == port) && RequestMatch::any(&fault.matches, head)
-    };
-    let fault = faults.into_iter().find(about)?;
+    let fault = deciding(faults, port, head)?;
     let drawn = |percent: u8| rng.below(100) < u64::from(percent);
     let delay = fault.delay.and_then(|(delay, percent)| drawn(percent).then_some(delay));
     let abort = fault.abort.and_then(|(abort, percent)| abort.codes(grpc).filter(|_| drawn(percent)));
     let injected = Injected { source: fault.source.clone(), delay, abort };
     (delay.is_some() || abort.is_some()).then_some(injected)
+}
+
+/// The first of `faults` that is about a request to `port`.
+pub fn deciding<'a, H: Head>(
+    faults: impl IntoIterator<Item = &'a Fault>,
+    port: u16,
+    head: &H,
+) -> Option<&'a Fault> {
+    let about = |fault: &&Fault| {
+        fault.port.is_none_or(|only| only == port) && RequestMatch::any(&fault.matches, head)
+    };
+    faults.into_iter().find(about)
 }
 
 impl Abort {
