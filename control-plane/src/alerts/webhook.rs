@@ -125,10 +125,12 @@ where
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(NotTaken::unreachable)?;
     // With the answer's head it is over: a body says nothing that anyone reads.
+    let mut response = std::pin::pin!(sender.send_request(request));
     let response = tokio::select! {
-        response = sender.send_request(request) => response,
+        response = &mut response => response,
+        // A connection that ends has handed over the answer, if there was one.
         ended = connection => match ended {
-            Ok(()) => return Err(NotTaken::Yet("it closed the connection without an answer".into())),
+            Ok(()) => response.await,
             Err(error) => Err(error),
         },
     };

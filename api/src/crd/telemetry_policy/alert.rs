@@ -35,6 +35,7 @@ pub const ALERT_REASONS: &[&str] = &[
     "not_ready",
     "draining",
     "loop",
+    "fault_injected",
 ];
 
 /// Windows between these are long enough to count in and short enough to keep.
