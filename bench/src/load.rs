@@ -71,6 +71,7 @@ pub(crate) struct Measured {
     pub(crate) count: u64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    pub(crate) longest_us: f64,
 }
 
 /// Runs our own generator as a process.
@@ -94,6 +95,7 @@ pub(crate) async fn own(
         count: found["count"].as_u64().context("no count")?,
         p50_us: number("p50_us")?,
         p99_us: number("p99_us")?,
+        longest_us: number("longest_us")?,
     })
 }
 

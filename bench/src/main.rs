@@ -94,9 +94,9 @@ async fn main() -> anyhow::Result<()> {
     let mut report = report::Report::default();
     for round in 0..cli.rounds {
         for scenario in &scenarios {
-            for peer in &cli.peers {
+            for peer in cli.peers.iter().filter(|peer| scenario.concerns(**peer)) {
                 let mut pair = Pair::start(*peer, *scenario, &context).await?;
-                let result = scenario.measure(&mut pair, &origin, Duration::from_secs(cli.seconds)).await;
+                let result = scenario.measure(&mut pair, Duration::from_secs(cli.seconds)).await;
                 let result = result.with_context(|| format!("{peer}, {scenario:?}, round {round}"))?;
                 pair.stop().await;
                 report::progress(round, *peer, *scenario, &result);

@@ -4,10 +4,13 @@
 mod envoy;
 mod haproxy;
 mod heddle;
+mod routes;
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
 
 use crate::origin::Origin;
 use crate::process::Process;
@@ -30,6 +33,8 @@ pub(crate) struct Pair {
     proxies: [Process; 2],
     /// Runs along, unmeasured: the control plane.
     others: Vec<Process>,
+    /// The control plane's folder of manifests.
+    manifests: Option<PathBuf>,
 }
 
 /// What a connection carries.
@@ -44,7 +49,7 @@ impl Pair {
     pub(crate) async fn start(peer: Peer, scenario: Scenario, context: &Context<'_>) -> anyhow::Result<Self> {
         let carried = scenario.carried();
         let mut pair = match peer {
-            Peer::Heddle => heddle::start(carried, context).await?,
+            Peer::Heddle => heddle::start(carried, scenario.is_routed(), context).await?,
             Peer::Haproxy => haproxy::start(carried, context).await?,
             Peer::Envoy => envoy::start(carried, context).await?,
         };
@@ -61,6 +66,20 @@ impl Pair {
     /// Resident memory of each proxy.
     pub(crate) fn resident(&self) -> anyhow::Result<[u64; 2]> {
         Ok([self.proxies[0].resident()?, self.proxies[1].resident()?])
+    }
+
+    /// Changes all routes again and again for `length`.
+    pub(crate) async fn push_routes(&self, every: Duration, length: Duration) -> anyhow::Result<()> {
+        let folder = self.manifests.as_deref().context("it has no routes")?;
+        let end = Instant::now() + length;
+        for version in 1.. {
+            tokio::time::sleep(every).await;
+            if Instant::now() >= end {
+                break;
+            }
+            routes::write(folder, version)?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn stop(self) {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use crate::Peer;
 use crate::load;
-use crate::origin::Origin;
 use crate::peers::{Carried, Pair};
 
 /// A scenario; its name on the command line is in kebab case.
@@ -23,6 +23,10 @@ pub(crate) enum Scenario {
     TcpConnect,
     /// HTTP/1.1 at 1,000 requests per second, open loop
     Latency,
+    /// As http1-small, under 1,000 rules of HTTPRoutes and 100 policies; Heddle alone
+    Http1Routed,
+    /// As latency, while all of those 1,000 rules change again and again; Heddle alone
+    RoutePush,
     /// Resident memory, at rest and with 5,000 idle client connections
     Memory,
 }
@@ -37,6 +41,7 @@ pub(crate) struct Outcome {
     /// Latencies in microseconds.
     pub(crate) p50_us: Option<f64>,
     pub(crate) p99_us: Option<f64>,
+    pub(crate) longest_us: Option<f64>,
     /// Resident memory of the larger proxy, in MiB.
     pub(crate) idle_mib: Option<f64>,
     pub(crate) loaded_mib: Option<f64>,
@@ -48,28 +53,41 @@ const CONNECTIONS: usize = 50;
 /// Idle client connections of [`Scenario::Memory`].
 const IDLE_CONNECTIONS: usize = 5000;
 
-/// Requests per second of [`Scenario::Latency`].
+/// Requests per second of [`Scenario::Latency`] and [`Scenario::RoutePush`].
 const RATE: u64 = 1000;
+
+/// How often all routes change in [`Scenario::RoutePush`].
+const PUSH_EVERY: Duration = Duration::from_millis(500);
 
 impl Scenario {
     pub(crate) fn carried(self) -> Carried {
         match self {
-            Self::Http1Small | Self::Http1Large | Self::Latency | Self::Memory => Carried::Http1,
+            Self::Http1Small
+            | Self::Http1Large
+            | Self::Latency
+            | Self::Http1Routed
+            | Self::RoutePush
+            | Self::Memory => Carried::Http1,
             Self::Grpc => Carried::Http2,
             Self::TcpRoundTrip | Self::TcpConnect => Carried::Tcp,
         }
     }
 
-    pub(crate) async fn measure(
-        self,
-        pair: &mut Pair,
-        _: &Origin,
-        length: Duration,
-    ) -> anyhow::Result<Outcome> {
+    /// Whether a peer can be measured by it.
+    pub(crate) fn concerns(self, peer: Peer) -> bool {
+        peer == Peer::Heddle || !self.is_routed()
+    }
+
+    /// Whether requests are under the routes of [`crate::peers::routes`].
+    pub(crate) fn is_routed(self) -> bool {
+        matches!(self, Self::Http1Routed | Self::RoutePush)
+    }
+
+    pub(crate) async fn measure(self, pair: &mut Pair, length: Duration) -> anyhow::Result<Outcome> {
         let warm = Duration::from_secs(1);
         match self {
-            Self::Http1Small | Self::Http1Large => {
-                let path = if self == Self::Http1Small { "/1024" } else { "/16384" };
+            Self::Http1Small | Self::Http1Large | Self::Http1Routed => {
+                let path = if self == Self::Http1Large { "/16384" } else { "/1024" };
                 load::wrk(pair, path, CONNECTIONS, warm).await?;
                 saturated(pair, load::wrk(pair, path, CONNECTIONS, length)).await
             }
@@ -91,11 +109,15 @@ impl Scenario {
             Self::Latency => {
                 load::own(pair, "open-loop", 16, RATE, warm).await?;
                 let measured = load::own(pair, "open-loop", 16, RATE, length).await?;
-                Ok(Outcome {
-                    p50_us: Some(measured.p50_us),
-                    p99_us: Some(measured.p99_us),
-                    ..Outcome::default()
-                })
+                Ok(Outcome::from(measured))
+            }
+            Self::RoutePush => {
+                load::own(pair, "open-loop", 16, RATE, warm).await?;
+                let load = load::own(pair, "open-loop", 16, RATE, length);
+                let (measured, pushed) = tokio::join!(load, pair.push_routes(PUSH_EVERY, length));
+                pushed?;
+                let measured = measured?;
+                Ok(Outcome { longest_us: Some(measured.longest_us), ..Outcome::from(measured) })
             }
             Self::Memory => {
                 let idle = pair.resident()?;
@@ -104,6 +126,12 @@ impl Scenario {
                 Ok(Outcome { idle_mib: mib(idle), loaded_mib: mib(loaded), ..Outcome::default() })
             }
         }
+    }
+}
+
+impl From<load::Measured> for Outcome {
+    fn from(measured: load::Measured) -> Self {
+        Self { p50_us: Some(measured.p50_us), p99_us: Some(measured.p99_us), ..Self::default() }
     }
 }
 

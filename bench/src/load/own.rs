@@ -71,7 +71,10 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(!latencies.is_empty(), "nothing was answered");
     latencies.sort_by(f64::total_cmp);
     let at = |quantile: f64| latencies[((latencies.len() - 1) as f64 * quantile) as usize];
-    println!("{}", serde_json::json!({"count": latencies.len(), "p50_us": at(0.5), "p99_us": at(0.99)}));
+    let found = serde_json::json!({
+        "count": latencies.len(), "p50_us": at(0.5), "p99_us": at(0.99), "longest_us": at(1.0),
+    });
+    println!("{found}");
     Ok(())
 }
 

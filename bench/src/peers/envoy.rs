@@ -27,6 +27,7 @@ pub(super) async fn start(carried: Carried, context: &Context<'_>) -> anyhow::Re
         authority: "origin".into(),
         proxies,
         others: Vec::new(),
+        manifests: None,
     };
     pair.proxies[1].accepts(([127, 0, 0, 1], middle).into()).await?;
     Ok(pair)

@@ -37,6 +37,7 @@ pub(super) async fn start(carried: Carried, context: &Context<'_>) -> anyhow::Re
         authority: "origin".into(),
         proxies,
         others: Vec::new(),
+        manifests: None,
     })
 }
 

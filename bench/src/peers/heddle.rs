@@ -5,17 +5,26 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
-use super::{Carried, Context, Pair};
+use super::{Carried, Context, Pair, routes};
 use crate::process::Process;
 
 /// The service's port; any number serves, the name decides.
 const PORT: u16 = 80;
 
-pub(super) async fn start(carried: Carried, context: &Context<'_>) -> anyhow::Result<Pair> {
+pub(super) async fn start(carried: Carried, routed: bool, context: &Context<'_>) -> anyhow::Result<Pair> {
     let control_plane_program = program(context, "heddle-control-plane")?;
     let sidecar = program(context, "heddle-sidecar")?;
     let data = context.folder.join("control-plane").display().to_string();
-    let arguments = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir", &data];
+    let manifests = context.folder.join("manifests");
+    std::fs::create_dir_all(&manifests)?;
+    let source = format!("dir:{}", manifests.display());
+    if routed {
+        routes::write(&manifests, 0)?;
+    } else {
+        routes::remove(&manifests)?;
+    }
+    let arguments =
+        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir", &data, "--source", &source];
     let mut control_plane = Process::start(&control_plane_program, &arguments)?;
     let discovery = control_plane.listening("discovery").await?.to_string();
     let admin = control_plane.listening("admin").await?;
@@ -44,7 +53,13 @@ pub(super) async fn start(carried: Carried, context: &Context<'_>) -> anyhow::Re
         [&common[..], &["--service", "client", "--inbound", "127.0.0.1:0"], &near, &["--join-token", &token]];
     let mut near = Process::start(&sidecar, &near.concat())?;
     let entry = near.listening(if carried == Carried::Tcp { "upstream" } else { "outbound" }).await?;
-    Ok(Pair { entry, authority: format!("origin:{PORT}"), proxies: [near, far], others: vec![control_plane] })
+    Ok(Pair {
+        entry,
+        authority: format!("origin:{PORT}"),
+        proxies: [near, far],
+        others: vec![control_plane],
+        manifests: routed.then_some(manifests),
+    })
 }
 
 fn program(context: &Context<'_>, name: &str) -> anyhow::Result<PathBuf> {
