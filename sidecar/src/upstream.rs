@@ -147,7 +147,7 @@ pub struct Home<'a> {
 #[derive(Default)]
 struct Connections {
     open: Cell<usize>,
-    waiting: Cell<usize>,
+    waiting: Rc<Cell<usize>>,
     freed: Notify,
 }
 

@@ -117,6 +117,19 @@ fn http2_connections_that_carry_nothing_make_room_for_others() {
     assert_eq!((backends[0].connections(), backends[1].connections()), (3, 3));
 }
 
+#[test]
+fn an_http2_connection_whose_last_stream_ends_makes_room_for_who_waits() {
+    let slow = slow_http2();
+    let other = Http2Backend::start(|_| Told { status: 200, time: Duration::ZERO, grpc_status: None });
+    let spec = "  limits: {connections: 1}\n  loadBalancer: {algorithm: RoundRobin}";
+    let front = Front::start(spec, H2C, &[slow.port(), other.port()]);
+    // Whichever comes first, the other has to wait for its connection.
+    let begun = Instant::now();
+    assert_eq!(served(&front, 2), 2);
+    assert!(begun.elapsed() < Duration::from_secs(20), "not until it has been idle for long");
+    assert_eq!((slow.streams(), other.streams()), (1, 1));
+}
+
 /// A server that does this with each connection; how many there were.
 fn server(
     serve: impl Fn(&mut TcpStream) -> std::io::Result<()> + Clone + Send + 'static,

@@ -33,7 +33,7 @@ const MAX_LINKS: usize = 4;
 const CROWDED: usize = 100;
 
 /// The connections. Clones are the same ones.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Links(Rc<Shared>);
 
 #[derive(Debug, Default)]
@@ -42,6 +42,8 @@ struct Shared {
     opening: Cell<bool>,
     retired: Cell<bool>,
     waiting: RefCell<VecDeque<oneshot::Sender<Told>>>,
+    /// Requests to other endpoints that wait for one of the destination's connections to end.
+    elsewhere: Rc<Cell<usize>>,
 }
 
 /// What one who waits is told: to look again, or why there is no connection.
@@ -94,11 +96,20 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.link.streams.set(self.link.streams.get() - 1);
+        let unused = self.link.streams.get() == 0 && self.shared.waiting.borrow().is_empty();
+        if unused && self.shared.elsewhere.get() > 0 {
+            self.shared.remove(&self.link);
+        }
         self.shared.wake_one();
     }
 }
 
 impl Links {
+    /// None yet. Those that carry nothing make room while `elsewhere` says that somebody waits.
+    pub(crate) fn new(elsewhere: Rc<Cell<usize>>) -> Self {
+        Self(Rc::new(Shared { elsewhere, ..Shared::default() }))
+    }
+
     /// A place on a connection: on the one with the fewest streams, or on a new
     /// one where all are crowded.
     ///

@@ -133,7 +133,7 @@ impl Endpoint {
             breaker: Breaker::default(),
             requests,
             tcp,
-            http2: Links::default(),
+            http2: Links::new(destination.connections.waiting.clone()),
             idle: Default::default(),
             connections: destination.connections.clone(),
             member: Cell::new(member),
