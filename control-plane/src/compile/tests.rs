@@ -322,6 +322,8 @@ fn retries_and_breakers_reach_the_wire() {
     budget: {percent: 50}
     bufferBytes: 10
     maxElapsed: 3s
+    maxRetryAfter: 4s
+    hedge: {after: 5s}
   circuitBreaker:
     consecutiveFailures: 3
     failureRate: {percent: 40, minRequests: 5, window: 3s}
@@ -342,6 +344,9 @@ fn retries_and_breakers_reach_the_wire() {
         (vec![5, 503], vec!["GET".to_owned()], Some(10))
     );
     assert_eq!(retry.budget, Some(v1::RetryBudget { percent: Some(50), min_per_second: None }));
+    let whole = |time: Option<prost_types::Duration>| time.unwrap().seconds;
+    assert_eq!((whole(retry.max_elapsed), whole(retry.max_retry_after)), (3, 4));
+    assert_eq!(whole(retry.hedge.unwrap().after), 5);
     let backoff = retry.backoff.unwrap();
     assert_eq!((backoff.base.unwrap().seconds, backoff.max.unwrap().seconds), (2, 2));
     assert_eq!((backoff.multiplier, backoff.jitter), (2.0, 0.25));
@@ -411,14 +416,14 @@ fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
     let text = USERS.to_owned()
         + &policy(
             "p",
-            "  timeouts: {request: 9s}\n  retry: {hedge: {after: 50ms}}\n  fallback: {on: [Timeout], steps: [{service: {name: b}}]}",
+            "  timeouts: {request: 9s}\n  fallback: {on: [Timeout], steps: [{service: {name: b}}]}",
         );
     let after = model_after(&before, &text, &[]);
     let status = &after.statuses[0];
     let paths: Vec<_> = status.refusals.iter().map(|refusal| refusal.path.as_str()).collect();
-    assert_eq!(paths, ["spec.retry.hedge", "spec.fallback"]);
+    assert_eq!(paths, ["spec.fallback"]);
     assert!(status.refusals[0].message.contains("not supported by this version"));
-    let line = text.lines().position(|line| line.contains("hedge")).unwrap() + 1;
+    let line = text.lines().position(|line| line.contains("fallback")).unwrap() + 1;
     assert_eq!(status.refusals[0].location.as_ref().unwrap().line as usize, line);
     assert_eq!(status.in_force, InForce::LastGood);
     assert_eq!(after.refused_since(&before).count(), 1);

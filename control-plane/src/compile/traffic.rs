@@ -26,7 +26,7 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         target_refs,
         load_balancer: _,
         timeouts: _,
-        retry,
+        retry: _,
         circuit_breaker: _,
         limits: _,
         concurrency: _,
@@ -51,20 +51,6 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         };
         let path = format!("spec.targetRefs[{index}].kind");
         refuse(!known, &path, &format!("a target of kind {kind:?} in group {group:?}"));
-    }
-    if let Some(Retry {
-        attempts: _,
-        on: _,
-        methods: _,
-        backoff: _,
-        max_elapsed: _,
-        max_retry_after: _,
-        budget: _,
-        buffer_bytes: _,
-        hedge,
-    }) = retry
-    {
-        refuse(hedge.is_some(), "spec.retry.hedge", "hedging");
     }
     refuse(fallback.is_some(), "spec.fallback", "a fallback");
     found.extend(attachment::not_on_routes(spec));

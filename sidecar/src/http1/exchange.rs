@@ -62,6 +62,8 @@ pub(super) struct Exchange {
     pub(super) answered: bool,
     /// Interim responses so far.
     interim: u8,
+    /// Whether interim responses are withheld.
+    pub(super) quiet: bool,
     /// Whether any byte of a response was passed on.
     pub(super) passed_on: bool,
     /// Whether anything moved since this was last reset.
@@ -107,6 +109,10 @@ impl Exchange {
                     self.interim += 1;
                     if self.interim > MAX_INTERIM {
                         return Poll::Ready(Err(Broken::Response));
+                    }
+                    if self.quiet {
+                        out.clear();
+                        continue;
                     }
                     head.finish(true, out);
                     self.passed_on |= request.client == Version::Http11;

@@ -6,6 +6,7 @@
 //! response that broke off is never passed on as complete.
 
 mod fault;
+mod hedge;
 mod held;
 mod routed;
 
@@ -65,6 +66,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
             started,
             deadline: None,
             retries: 0,
+            hedged: false,
             method_permitted: false,
             response_started: false,
             replayable: true,
@@ -171,6 +173,16 @@ enum Tried {
     Stopped(Stop, Option<BadBody>),
 }
 
+/// How a try ended, and over which connection.
+type Ended = (Tried, Option<Lease>, Exchange);
+
+/// Where a try goes, and who counts it.
+struct Aim {
+    endpoint: Rc<Endpoint>,
+    metrics: InFlight,
+    load: upstream::InFlight,
+}
+
 impl Request {
     /// Looks the destination up; discovery may have to be asked first.
     async fn find(&mut self, client: &mut Client) -> Result<Rc<Destination>, Stop> {
@@ -215,22 +227,24 @@ impl Request {
                 Ok(endpoint) => endpoint,
                 Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
             };
-            let metrics = match &self.routed {
-                Some(routed) => routed.way.requests(&endpoint, &client.session.worker.metrics),
-                None => client.requests(destination, &endpoint),
+            let mut aim = self.aim(client, destination, endpoint, now);
+            let (tried, mut lease, exchange) = match self.hedge(&policy) {
+                None => self.attempt(client, destination, &aim.load, &policy, now).await,
+                // Boxed because it is rare: its size would be every request's.
+                Some(after) => {
+                    let aimed = (&mut aim, bound);
+                    Box::pin(self.hedged(client, destination, &policy, aimed, after, now)).await
+                }
             };
-            let metrics = metrics.begin();
-            let load = destination.begin(&endpoint, now);
-            let (tried, mut lease, exchange) = self.attempt(client, destination, &load, &policy, now).await;
             now = Instant::now();
             self.mirror(client);
             self.progress.response_started |= exchange.passed_on;
             let after = match tried {
                 Tried::Response(mut response) => {
-                    let failure = failure_of(&response);
+                    let failure = failure_of(&response, &policy);
                     match failure {
-                        Some(failure) => load.failed(failure, now),
-                        None => load.answered(now),
+                        Some(failure) => aim.load.failed(failure, now),
+                        None => aim.load.answered(now),
                     }
                     let retry = failure.and_then(|failure| {
                         let advice = response::advice(failure, &client.to_client.bytes);
@@ -239,6 +253,7 @@ impl Request {
                     let Some(after) = retry else {
                         self.note_retry(destination, failure.is_none());
                         let lease = lease.expect("a response came over a connection");
+                        let Aim { metrics, load, .. } = aim;
                         return self
                             .respond(client, destination, &policy, response, lease, exchange, metrics, &load)
                             .await;
@@ -252,7 +267,7 @@ impl Request {
                     after
                 }
                 Tried::Failed(failure) => {
-                    load.failed(failure, now);
+                    aim.load.failed(failure, now);
                     match self.retry(client, destination, &policy, (failure, Advice::None), now) {
                         Some(after) => after,
                         None => {
@@ -263,27 +278,41 @@ impl Request {
                                 _ => Reason::Reset,
                             };
                             return self
-                                .answer(client, Some(destination), Some(&endpoint), metrics, reason, "")
+                                .answer(
+                                    client,
+                                    Some(destination),
+                                    Some(&aim.endpoint),
+                                    aim.metrics,
+                                    reason,
+                                    "",
+                                )
                                 .await;
                         }
                     }
                 }
                 Tried::Stopped(Stop::ClientLeft, _) => {
-                    load.unanswered(now);
-                    self.finish(client, Some(destination), Some(&endpoint), metrics, Outcome::default(), 0);
+                    aim.load.unanswered(now);
+                    self.finish(
+                        client,
+                        Some(destination),
+                        Some(&aim.endpoint),
+                        aim.metrics,
+                        Outcome::default(),
+                        0,
+                    );
                     return Next::Abort;
                 }
                 Tried::Stopped(Stop::Reason(reason), bad) => {
                     let message = bad.map(|bad| bad.to_string()).unwrap_or_default();
-                    load.failed(Failure::Mesh(reason), now);
+                    aim.load.failed(Failure::Mesh(reason), now);
                     self.note_retry(destination, false);
                     drop(lease);
                     return self
-                        .answer(client, Some(destination), Some(&endpoint), metrics, reason, &message)
+                        .answer(client, Some(destination), Some(&aim.endpoint), aim.metrics, reason, &message)
                         .await;
                 }
             };
-            drop((metrics, load, lease));
+            drop((aim.metrics, aim.load, lease));
             self.note_retry(destination, false);
             self.progress.retries += 1;
             client.to_upstream.rewind();
@@ -293,8 +322,23 @@ impl Request {
                     Err(Gone) => return Next::Abort,
                 }
             }
-            failed = Some(endpoint);
+            failed = Some(aim.endpoint);
         }
+    }
+
+    /// A try at an endpoint begins.
+    fn aim(
+        &self,
+        client: &mut Client,
+        destination: &Rc<Destination>,
+        endpoint: Rc<Endpoint>,
+        now: Instant,
+    ) -> Aim {
+        let metrics = match &self.routed {
+            Some(routed) => routed.way.requests(&endpoint, &client.session.worker.metrics),
+            None => client.requests(destination, &endpoint),
+        };
+        Aim { metrics: metrics.begin(), load: destination.begin(&endpoint, now), endpoint }
     }
 
     /// Sends the request to one endpoint and waits for the head of its response.
@@ -305,7 +349,7 @@ impl Request {
         load: &upstream::InFlight,
         policy: &TrafficPolicy,
         now: Instant,
-    ) -> (Tried, Option<Lease>, Exchange) {
+    ) -> Ended {
         let (mut exchange, endpoint) = (Exchange::default(), load.endpoint());
         let Client { connection, to_client, to_upstream, deadline, session, .. } = client;
         self.limits.attempt = policy.per_try_timeout.and_then(|timeout| now.checked_add(timeout));
@@ -358,23 +402,7 @@ impl Request {
             },
             ended => ended,
         };
-        let tried = match ended {
-            Ok(Ok(response)) => Tried::Response(response),
-            Ok(Err(Broken::Client)) => Tried::Stopped(Stop::ClientLeft, None),
-            Ok(Err(Broken::Request(bad))) => Tried::Stopped(Stop::Reason(Reason::BadRequest), Some(bad)),
-            Ok(Err(Broken::Response)) => Tried::Failed(Failure::Mesh(Reason::BadResponse)),
-            Ok(Err(Broken::Upstream(error))) => {
-                let reason = error.as_ref().map_or(Reason::Reset, broken);
-                Tried::Failed(if lease.is_reused() && !exchange.answered && reason == Reason::Reset {
-                    Failure::StaleConnection
-                } else {
-                    Failure::Mesh(reason)
-                })
-            }
-            Err(Reason::PerTryTimeout) => Tried::Failed(Failure::Mesh(Reason::PerTryTimeout)),
-            Err(reason) => Tried::Stopped(Stop::Reason(reason), None),
-        };
-        (tried, Some(lease), exchange)
+        (tried(ended, &lease, &exchange), Some(lease), exchange)
     }
 
     /// Passes a response on.
@@ -521,7 +549,7 @@ impl Request {
 
     /// Counts the try that just ended, if it was a retry.
     fn note_retry(&self, destination: &Destination, succeeded: bool) {
-        if self.progress.retries > 0 {
+        if self.progress.retries > u32::from(self.progress.hedged) {
             let outcome = if succeeded { RetryOutcome::Succeeded } else { RetryOutcome::Failed };
             self.retries(destination).retried(outcome);
         }
@@ -629,13 +657,31 @@ impl Client {
     }
 }
 
+/// What the end of an exchange before its response's body, or of its time, means for the try.
+fn tried(ended: Result<Result<ResponseHead, Broken>, Reason>, lease: &Lease, exchange: &Exchange) -> Tried {
+    match ended {
+        Ok(Ok(response)) => Tried::Response(response),
+        Ok(Err(Broken::Client)) => Tried::Stopped(Stop::ClientLeft, None),
+        Ok(Err(Broken::Request(bad))) => Tried::Stopped(Stop::Reason(Reason::BadRequest), Some(bad)),
+        Ok(Err(Broken::Response)) => Tried::Failed(Failure::Mesh(Reason::BadResponse)),
+        Ok(Err(Broken::Upstream(error))) => {
+            let reason = error.as_ref().map_or(Reason::Reset, broken);
+            Tried::Failed(if lease.is_reused() && !exchange.answered && reason == Reason::Reset {
+                Failure::StaleConnection
+            } else {
+                Failure::Mesh(reason)
+            })
+        }
+        Err(Reason::PerTryTimeout) => Tried::Failed(Failure::Mesh(Reason::PerTryTimeout)),
+        Err(reason) => Tried::Stopped(Stop::Reason(reason), None),
+    }
+}
+
 /// What a response that is there says about a failure.
-fn failure_of(response: &ResponseHead) -> Option<Failure> {
+fn failure_of(response: &ResponseHead, policy: &TrafficPolicy) -> Option<Failure> {
     match response.mesh_error {
         Some(reason) => Some(Failure::Mesh(reason)),
-        // 429 may be retried where a policy says so.
-        None if response.status >= 500 || response.status == 429 => Some(Failure::Status(response.status)),
-        None => None,
+        None => policy.retry.failure_of(response.status),
     }
 }
 

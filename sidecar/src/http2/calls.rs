@@ -11,14 +11,14 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONTENT_TYPE, SET_COOKIE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, request, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::TrafficPolicy;
 use crate::http2::body::Body;
 use crate::http2::head::{strip, strip_mesh};
 use crate::http2::mirror;
-use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal, Stand};
+use crate::http2::seam::{Call, Calls, Connector, Detour, End, Limits, Refusal, Stand};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
 use crate::policy::concurrency::Urgency;
@@ -30,7 +30,9 @@ use crate::routing::{Routed, Routing, Selected, Turn};
 use crate::sanitize::answer::{Answer, ERROR_HEADER, Form};
 use crate::session::Session;
 use crate::session::record::Exchange;
-use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome};
+use crate::telemetry::metrics::{
+    Direction, HedgeOutcome, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome,
+};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext, is_replaced};
 use crate::upstream::{self, Admitted, Bound, Destination, Endpoint, Lease, MeshProtocol};
 use crate::wheel::Wheel;
@@ -239,6 +241,7 @@ impl Calls for Side {
             started,
             deadline: None,
             retries: 0,
+            hedged: false,
             method_permitted: policy.retry.methods.permit(head.method.as_str().as_bytes()),
             response_started: false,
             replayable: true,
@@ -260,6 +263,7 @@ impl Calls for Side {
             endpoint: None,
             current: None,
             counted: None,
+            beside: None,
             _admitted: admitted,
         })
     }
@@ -284,6 +288,8 @@ pub(super) struct Forward<'a> {
     /// The try under way.
     current: Option<upstream::InFlight>,
     counted: Option<InFlight>,
+    /// The other one of two tries. Boxed because it is rare.
+    beside: Option<Box<Beside>>,
     /// The rule that it fell to, where its destination has routes.
     routed: Option<Routed>,
     /// Its head for copies, where the backend's own filters changed it further.
@@ -294,6 +300,13 @@ pub(super) struct Forward<'a> {
     tries: u32,
     _in_app: Option<InboundInFlight>,
     _admitted: Admitted,
+}
+
+/// A try under way of which the call does not speak now.
+struct Beside {
+    endpoint: Option<Rc<Endpoint>>,
+    current: Option<upstream::InFlight>,
+    counted: Option<InFlight>,
 }
 
 impl Forward<'_> {
@@ -309,8 +322,39 @@ impl Forward<'_> {
         self.routed.as_ref().map_or(&self.destination.retries, |routed| &routed.way.retries)
     }
 
+    /// Whether the try under way is one.
+    fn is_retry(&self) -> bool {
+        self.progress.retries > u32::from(self.progress.hedged)
+    }
+
+    /// The endpoint for the next try.
+    fn choose(&self, now: Instant) -> Result<Rc<Endpoint>, Reason> {
+        let session = self.routed.as_ref().and_then(Routed::kept_at);
+        let bound = Bound { key: self.affinity.key, session };
+        self.destination.pick(bound, self.endpoint.as_ref(), &self.side.session.worker.rng, now)
+    }
+
+    /// A try at an endpoint begins.
+    fn aim(&mut self, endpoint: Rc<Endpoint>, now: Instant) -> (Links, Terms) {
+        let worker = &self.side.session.worker;
+        self.current = Some(self.destination.begin(&endpoint, now));
+        let metrics = match &self.routed {
+            Some(routed) => routed.way.requests(&endpoint, &worker.metrics),
+            None => self.side.metrics(&self.destination, &endpoint),
+        };
+        self.counted = Some(metrics.begin());
+        let terms = terms(worker, &self.policy);
+        let links = endpoint.http2.clone();
+        self.endpoint = Some(endpoint);
+        (links, terms)
+    }
+
+    fn is_from_mesh(&self) -> bool {
+        self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_mesh())
+    }
+
     fn decide(&mut self, failure: Failure, advice: Advice, stand: Stand) -> Option<Duration> {
-        if self.progress.retries > 0 {
+        if self.is_retry() {
             self.retries().retried(RetryOutcome::Failed);
         }
         // The application's port is shut here: only another endpoint can help, and
@@ -347,6 +391,7 @@ impl Call for Forward<'_> {
             per_try: self.policy.per_try_timeout,
             per_try_whole: self.policy.per_try_whole,
             idle: self.policy.idle_timeout,
+            hedge: self.policy.retry.hedge,
             // With no attempts too: a stale connection is no try.
             replay: Some(self.policy.retry.buffer_bytes),
             held: self.policy.retry.holds(self.progress.method_permitted),
@@ -366,25 +411,12 @@ impl Call for Forward<'_> {
     }
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
-        let worker = &self.side.session.worker;
-        let session = self.routed.as_ref().and_then(Routed::kept_at);
-        let bound = Bound { key: self.affinity.key, session };
-        let picked = self.destination.pick(bound, self.endpoint.as_ref(), &worker.rng, now);
-        let endpoint = picked.map_err(|reason| Refusal {
+        let picked = self.choose(now).map_err(|reason| Refusal {
             policy: self.policy.source.clone(),
             retry_after: self.destination.retry_after(reason, now),
             ..reason.into()
         })?;
-        self.current = Some(self.destination.begin(&endpoint, now));
-        let metrics = match &self.routed {
-            Some(routed) => routed.way.requests(&endpoint, &worker.metrics),
-            None => self.side.metrics(&self.destination, &endpoint),
-        };
-        self.counted = Some(metrics.begin());
-        let terms = terms(worker, &self.policy);
-        let links = endpoint.http2.clone();
-        self.endpoint = Some(endpoint);
-        Ok((links, terms))
+        Ok(self.aim(picked, now))
     }
 
     fn connect(&self) -> impl Future<Output = Result<Leased, Refusal>> + 'static {
@@ -394,6 +426,71 @@ impl Call for Forward<'_> {
             let endpoint = endpoint.ok_or(Reason::NoHealthyEndpoint)?;
             connect(destination, endpoint, worker).await
         }
+    }
+
+    fn connector(&self) -> Connector<Leased> {
+        let (destination, endpoint) = (self.destination.clone(), self.endpoint.clone());
+        let worker = self.side.session.worker.clone();
+        Box::new(move || {
+            let (destination, endpoint, worker) = (destination.clone(), endpoint.clone(), worker.clone());
+            Box::pin(async move {
+                let endpoint = endpoint.ok_or(Reason::NoHealthyEndpoint)?;
+                connect(destination, endpoint, worker).await
+            })
+        })
+    }
+
+    fn hedge(&mut self, stand: Stand) -> Option<(Links, Terms)> {
+        let Stand { replayable, response_started, deadline, now } = stand;
+        let first = self.endpoint.clone()?;
+        let other = self.choose(now).ok().filter(|other| !Rc::ptr_eq(other, &first))?;
+        self.progress = Progress { replayable, response_started, deadline, ..self.progress };
+        let begun = self.policy.retry.hedge(&self.progress, &mut self.destination.budget.borrow_mut(), now);
+        if let Err(why) = begun {
+            if why == GiveUp::BudgetExhausted {
+                self.destination.count_hedge(&self.side.session.worker.metrics, HedgeOutcome::Exhausted);
+            }
+            return None;
+        }
+        self.progress.retries += 1;
+        self.progress.hedged = true;
+        let (current, counted) = (self.current.take(), self.counted.take());
+        self.beside = Some(Box::new(Beside { endpoint: Some(first), current, counted }));
+        Some(self.aim(other, now))
+    }
+
+    fn turn(&mut self) {
+        if let Some(beside) = &mut self.beside {
+            std::mem::swap(&mut self.endpoint, &mut beside.endpoint);
+            std::mem::swap(&mut self.current, &mut beside.current);
+            std::mem::swap(&mut self.counted, &mut beside.counted);
+        }
+    }
+
+    fn judge(&self, status: StatusCode, headers: &HeaderMap, grpc_status: Option<u8>) -> Option<Failure> {
+        let reason = headers.get(ERROR_HEADER).filter(|_| self.is_from_mesh());
+        match (reason.and_then(|word| Reason::from_wire(word.as_bytes())), grpc_status) {
+            (Some(reason), _) => Some(Failure::Mesh(reason)),
+            (None, Some(status)) if status > 0 => Some(Failure::Grpc(status)),
+            (None, _) => self.policy.retry.failure_of(status.as_u16()),
+        }
+    }
+
+    fn leave(&mut self, failure: Option<Failure>, now: Instant) {
+        match (failure, &self.current) {
+            (Some(failure), _) => self.book(failure, now),
+            (None, Some(current)) => current.unanswered(now),
+            (None, None) => {}
+        }
+        if let Some(other) = self.beside.take() {
+            let Beside { endpoint, current, counted } = *other;
+            (self.endpoint, self.current, self.counted) = (endpoint, current, counted);
+        }
+    }
+
+    fn raced(&mut self, won: bool) {
+        let outcome = if won { HedgeOutcome::Won } else { HedgeOutcome::Lost };
+        self.destination.count_hedge(&self.side.session.worker.metrics, outcome);
     }
 
     fn mirror(&mut self, head: &request::Parts, body: &Body) {
@@ -429,24 +526,13 @@ impl Call for Forward<'_> {
         grpc_status: Option<u8>,
         stand: Stand,
     ) -> Option<Duration> {
-        let from_mesh = self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_mesh());
-        let reason = match from_mesh {
-            true => head.headers.get(ERROR_HEADER).and_then(|word| Reason::from_wire(word.as_bytes())),
-            false => {
-                strip_mesh(&mut head.headers);
-                None
-            }
-        };
+        let failure = self.judge(head.status, &head.headers, grpc_status);
+        if !self.is_from_mesh() {
+            strip_mesh(&mut head.headers);
+        }
         if let Some(Ok(cookie)) = self.affinity.set_cookie.as_deref().map(HeaderValue::from_str) {
             head.headers.append(SET_COOKIE, cookie);
         }
-        let status = head.status.as_u16();
-        let failure = match (reason, grpc_status) {
-            (Some(reason), _) => Some(Failure::Mesh(reason)),
-            (None, Some(status)) if status > 0 => Some(Failure::Grpc(status)),
-            (None, _) if status >= 400 => Some(Failure::Status(status)),
-            (None, _) => None,
-        };
         let Some(failure) = failure else {
             // The guard stays: the endpoint is busy until the response is complete,
             // and only then known to have done well.
@@ -473,6 +559,10 @@ impl Call for Forward<'_> {
     }
 
     fn ended(&mut self, end: End, now: Instant) {
+        if self.beside.is_some() {
+            // Neither has answered: what ended the one ended both.
+            self.leave(end.reason.map(Failure::Mesh), now);
+        }
         match (end.reason, end.grpc_status) {
             (Some(reason), _) => self.book(Failure::Mesh(reason), now),
             (None, Some(status)) if status > 0 => self.book(Failure::Grpc(status), now),
@@ -485,7 +575,7 @@ impl Call for Forward<'_> {
                 if let Some(current) = self.current.take() {
                     current.succeeded(now);
                 }
-                if self.progress.retries > 0 {
+                if self.is_retry() {
                     self.retries().retried(RetryOutcome::Succeeded);
                 }
             }

@@ -6,6 +6,8 @@
 //! 9113, section 8.1). No try begins after a byte of a response, a 1xx
 //! included, went to the client.
 
+mod hedge;
+
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Context, Poll};
@@ -56,8 +58,11 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
         Ok(Err(Detour::Reply(reply))) => return client.reply(&reply),
         Err(_) => return,
     };
-    let limits = call.limits();
+    let mut limits = call.limits();
     client.limit(limits, &head, started);
+    if client.is_tunnel {
+        limits.hedge = None;
+    }
     let upload = Body::new(body, limits.replay);
     Exchange { call, client, head: Some(head), upload, limits }.run().await;
 }
@@ -112,7 +117,16 @@ struct Exchange<'a, C> {
     limits: Limits,
 }
 
-/// A response of which the head has come.
+/// A response of which the head has just come.
+struct Arrival {
+    response: Response<RecvStream>,
+    up: SendStream<Bytes>,
+    /// The end of the try's time.
+    limit: Option<Deadline>,
+    slot: Slot,
+}
+
+/// A response that can be passed on.
 struct Answered {
     response: Response<()>,
     download: Body,
@@ -139,17 +153,16 @@ impl<C: Call> Exchange<'_, C> {
             Box::pin(self.meet(*fault)).await?;
         }
         loop {
-            let tried = self.attempt().await;
+            let tried = match self.limits.hedge {
+                None => self.attempt().await,
+                // Boxed because it is rare: its size would be every stream's.
+                Some(after) => Box::pin(self.hedged(after)).await,
+            };
             if let Some(head) = &self.head {
                 self.call.mirror(head, &self.upload);
             }
             let now = Instant::now();
-            let stand = Stand {
-                replayable: self.upload.is_replayable() && self.head.is_some(),
-                response_started: self.client.informed,
-                deadline: self.client.until,
-                now,
-            };
+            let stand = self.stand(now);
             let (result, again) = match tried {
                 Ok(answered) => {
                     let (mut head, ()) = answered.response.into_parts();
@@ -174,6 +187,16 @@ impl<C: Call> Exchange<'_, C> {
                 self.client.unless_gone(pause.expired()).await?;
             }
             self.upload.rewind();
+        }
+    }
+
+    /// How the exchange stands.
+    fn stand(&self, now: Instant) -> Stand {
+        Stand {
+            replayable: self.upload.is_replayable() && self.head.is_some(),
+            response_started: self.client.informed,
+            deadline: self.client.until,
+            now,
         }
     }
 
@@ -211,20 +234,23 @@ impl<C: Call> Exchange<'_, C> {
         let mut started = Started { response, up, sink: true };
         let head = poll_fn(|cx| self.poll_head(cx, &mut started, limit.as_ref())).await;
         match head {
-            Ok(response) => {
-                let limit = limit.filter(|_| self.limits.per_try_whole);
-                let (head, body) = response.into_parts();
-                let mut download = Body::new(body, None);
-                if let Some(length) = self.held_back(&head.headers) {
-                    // Boxed because it is rare: its size would be every stream's.
-                    Box::pin(self.hold(&mut download, length, limit.as_ref())).await?;
-                }
-                let response = Response::from_parts(head, ());
-                Ok(Answered { response, download, up: started.up, limit, _slot: slot })
-            }
+            Ok(response) => self.arrived(Arrival { response, up: started.up, limit, slot }).await,
             Err(Early::Stop(stop)) => Err(stop),
             Err(Early::Upstream(error)) => Err(failed(&error, &slot)),
         }
+    }
+
+    /// A response has come: holds it back, if that is due to it.
+    async fn arrived(&mut self, arrival: Arrival) -> Result<Answered, Stop> {
+        let Arrival { response, up, limit, slot } = arrival;
+        let limit = limit.filter(|_| self.limits.per_try_whole);
+        let (head, body) = response.into_parts();
+        let mut download = Body::new(body, None);
+        if let Some(length) = self.held_back(&head.headers) {
+            // Boxed because it is rare: its size would be every stream's.
+            Box::pin(self.hold(&mut download, length, limit.as_ref())).await?;
+        }
+        Ok(Answered { response: Response::from_parts(head, ()), download, up, limit, _slot: slot })
     }
 
     /// The request for one try; a copy while there may be another.
@@ -242,6 +268,22 @@ impl<C: Call> Exchange<'_, C> {
         limit: Option<&Deadline>,
     ) -> Poll<Result<Response<RecvStream>, Early>> {
         let before = self.upload.sent();
+        if let Poll::Ready(result) = self.poll_answer(cx, started, true) {
+            return Poll::Ready(result);
+        }
+        if limit.is_some_and(|limit| limit.poll_expired(cx).is_ready()) {
+            return Poll::Ready(Err(late_try().into()));
+        }
+        self.client.poll_patience(cx, before != self.upload.sent()).map(|stop| Err(stop.into()))
+    }
+
+    /// The same, however long it takes. `inform`: whether interim responses are passed on.
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        started: &mut Started,
+        inform: bool,
+    ) -> Poll<Result<Response<RecvStream>, Early>> {
         if started.sink && !self.upload.is_done() {
             match self.upload.poll(cx, &mut started.up) {
                 Poll::Ready(Err(Broken::Source(_))) => return Poll::Ready(Err(Stop::Gone.into())),
@@ -251,18 +293,15 @@ impl<C: Call> Exchange<'_, C> {
             }
         }
         while let Poll::Ready(Some(Ok(mut interim))) = started.response.poll_informational(cx) {
+            if !inform {
+                continue;
+            }
             self.client.informed = true;
             head::strip_mesh(interim.headers_mut());
             // Fails only if the client is gone, which shows below.
             let _ = self.client.respond.send_informational(interim);
         }
-        if let Poll::Ready(result) = pin!(&mut started.response).poll(cx) {
-            return Poll::Ready(result.map_err(Early::Upstream));
-        }
-        if limit.is_some_and(|limit| limit.poll_expired(cx).is_ready()) {
-            return Poll::Ready(Err(late_try().into()));
-        }
-        self.client.poll_patience(cx, before != self.upload.sent()).map(|stop| Err(stop.into()))
+        pin!(&mut started.response).poll(cx).map(|result| result.map_err(Early::Upstream))
     }
 
     /// The length of a response's body if it is to be passed on only when it is whole: short, and

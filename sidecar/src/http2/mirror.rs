@@ -41,7 +41,7 @@ pub(super) async fn carry(
 }
 
 /// Hands on a body that is held anyway: h2 sends it as the windows allow.
-fn upload(
+pub(super) fn upload(
     up: &mut SendStream<Bytes>,
     chunks: Vec<Bytes>,
     trailers: Option<HeaderMap>,

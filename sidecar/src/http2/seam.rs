@@ -6,9 +6,10 @@
 //! [`Call::ended`] means that its connection went away.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, request, response};
+use http::{HeaderMap, StatusCode, request, response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http2::body::Body;
@@ -98,6 +99,9 @@ pub(crate) trait Calls: 'static {
     fn refused(&self, head: &request::Parts, reason: Reason, started: Instant);
 }
 
+/// Makes connections.
+pub(crate) type Connector<Io> = Box<dyn FnMut() -> Pin<Box<dyn Future<Output = Result<Io, Refusal>>>>>;
+
 /// One request.
 pub(crate) trait Call {
     /// A connection to an endpoint.
@@ -123,6 +127,26 @@ pub(crate) trait Call {
 
     /// Makes a connection to the endpoint picked last.
     fn connect(&self) -> impl Future<Output = Result<Self::Io, Refusal>> + 'static;
+
+    /// What makes connections to the endpoint picked last, also when another is picked later.
+    fn connector(&self) -> Connector<Self::Io>;
+
+    /// A try has not answered for so long that a second one is due beside it. The endpoint of
+    /// that one, if there may be one; it is then the try that the call speaks of.
+    fn hedge(&mut self, stand: Stand) -> Option<(Links, Terms)>;
+
+    /// From now on the call speaks of the other one of two tries.
+    fn turn(&mut self);
+
+    /// Whether a response with this head, to the try that the call speaks of, is a failure.
+    fn judge(&self, status: StatusCode, headers: &HeaderMap, grpc_status: Option<u8>) -> Option<Failure>;
+
+    /// Of two tries the one that the call speaks of is over; it lost if it did not fail. The
+    /// call speaks of the other.
+    fn leave(&mut self, failure: Option<Failure>, now: Instant);
+
+    /// A second try came to its end. `won`: with the response that is passed on.
+    fn raced(&mut self, won: bool);
 
     /// Adds the headers of this hop; called once per try.
     fn outgoing(&mut self, headers: &mut HeaderMap, now: Instant);
@@ -173,6 +197,8 @@ pub(crate) struct Limits {
     pub(crate) per_try: Option<Duration>,
     /// Whether that goes on to the end of the response.
     pub(crate) per_try_whole: bool,
+    /// When a second try begins beside one that has not answered.
+    pub(crate) hedge: Option<Duration>,
     /// On the silence of both sides.
     pub(crate) idle: Option<Duration>,
     /// Bytes of the body kept for another try; `None`: there will be no other.

@@ -44,6 +44,8 @@ pub struct RetryPolicy {
     pub max_elapsed: Option<Duration>,
     /// The longest pause that an answer may ask for; one that asks for more is not repeated.
     pub max_retry_after: Duration,
+    /// When a second try races one that has not answered; `None`: none does.
+    pub hedge: Option<Duration>,
     /// Bounds on the retries of all requests to the service together.
     pub budget: BudgetPolicy,
 }
@@ -59,6 +61,7 @@ impl Default for RetryPolicy {
             backoff: Backoff::default(),
             max_elapsed: Some(Duration::from_secs(10)),
             max_retry_after: Duration::from_secs(1),
+            hedge: None,
             budget: BudgetPolicy::default(),
         }
     }
@@ -71,8 +74,10 @@ pub struct Progress {
     pub started: Instant,
     /// When the time of the whole request is over; `None`: it has no limit.
     pub deadline: Option<Instant>,
-    /// Retries made so far: 0 while the first try is the only one.
+    /// Retries made so far, a hedge included: 0 while the first try is the only one.
     pub retries: u32,
+    /// Whether one of them was a hedge.
+    pub hedged: bool,
     /// [`Methods::permit`] for its method, asked while the head was at hand.
     pub method_permitted: bool,
     /// Whether any byte of a response, a 1xx included, was passed to the client.
@@ -177,6 +182,29 @@ impl RetryPolicy {
         (self.on.contains(Cause::Reset) && self.attempts > 0 && method_permitted).then_some(self.buffer_bytes)
     }
 
+    /// Whether a second try may begin beside one that is slow to answer. Charges the budget
+    /// only when everything else allows it.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn hedge(&self, progress: &Progress, budget: &mut RetryBudget, now: Instant) -> Result<(), GiveUp> {
+        if self.hedge.is_none() {
+            return Err(GiveUp::NotRetriable);
+        }
+        let attempts = if progress.hedged { 0 } else { self.attempts };
+        // The first may be processed at this moment: only the method can allow another.
+        self.bounds(progress, progress.method_permitted, attempts, Duration::ZERO, now)?;
+        if budget.withdraw(&self.budget, now) { Ok(()) } else { Err(GiveUp::BudgetExhausted) }
+    }
+
+    /// The failure that an application's answer of this status is: one of the server, or
+    /// one that the policy names.
+    #[inline]
+    pub fn failure_of(&self, status: u16) -> Option<Failure> {
+        let failed = status >= 500 || status == 429 || status >= 400 && self.statuses.contains(status);
+        failed.then_some(Failure::Status(status))
+    }
+
     fn consider(
         &self,
         progress: &Progress,
@@ -189,24 +217,37 @@ impl RetryPolicy {
         if !stale && !self.names(failure) {
             return Err(GiveUp::NotRetriable);
         }
-        if progress.response_started {
-            return Err(GiveUp::ResponseStarted);
-        }
-        if !progress.replayable {
-            return Err(GiveUp::BodyGone);
-        }
-        if !progress.method_permitted && !failure.any_method() {
-            return Err(GiveUp::Method);
-        }
-        if progress.retries >= if stale { 1 } else { self.attempts } {
-            return Err(GiveUp::Attempts);
-        }
         let pause = if stale { Duration::ZERO } else { self.backoff.delay(progress.retries, rng) };
         let after = match advice {
             Advice::None => pause,
             Advice::After(least) if least <= self.max_retry_after => pause.max(least),
             Advice::After(_) | Advice::Never => return Err(GiveUp::RetryAfter),
         };
+        let method = progress.method_permitted || failure.any_method();
+        self.bounds(progress, method, if stale { 1 } else { self.attempts }, after, now).map(|()| after)
+    }
+
+    /// What holds for every further try, whyever it is made.
+    fn bounds(
+        &self,
+        progress: &Progress,
+        method_permitted: bool,
+        attempts: u32,
+        after: Duration,
+        now: Instant,
+    ) -> Result<(), GiveUp> {
+        if progress.response_started {
+            return Err(GiveUp::ResponseStarted);
+        }
+        if !progress.replayable {
+            return Err(GiveUp::BodyGone);
+        }
+        if !method_permitted {
+            return Err(GiveUp::Method);
+        }
+        if progress.retries >= attempts {
+            return Err(GiveUp::Attempts);
+        }
         let elapsed = now.saturating_duration_since(progress.started).saturating_add(after);
         if self.max_elapsed.is_some_and(|max| elapsed > max) {
             return Err(GiveUp::MaxElapsed);
@@ -214,7 +255,7 @@ impl RetryPolicy {
         if progress.deadline.is_some_and(|deadline| deadline.saturating_duration_since(now) <= after) {
             return Err(GiveUp::Deadline);
         }
-        Ok(after)
+        Ok(())
     }
 
     /// Whether the policy asks for a failure to be repeated.

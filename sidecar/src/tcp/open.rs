@@ -53,6 +53,7 @@ pub(crate) async fn open(
         started: now,
         deadline: None,
         retries: 0,
+        hedged: false,
         // Bytes have no method that could forbid it.
         method_permitted: true,
         response_started: false,

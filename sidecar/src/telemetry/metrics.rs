@@ -13,6 +13,7 @@ mod cell;
 mod circuit;
 mod encode;
 mod family;
+mod hedge;
 mod labels;
 mod process;
 mod totals;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 pub use self::agent::{HandshakeSide, SharedCounter, SharedGauge};
 pub use self::cell::Outcome;
 pub use self::circuit::{Circuit, CircuitGauge};
+pub use self::hedge::{HedgeMetrics, HedgeOutcome};
 pub use self::labels::{
     DestinationLabels, Direction, EndpointLabels, RequestLabels, ServiceLabels, TcpLabels, Tls, UNKNOWN_PEER,
 };
@@ -34,6 +36,7 @@ use self::cell::{Cell, Cells, Histogram, OutcomeCells};
 use self::circuit::CircuitCell;
 use self::encode::Encoder;
 use self::family::{Family, Local};
+use self::hedge::HedgeCells;
 use self::labels::RouteLabels;
 use crate::reason::Reason;
 
@@ -55,6 +58,7 @@ struct Families {
     routes: Family<RouteLabels, RouteCells>,
     tcp: Family<TcpLabels, TcpCells>,
     retries: Family<DestinationLabels, RetryCells>,
+    hedges: Family<ServiceLabels, HedgeCells>,
     circuits: Family<EndpointLabels, CircuitCell>,
     endpoints: Family<ServiceLabels, EndpointCells>,
     agent: AgentFamilies,
@@ -78,6 +82,7 @@ impl Registry {
             routes: Family::new(limit),
             tcp: Family::new(limit),
             retries: Family::new(limit),
+            hedges: Family::new(limit),
             circuits: Family::new(limit),
             endpoints: Family::new(limit),
             agent: AgentFamilies::new(limit),
@@ -95,6 +100,7 @@ impl Registry {
             routes: Local::default(),
             tcp: Local::default(),
             retries: Local::default(),
+            hedges: Local::default(),
             endpoints: Local::default(),
         }
     }
@@ -170,6 +176,7 @@ pub struct Shard {
     routes: Local<RouteLabels, RouteCells, RouteMetrics>,
     tcp: Local<TcpLabels, TcpCells, TcpMetrics>,
     retries: Local<DestinationLabels, RetryCells, RetryMetrics>,
+    hedges: Local<ServiceLabels, HedgeCells, HedgeMetrics>,
     endpoints: Local<ServiceLabels, EndpointCells, EndpointsGauge>,
 }
 
@@ -215,6 +222,7 @@ impl Shard {
         self.routes.sweep(&self.families.routes, SWEEPS_UNUSED);
         self.tcp.sweep(&self.families.tcp, SWEEPS_UNUSED);
         self.retries.sweep(&self.families.retries, SWEEPS_UNUSED);
+        self.hedges.sweep(&self.families.hedges, SWEEPS_UNUSED);
         // A gauge without an owner says nothing true: its destination is gone.
         self.endpoints.sweep(&self.families.endpoints, 1);
     }
@@ -226,6 +234,7 @@ impl Drop for Shard {
         self.routes.clear(&self.families.routes);
         self.tcp.clear(&self.families.tcp);
         self.retries.clear(&self.families.retries);
+        self.hedges.clear(&self.families.hedges);
         self.endpoints.clear(&self.families.endpoints);
     }
 }

@@ -13,6 +13,7 @@ use super::{Destination, Endpoint};
 use crate::policy::breaker::{Census, Change, Fault, Ticket, Verdict};
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
+use crate::telemetry::metrics::{HedgeOutcome, ServiceLabels, Shard};
 
 /// A try in flight at an endpoint. Dropped without a verdict, it says nothing.
 pub struct InFlight {
@@ -162,6 +163,12 @@ impl Drop for InFlight {
 }
 
 impl Destination {
+    /// Counts a hedge. They are rare enough for a look-up.
+    pub fn count_hedge(&self, metrics: &Shard, outcome: HedgeOutcome) {
+        let labels = ServiceLabels { service: self.service.clone(), namespace: self.namespace.clone() };
+        metrics.hedges(&labels).count(outcome);
+    }
+
     /// An endpoint's circuit has changed: traffic is shared out anew.
     fn circuit_changed(&self, change: Change, now: Instant) {
         self.survey(now);

@@ -105,11 +105,19 @@ fn retry(wire: v1::Retry) -> Result<RetryPolicy, Invalid> {
         max_retry_after: wire
             .max_retry_after
             .map_or(Ok(default.max_retry_after), |value| duration("max_retry_after", value))?,
+        hedge: wire.hedge.map(hedge).transpose()?,
         budget: BudgetPolicy {
             percent,
             min_per_second: budget.min_per_second.unwrap_or(default.budget.min_per_second),
         },
     })
+}
+
+fn hedge(wire: v1::Hedge) -> Result<Duration, Invalid> {
+    match wire.after.map(|after| duration("hedge.after", after)).transpose()? {
+        Some(after) if !after.is_zero() => Ok(after),
+        _ => Err(Invalid::new("hedge.after", "a second try needs a time at which it begins")),
+    }
 }
 
 fn cause(value: i32) -> Option<Cause> {
@@ -249,6 +257,8 @@ mod tests {
             (v1::Retry { methods: vec!["get".into()], ..retry() }, "retry.methods[0]: "),
             (v1::Retry { buffer_bytes: Some(MAX_BUFFER + 1), ..retry() }, "retry.buffer_bytes: "),
             (v1::Retry { max_elapsed: seconds(-1), ..retry() }, "retry.max_elapsed: "),
+            (v1::Retry { hedge: Some(v1::Hedge { after: None }), ..retry() }, "retry.hedge.after: "),
+            (v1::Retry { hedge: Some(v1::Hedge { after: seconds(0) }), ..retry() }, "retry.hedge.after: "),
             (v1::Retry { max_retry_after: seconds(-1), ..retry() }, "retry.max_retry_after: "),
             (
                 v1::Retry { backoff: Some(v1::Backoff { jitter: 1.5, ..v1::Backoff::default() }), ..retry() },

@@ -17,6 +17,7 @@ fn fresh(now: Instant) -> Progress {
         started: now,
         deadline: None,
         retries: 0,
+        hedged: false,
         method_permitted: true,
         response_started: false,
         replayable: true,

@@ -114,6 +114,7 @@ pub(super) fn families(families: &Families, encoder: &mut Encoder) {
     requests(families, encoder);
     routes(families, encoder);
     retries(families, encoder);
+    super::hedge::encode(families, encoder);
     endpoints(families, encoder);
     tcp(families, encoder);
 }

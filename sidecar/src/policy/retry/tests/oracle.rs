@@ -87,7 +87,7 @@ proptest! {
         (base, passed, max_retry_after) in (0_u64..100, 0_u64..3000, 0_u64..1500),
         max_elapsed in prop::option::of(0_u64..3000),
         deadline in prop::option::of(0_u64..3000),
-        (method_permitted, response_started, replayable, funds) in any::<(bool, bool, bool, bool)>(),
+        (method_permitted, response_started, replayable, funds, hedged) in any::<(bool, bool, bool, bool, bool)>(),
     ) {
         let millis = Duration::from_millis;
         let mut set = StatusSet::default();
@@ -105,7 +105,8 @@ proptest! {
         let started = Instant::now();
         let now = started + millis(passed);
         let deadline = deadline.map(|deadline| started + millis(deadline));
-        let progress = Progress { started, deadline, retries, method_permitted, response_started, replayable };
+        let progress =
+            Progress { started, deadline, retries, hedged, method_permitted, response_started, replayable };
 
         let stale = failure == Failure::StaleConnection;
         // The longer of the backoff and of what was asked for.
@@ -153,5 +154,34 @@ proptest! {
         }
         let charged = obstacles.is_empty() && !stale;
         prop_assert_eq!(budget.withdraw(&policy.budget, now), funds && !charged);
+    }
+    #[test]
+    fn a_hedge_begins_when_the_rules_let_it(
+        (attempts, retries, passed) in (0_u32..4, 0_u32..4, 0_u64..3000),
+        (max_elapsed, deadline) in (prop::option::of(0_u64..3000), prop::option::of(0_u64..3000)),
+        (asked, hedged, funds) in any::<(bool, bool, bool)>(),
+        (method_permitted, response_started, replayable) in any::<(bool, bool, bool)>(),
+    ) {
+        let millis = Duration::from_millis;
+        let policy = RetryPolicy {
+            attempts,
+            hedge: asked.then(|| millis(1)),
+            max_elapsed: max_elapsed.map(millis),
+            budget: BudgetPolicy { percent: 0, min_per_second: u32::from(funds) },
+            ..RetryPolicy::default()
+        };
+        let started = Instant::now();
+        let now = started + millis(passed);
+        let in_time = max_elapsed.is_none_or(|max| passed <= max) && deadline.is_none_or(|end| passed < end);
+        let deadline = deadline.map(|deadline| started + millis(deadline));
+        let progress =
+            Progress { started, deadline, retries, hedged, method_permitted, response_started, replayable };
+        let whole = replayable && !response_started;
+        let allowed = asked && !hedged && method_permitted && whole && retries < attempts && in_time;
+        let mut budget = RetryBudget::new(started);
+        let begun = policy.hedge(&progress, &mut budget, now);
+        prop_assert_eq!(begun.is_ok(), allowed && funds, "{:?}", begun);
+        prop_assert_eq!(begun == Err(GiveUp::BudgetExhausted), allowed && !funds);
+        prop_assert_eq!(budget.withdraw(&policy.budget, now), funds && !allowed);
     }
 }
