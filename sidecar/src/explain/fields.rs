@@ -82,6 +82,8 @@ fn retry(retry: &RetryPolicy, fields: &mut Vec<Field>) {
         ("retry.methods", retry.methods.names().collect()),
         ("retry.backoff", backoff(&retry.backoff)),
         ("retry.maxElapsed", limit(retry.max_elapsed)),
+        ("retry.maxRetryAfter", time(retry.max_retry_after)),
+        ("retry.hedge", retry.hedge.map_or(Value::Null, |after| json!({"after": time(after)}))),
         ("retry.budget.percent", json!(retry.budget.percent)),
         ("retry.budget.minPerSecond", json!(retry.budget.min_per_second)),
         ("retry.bufferBytes", json!(retry.buffer_bytes)),
