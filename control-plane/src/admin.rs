@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json};
 use axum::routing::get;
+use heddle_api::discovery::v1;
 use heddle_api::tls::Credentials;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -102,7 +103,22 @@ fn workload(registration: &Registration) -> Value {
         "labels": registration.labels,
         "ready": registration.ready,
         "draining": registration.draining,
+        "health": health(registration.health.state),
+        "score": if registration.health.score == 0 { 100 } else { registration.health.score },
+        "healthCause": registration.health.cause,
     })
+}
+
+fn health(state: v1::WorkloadHealth) -> &'static str {
+    match state {
+        v1::WorkloadHealth::Unspecified => "unknown",
+        v1::WorkloadHealth::Sampling => "sampling",
+        v1::WorkloadHealth::Warming => "warming",
+        v1::WorkloadHealth::Healthy => "healthy",
+        v1::WorkloadHealth::Degraded => "degraded",
+        v1::WorkloadHealth::Warning => "warning",
+        v1::WorkloadHealth::Critical => "critical",
+    }
 }
 
 async fn errors(State(admin): State<Admin>) -> Json<Value> {

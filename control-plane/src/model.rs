@@ -146,6 +146,8 @@ pub struct Registration {
     pub ready: bool,
     /// Whether it is leaving: it finishes what it has and takes nothing new.
     pub draining: bool,
+    /// How it is, as its own sidecar sees it.
+    pub health: Health,
     /// Its sidecar's admin listener.
     pub admin: Option<SocketAddr>,
     /// The application's process, 0 if unknown.
@@ -153,6 +155,17 @@ pub struct Registration {
     /// The application's own address where that was given explicitly; an
     /// endpoint of that address in an EndpointSlice is this workload.
     pub app_address: Option<SocketAddr>,
+}
+
+/// How a workload fares.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Its state.
+    pub state: v1::WorkloadHealth,
+    /// The percentage of its share of traffic that it should get, 1 to 100; 0: not known, all of it.
+    pub score: u32,
+    /// What keeps the score down, empty if nothing does.
+    pub cause: String,
 }
 
 /// A port of a registered workload.

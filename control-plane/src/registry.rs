@@ -153,6 +153,7 @@ pub(crate) mod tests {
             zone: String::new(),
             ready: true,
             draining: false,
+            health: crate::model::Health::default(),
             admin: None,
             pid: 0,
             app_address: None,

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::config::ConfigHandle;
 use crate::log;
+use crate::policy::score::Standing;
 use crate::settings::DEFAULT_ADMIN;
 use crate::telemetry::metrics::Registry;
 use crate::upstream::Checks;
@@ -61,6 +62,7 @@ pub(crate) struct Admin {
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) registered: watch::Receiver<bool>,
     pub(crate) app_ready: watch::Receiver<bool>,
+    pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) control_plane: String,
     /// Told when somebody asks for a drain.
     pub(crate) drain: Notify,
@@ -217,6 +219,7 @@ mod tests {
             phase: phases,
             registered: watch::channel(false).1,
             app_ready: watch::channel(false).1,
+            standing: watch::channel(Standing::default()).1,
             control_plane: "127.0.0.1:7200".into(),
             drain: Notify::new(),
         });

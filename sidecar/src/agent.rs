@@ -6,6 +6,7 @@
 //! the workers, which read the configuration and the credentials.
 
 mod alerts;
+mod cgroup;
 mod control_plane;
 mod discovery;
 mod health;
@@ -15,6 +16,7 @@ mod probe;
 mod prober;
 mod reconnect;
 mod registration;
+mod standing;
 mod subscriptions;
 mod token;
 mod validate;
@@ -27,6 +29,7 @@ pub(crate) use knowledge::Knowledge;
 pub(crate) use prober::Prober;
 pub(crate) use reconnect::Reconnect;
 pub(crate) use registration::Registration;
+pub(crate) use standing::Observer;
 pub(crate) use token::TokenSource;
 pub(crate) use validate::service as valid_service;
 

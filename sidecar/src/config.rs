@@ -166,6 +166,8 @@ pub struct Endpoint {
     pub zone: String,
     /// Relative share of traffic, at least 1.
     pub weight: u32,
+    /// The percentage of it that the instance's own health lets it carry, 1 to 100.
+    pub score: u32,
     /// Its level: those of a higher number are used where lower ones cannot take everything.
     pub priority: u32,
     /// What discovery says about it.

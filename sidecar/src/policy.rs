@@ -18,3 +18,4 @@ pub mod health_check;
 pub mod request_match;
 pub mod retry;
 pub mod rng;
+pub mod score;

@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,13 @@ use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_blocking, spawn_local};
 
 use crate::admin::{self, Admin, Phase};
 use crate::agent::{
-    Alerts, ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Prober, Reconnect, Registration,
-    TokenSource, node, watch_health,
+    Alerts, ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Observer, Prober, Reconnect,
+    Registration, TokenSource, node, watch_health,
 };
 use crate::config::{self, AppProtocol, ConfigHandle};
 use crate::dns::Addresses;
 use crate::listener::{InboundKind, OutboundKind, Plumbing};
+use crate::policy::score::Standing;
 use crate::settings::{SidecarArgs, Workload};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Registry;
@@ -98,6 +100,7 @@ async fn life(
     let (draining, drains) = watch::channel(false);
     let (registered, is_registered) = watch::channel(false);
     let (app_ready, is_app_ready) = watch::channel(false);
+    let (standing, standings) = watch::channel(Standing::default());
     let (channel, channels) = watch::channel(None);
     let admin = Arc::new(Admin {
         config: config.clone(),
@@ -107,6 +110,7 @@ async fn life(
         phase: phases,
         registered: is_registered,
         app_ready: is_app_ready.clone(),
+        standing: standings.clone(),
         control_plane: control_plane.address().to_owned(),
         drain: Notify::new(),
     });
@@ -148,11 +152,13 @@ async fn life(
     };
     let (firing, alerts) = watch::channel(Vec::new());
     let watching = Alerts { config: config.clone(), metrics: metrics.clone(), firing };
+    let app_is_ready = is_app_ready.clone();
     let registration = Registration {
         alerts,
         description,
         channel: channels,
         ready: is_app_ready,
+        standing: standings,
         draining: drains,
         registered,
     };
@@ -173,6 +179,13 @@ async fn life(
     }
 
     let app = setup.plumbing.app.clone();
+    let observer = Observer {
+        app_pid: setup.app_pid,
+        ready: app_is_ready,
+        checks: Rc::default(),
+        metrics: metrics.clone(),
+        standing,
+    };
     let workers = worker::Setup {
         workers: usize::from(setup.sidecar.workers),
         config,
@@ -186,7 +199,8 @@ async fn life(
     // Off this runtime: workers make runtimes of their own.
     let workers =
         spawn_blocking(move || worker::start(workers)).await?.context("the workers cannot start")?;
-    tasks.spawn_local(watch_health(setup.workload, app, app_ready));
+    tasks.spawn_local(watch_health(setup.workload, app, app_ready, observer.checks.clone()));
+    tasks.spawn_local(observer.run());
     phase.send_replace(Phase::Serving);
     tracing::info!("the sidecar is ready");
     ready();

@@ -339,9 +339,11 @@ impl Destination {
     fn rebalance(&self, policy: &Balancing, now: Instant) {
         let members: Box<[Member]> = self.endpoints.borrow().iter().map(|e| e.member()).collect();
         // Turns and tables outlive what does not concern them.
-        if !self.balancer.borrow().is_of(policy, &members) {
-            *self.balancer.borrow_mut() = Balancer::new(policy, members, &self.chance, now);
+        let mut balancer = self.balancer.borrow_mut();
+        if !balancer.is_of(policy, &members) && !balancer.reweigh(policy, &members, &self.chance, now) {
+            *balancer = Balancer::new(policy, members, &self.chance, now);
         }
+        drop(balancer);
         self.survey(now);
     }
 

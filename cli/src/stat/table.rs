@@ -12,6 +12,8 @@ use crate::metrics::Sample;
 pub(crate) struct Totals {
     workloads: usize,
     ready: usize,
+    /// The worst of its workloads' states; `None` if none says how it is.
+    health: Option<Health>,
     requests: f64,
     failed: f64,
     mutual: f64,
@@ -23,6 +25,8 @@ impl Totals {
     pub(super) fn count(&mut self, workload: &Workload) {
         self.workloads += 1;
         self.ready += usize::from(workload.more.get("ready").is_none_or(|ready| ready != false));
+        let health = workload.more.get("health").and_then(|word| Health::of(word.as_str()?));
+        self.health = self.health.max(health);
     }
 
     pub(super) fn add(&mut self, samples: &[Sample]) {
@@ -46,6 +50,36 @@ impl Totals {
     }
 }
 
+/// How a workload is, the worst last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Health {
+    Healthy,
+    Sampling,
+    Warming,
+    Degraded,
+    Warning,
+    Critical,
+}
+
+impl Health {
+    /// By its word; `None` for what only other versions say.
+    fn of(word: &str) -> Option<Self> {
+        use Health::{Critical, Degraded, Healthy, Sampling, Warming, Warning};
+        [Healthy, Sampling, Warming, Degraded, Warning, Critical].into_iter().find(|one| one.word() == word)
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Sampling => "sampling",
+            Self::Warming => "warming",
+            Self::Degraded => "degraded",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
 /// An answer of the server's own fault: 5xx, or a gRPC status other than OK
 /// and those that blame the caller.
 fn is_failure(sample: &Sample) -> bool {
@@ -58,6 +92,7 @@ fn is_failure(sample: &Sample) -> bool {
 pub(crate) struct Row {
     pub(crate) service: String,
     pub(crate) endpoints: String,
+    pub(crate) health: Option<Health>,
     /// Share of requests that did not fail, 0 to 1; `None` without requests.
     pub(crate) success: Option<f64>,
     pub(crate) per_second: f64,
@@ -87,6 +122,7 @@ pub(crate) fn rows(before: &Observation, now: &Observation) -> Vec<Row> {
         Row {
             service: service.clone(),
             endpoints: format!("{}/{}", totals.ready, totals.workloads),
+            health: totals.health,
             success: share(requests - since(totals.failed, earlier.failed)),
             per_second: requests / seconds,
             latency: [0.5, 0.95, 0.99].map(|q| quantile(&buckets, q).map(|s| s * 1000.0)),
@@ -117,8 +153,8 @@ fn quantile(buckets: &[(f64, f64)], quantile: f64) -> Option<f64> {
 
 pub(crate) fn render(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<32} {:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6}\n",
-        "SERVICE", "READY", "SUCCESS", "REQ/S", "P50", "P95", "P99", "MTLS"
+        "{:<32} {:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6}\n",
+        "SERVICE", "READY", "HEALTH", "SUCCESS", "REQ/S", "P50", "P95", "P99", "MTLS"
     );
     let percent = |share: Option<f64>| share.map_or("-".into(), |share| format!("{:.2}%", share * 100.0));
     let whole = |share: Option<f64>| share.map_or("-".into(), |share| format!("{:.0}%", share * 100.0));
@@ -127,9 +163,10 @@ pub(crate) fn render(rows: &[Row]) -> String {
         let [p50, p95, p99] = row.latency.map(time);
         writeln!(
             text,
-            "{:<32} {:>5} {:>9} {:>9.1} {p50:>9} {p95:>9} {p99:>9} {:>6}",
+            "{:<32} {:>5} {:>9} {:>9} {:>9.1} {p50:>9} {p95:>9} {p99:>9} {:>6}",
             row.service,
             row.endpoints,
+            row.health.map_or("-", Health::word),
             percent(row.success),
             row.per_second,
             whole(row.mutual)
@@ -168,6 +205,28 @@ mod tests {
         assert!((quantile(&buckets, 0.7).unwrap() - 0.0015).abs() < 1e-9);
         assert_eq!(quantile(&buckets, 0.99), Some(0.002));
         assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn a_service_is_as_its_worst_workload() {
+        let workload = |health: &str| Workload {
+            service: "users".into(),
+            namespace: "shop".into(),
+            identity: String::new(),
+            admin: String::new(),
+            pid: 0,
+            more: [("health".to_owned(), health.into())].into_iter().collect(),
+        };
+        let mut totals = Totals::default();
+        for (word, worst) in [
+            ("unknown", None),
+            ("healthy", Some(Health::Healthy)),
+            ("warning", Some(Health::Warning)),
+            ("warming", Some(Health::Warning)),
+        ] {
+            totals.count(&workload(word));
+            assert_eq!(totals.health, worst);
+        }
     }
 
     #[test]

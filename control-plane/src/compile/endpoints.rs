@@ -180,6 +180,7 @@ impl Endpoints<'_> {
                 mesh_port: workload.inbound_port.into(),
                 zone: if workload.zone.is_empty() { hints.zone.into() } else { workload.zone.clone() },
                 weight: weight.or(hints.weight).unwrap_or_default(),
+                score: if workload.health.score < 100 { workload.health.score } else { 0 },
                 ..v1::Endpoint::default()
             },
             bindings: BTreeMap::new(),

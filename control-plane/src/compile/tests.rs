@@ -38,6 +38,7 @@ fn workload(service: &str, instance: &str, ports: &[(&str, u16)]) -> Registratio
         zone: String::new(),
         ready: true,
         draining: false,
+        health: crate::model::Health::default(),
         admin: None,
         pid: 0,
         app_address: None,

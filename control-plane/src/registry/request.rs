@@ -10,7 +10,7 @@ use heddle_api::name::ServiceName;
 
 use crate::alerts::Reported;
 use crate::ca::Subject;
-use crate::model::{RegisteredPort, Registration};
+use crate::model::{Health, RegisteredPort, Registration};
 
 /// Why a registration was refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +55,7 @@ pub(crate) fn read(request: v1::RegisterRequest, subject: &Subject) -> Result<Re
     }
     text("instance", &request.instance)?;
     text("zone", &request.zone)?;
+    let health = health(&request)?;
     let address: IpAddr = request
         .address
         .parse()
@@ -98,6 +99,7 @@ pub(crate) fn read(request: v1::RegisterRequest, subject: &Subject) -> Result<Re
         zone: request.zone,
         ready: request.ready,
         draining: request.draining,
+        health,
         admin: socket("admin", &request.admin)?,
         pid: request.pid,
         app_address: socket("app_address", &request.app_address)?,
@@ -117,6 +119,16 @@ pub(crate) fn alerts(reported: Vec<v1::FiringAlert>) -> Result<Vec<Reported>, Re
         Ok(Reported { rule: id, value, requests })
     };
     reported.into_iter().map(read).collect()
+}
+
+fn health(request: &v1::RegisterRequest) -> Result<Health, Refused> {
+    text("health_cause", &request.health_cause)?;
+    if request.score > 100 {
+        let reason = format!("{} is more than 100", request.score);
+        return Err(Refused::Field { field: "score", reason });
+    }
+    // A state that only newer sidecars know is none.
+    Ok(Health { state: request.health(), score: request.score, cause: request.health_cause.clone() })
 }
 
 fn text(field: &'static str, text: &str) -> Result<(), Refused> {
@@ -200,6 +212,8 @@ mod tests {
             ("ports", v1::RegisterRequest { ports: (1..100).map(port).collect(), ..request() }),
             ("admin", v1::RegisterRequest { admin: "localhost:1".into(), ..request() }),
             ("zone", v1::RegisterRequest { zone: "a\nb".into(), ..request() }),
+            ("score", v1::RegisterRequest { score: 101, ..request() }),
+            ("health_cause", v1::RegisterRequest { health_cause: "a\nb".into(), ..request() }),
             ("labels[heddle.dev/weight]", v1::RegisterRequest { labels: weight("heavy"), ..request() }),
             ("labels[heddle.dev/weight]", v1::RegisterRequest { labels: weight("0"), ..request() }),
         ];

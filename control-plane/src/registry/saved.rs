@@ -16,7 +16,7 @@ use heddle_api::discovery::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::store;
-use crate::model::{RegisteredPort, Registration};
+use crate::model::{Health, RegisteredPort, Registration};
 
 /// How long workloads of an earlier run wait for their sidecars, which
 /// reconnect with a backoff of up to some ten seconds. Longer than the grace
@@ -105,6 +105,8 @@ impl Saved {
             zone: self.zone,
             ready: self.ready,
             draining: false,
+            // It is for its sidecar to say anew.
+            health: Health::default(),
             admin: self.admin,
             pid: self.pid,
             app_address: self.app_address,

@@ -15,12 +15,14 @@ use super::{Admin, Phase};
 use crate::agent::timestamp;
 use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service};
 use crate::policy::breaker::{Cause, CircuitState};
+use crate::policy::score::Signal;
 use crate::telemetry::metrics::{Circuit, EndpointLabels};
 use crate::upstream::Check;
 
 /// `/config`: the state of the sidecar, and what it was told.
 pub(super) fn config(admin: &Admin) -> Value {
     let snapshot = admin.config.load();
+    let standing = *admin.standing.borrow();
     let mut services: Vec<_> = snapshot.services.iter().collect();
     services.sort_unstable_by_key(|(name, _)| *name);
     let mut addresses: Vec<_> = snapshot.addresses.iter().collect();
@@ -34,6 +36,11 @@ pub(super) fn config(admin: &Admin) -> Value {
         "controlPlane": admin.control_plane,
         "registered": *admin.registered.borrow(),
         "appReady": *admin.app_ready.borrow(),
+        "health": {
+            "state": standing.state.as_str(),
+            "score": standing.score,
+            "cause": standing.cause.map(Signal::as_str),
+        },
         "identity": admin.credentials.get().and_then(identity),
         "mesh": snapshot.mesh.as_ref().map(|mesh| json!({
             "trustDomain": mesh.trust_domain,
@@ -125,6 +132,7 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
                 "identity": endpoint.mesh.as_ref().map(|mesh| mesh.identity.as_str()),
                 "zone": endpoint.zone,
                 "weight": endpoint.weight,
+                "score": endpoint.score,
                 "priority": endpoint.priority,
                 "healthy": endpoint.health == EndpointHealth::Healthy,
                 "checks": checks(&service.name, &endpoint.id),

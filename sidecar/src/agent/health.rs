@@ -4,12 +4,15 @@
 //! [`Health`] decides, purely; `watch` probes. At first probes follow one
 //! another quickly, so that a workload joins as soon as it listens.
 
+use std::cell::Cell;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::listener::AppDialer;
+use crate::policy::score::Tally;
 use crate::settings::{HealthSpec, Workload};
 
 use super::probe;
@@ -29,8 +32,13 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// One lost probe of a busy application is no reason to send everyone away.
 const FAILURES: u32 = 3;
 
-/// Keeps `ready` up to date, for ever.
-pub(crate) async fn watch(workload: Workload, app: AppDialer, ready: watch::Sender<bool>) {
+/// Keeps `ready` up to date, for ever, and counts in `results` what probes gave.
+pub(crate) async fn watch(
+    workload: Workload,
+    app: AppDialer,
+    ready: watch::Sender<bool>,
+    results: Rc<Cell<Tally>>,
+) {
     let ports: Vec<u16> = workload.ports.iter().map(|port| port.number).collect();
     if ports.is_empty() && workload.health == HealthSpec::Tcp {
         // A workload that only calls others has nothing that could be unready.
@@ -46,6 +54,8 @@ pub(crate) async fn watch(workload: Workload, app: AppDialer, ready: watch::Send
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("no answer within {TIMEOUT:?}")),
         };
+        let Tally { all, failed } = results.get();
+        results.set(Tally { all: all + 1, failed: failed + u64::from(error.is_some()) });
         if let Some(now) = health.observe(error.is_none()) {
             match &error {
                 Some(reason) => tracing::warn!(%reason, "the application is not ready any more"),

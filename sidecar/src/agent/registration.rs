@@ -11,15 +11,18 @@ use tonic::transport::Channel;
 
 use super::control_plane::describe;
 use super::reconnect::Reconnect;
+use crate::policy::score::{Signal, Standing, State};
 
 /// The registration of one workload.
 pub(crate) struct Registration {
-    /// The workload; `ready`, `draining` and `alerts` are filled in from below.
+    /// The workload; readiness, health, `draining` and `alerts` are filled in from below.
     pub(crate) description: v1::RegisterRequest,
     /// The connection to the control plane, while there is one.
     pub(crate) channel: watch::Receiver<Option<Channel>>,
     /// Whether the application is ready.
     pub(crate) ready: watch::Receiver<bool>,
+    /// How the workload fares.
+    pub(crate) standing: watch::Receiver<Standing>,
     /// Whether the sidecar drains.
     pub(crate) draining: watch::Receiver<bool>,
     /// The alerts that fire.
@@ -80,6 +83,11 @@ impl Registration {
                         return "the stream takes no more requests".into();
                     }
                 }
+                Ok(()) = self.standing.changed() => {
+                    if requests.send(self.now()).await.is_err() {
+                        return "the stream takes no more requests".into();
+                    }
+                }
                 Ok(()) = self.draining.changed() => {
                     if requests.send(self.now()).await.is_err() {
                         return "the stream takes no more requests".into();
@@ -92,6 +100,26 @@ impl Registration {
     fn now(&mut self) -> v1::RegisterRequest {
         let (ready, draining) = (*self.ready.borrow_and_update(), *self.draining.borrow_and_update());
         let alerts = self.alerts.borrow_and_update().clone();
-        v1::RegisterRequest { ready, draining, alerts, ..self.description.clone() }
+        let Standing { state, score, cause } = *self.standing.borrow_and_update();
+        v1::RegisterRequest {
+            ready,
+            draining,
+            alerts,
+            health: health(state).into(),
+            score,
+            health_cause: cause.map_or("", Signal::as_str).into(),
+            ..self.description.clone()
+        }
+    }
+}
+
+fn health(state: State) -> v1::WorkloadHealth {
+    match state {
+        State::Sampling => v1::WorkloadHealth::Sampling,
+        State::Warming => v1::WorkloadHealth::Warming,
+        State::Healthy => v1::WorkloadHealth::Healthy,
+        State::Degraded => v1::WorkloadHealth::Degraded,
+        State::Warning => v1::WorkloadHealth::Warning,
+        State::Critical => v1::WorkloadHealth::Critical,
     }
 }

@@ -203,6 +203,11 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
         Ok(v1::EndpointHealth::Draining) => EndpointHealth::Draining,
         Err(_) => return Err(unknown("health", wire.health)),
     };
+    let score = match wire.score {
+        0 => 100,
+        score @ 1..=100 => score,
+        score => return Err(Invalid::new("score", format!("{score} is more than 100"))),
+    };
     Ok(Endpoint {
         id: wire.id,
         address,
@@ -210,6 +215,7 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
         mesh,
         zone: wire.zone,
         weight: wire.weight.max(1),
+        score,
         priority: wire.priority,
         health,
     })
@@ -302,6 +308,7 @@ mod tests {
             (|s| s.endpoints[0].identity.clear(), "endpoints[0].identity: "),
             (|s| s.endpoints[0].mesh_port = 0, "endpoints[0].mesh_port: "),
             (|s| s.endpoints[0].health = 9, "endpoints[0].health: "),
+            (|s| s.endpoints[0].score = 101, "endpoints[0].score: "),
             (|s| s.addresses.push("x".into()), "addresses[1]: "),
         ] {
             let error = refused(change);

@@ -225,15 +225,32 @@ impl Balancer {
         self.policy == *policy && *self.members == *members
     }
 
+    /// Goes on with other weights of the same members; `false` if more than those differ.
+    pub fn reweigh(&mut self, policy: &Balancing, members: &[Member], rng: &Rng, now: Instant) -> bool {
+        let same = |(old, new): (&Member, &Member)| *new == Member { weight: new.weight, ..*old };
+        let only_weights = self.policy == *policy
+            && self.members.len() == members.len()
+            && self.members.iter().zip(members).all(same);
+        if only_weights {
+            self.members = members.into();
+            self.step(rng, now);
+        }
+        only_weights
+    }
+
     /// When [`Self::step`] has something to do.
     pub fn next_step(&self) -> Option<Instant> {
         self.next_step
     }
 
-    /// Lets the weights of new members grow.
+    /// Brings the weights up to date: those of new members grow.
     pub fn step(&mut self, rng: &Rng, now: Instant) {
         for group in &mut self.groups {
             let weights = weights(&group.members, &self.members, &self.policy, now);
+            let unchanged = |(place, weight): (usize, &u64)| group.weights.weight(place) == *weight;
+            if weights.iter().enumerate().all(unchanged) {
+                continue;
+            }
             match &mut group.picker {
                 Picker::Latency | Picker::Queue | Picker::Chance => {}
                 Picker::Turns(turns) => turns.reweigh(&weights, rng),

@@ -38,6 +38,7 @@ use self::encode::Encoder;
 use self::family::{Family, Local};
 use self::hedge::HedgeCells;
 use self::labels::RouteLabels;
+use crate::policy::score::Tally;
 use crate::reason::Reason;
 
 /// Label sets per family: a service with a hundred clients and twenty routes
@@ -156,6 +157,22 @@ impl Registry {
     /// The circuits of all endpoints and services, those of services without an endpoint's name.
     pub fn circuits(&self, now: Instant) -> Vec<(EndpointLabels, Circuit)> {
         self.0.circuits.totals().into_iter().map(|(labels, cell)| (labels, cell.circuit(now))).collect()
+    }
+
+    /// Requests and connections to others that ended so far, and those that failed by the
+    /// other side's or the mesh's fault.
+    pub fn dependencies(&self) -> Tally {
+        let mut tally = Tally::default();
+        let mut count = |outcomes: &OutcomeCells| {
+            outcomes.visit(|outcome, count| {
+                tally.all = tally.all.wrapping_add(count);
+                tally.failed = tally.failed.wrapping_add(if outcome.is_failure() { count } else { 0 });
+            });
+        };
+        let is_outbound = |direction| direction == Direction::Outbound;
+        self.0.requests.visit(|labels| is_outbound(labels.direction), &mut count);
+        self.0.tcp.visit(|labels| is_outbound(labels.direction), |cells| count(&cells.connections));
+        tally
     }
 
     /// All metrics in the Prometheus text format, version 0.0.4.

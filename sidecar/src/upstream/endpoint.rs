@@ -150,7 +150,8 @@ impl Endpoint {
     pub(super) fn update(&self, new: &config::Endpoint, zone: &str, since: Option<Instant>) {
         let known = self.member.get();
         self.member.set(Member {
-            weight: new.weight,
+            // In hundredths: only shares of each other are looked at.
+            weight: new.weight.saturating_mul(new.score),
             priority: new.priority,
             local: !zone.is_empty() && new.zone == zone,
             since: if new.health == EndpointHealth::Healthy { since } else { known.since },

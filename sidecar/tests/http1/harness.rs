@@ -75,6 +75,7 @@ impl Sidecar {
                     mesh: mesh.clone(),
                     zone: String::new(),
                     weight: 1,
+                    score: 100,
                     priority: 0,
                     health: EndpointHealth::Healthy,
                 })

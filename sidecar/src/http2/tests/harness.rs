@@ -152,6 +152,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         mesh: mesh.clone(),
         zone: String::new(),
         weight: 1,
+        score: 100,
         priority: 0,
         health: EndpointHealth::Healthy,
     });

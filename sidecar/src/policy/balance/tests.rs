@@ -301,3 +301,22 @@ fn a_balancer_is_kept_while_what_it_was_made_from_stays() {
     assert!(!set.balancer.is_of(&policy, &[member(0, 1), member(1, 2)]));
     assert!(!set.balancer.is_of(&policy, &members[..1]));
 }
+
+#[test]
+fn other_weights_are_taken_on_without_a_new_balancer() {
+    for algorithm in algorithms() {
+        let policy = of(algorithm.clone());
+        let mut set = Set::new(&policy, &[member(0, 100), member(1, 100)]);
+        let lighter = [member(0, 40), member(1, 100)];
+        assert!(set.balancer.reweigh(&policy, &lighter, &set.rng, set.now));
+        assert!(set.balancer.is_of(&policy, &lighter));
+        set.survey();
+        let counts = set.counts(None);
+        assert!(is_share(counts[0], 40.0 / 140.0), "{algorithm:?} {counts:?}");
+        let local = Member { local: true, ..lighter[0] };
+        for others in [&[lighter[0], member(2, 100)][..], &lighter[..1], &[local, lighter[1]]] {
+            assert!(!set.balancer.reweigh(&policy, others, &set.rng, set.now));
+        }
+        assert!(set.balancer.is_of(&policy, &lighter), "nothing was changed");
+    }
+}

@@ -122,6 +122,20 @@ pub struct Outcome {
     pub error: Option<Reason>,
 }
 
+impl Outcome {
+    /// Whether the server's side or the mesh is at fault, and neither the client nor nobody: a
+    /// 5xx, a gRPC status that blames the server, or a connection that was not carried.
+    pub(super) fn is_failure(self) -> bool {
+        match (self.code, self.grpc_status) {
+            (_, Some(status)) => matches!(status, 2 | 4 | 13 | 14 | 15),
+            (500.., None) => true,
+            // Opaque connections have no status.
+            (0, None) => self.error.is_some(),
+            _ => false,
+        }
+    }
+}
+
 /// [`Outcome`] in one word, for a scan that compares words.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct OutcomeKey(u64);
@@ -204,6 +218,15 @@ impl OutcomeCells {
     #[inline]
     fn iter(&self) -> impl Iterator<Item = &OutcomeCell> {
         std::iter::successors(self.0.get(), |cell| cell.next.0.get()).map(|cell| &**cell)
+    }
+
+    /// Shows each outcome that is known and how often it came.
+    pub(super) fn visit(&self, mut look: impl FnMut(Outcome, u64)) {
+        for cell in self.iter() {
+            if let Some(outcome) = cell.key.outcome() {
+                look(outcome, cell.count.get());
+            }
+        }
     }
 
     pub(super) fn sorted(&self) -> Vec<(OutcomeKey, u64)> {

@@ -56,6 +56,14 @@ impl<L: Labels, C: Cells> Family<L, C> {
         totals
     }
 
+    /// Shows the cells of each label set that `wanted` picks, one shard's after the other.
+    pub(super) fn visit(&self, wanted: impl Fn(&L) -> bool, mut look: impl FnMut(&C)) {
+        for (_, group) in self.groups.lock().iter().filter(|(labels, _)| wanted(labels)) {
+            look(&group.retired);
+            group.live.iter().for_each(|cells| look(cells));
+        }
+    }
+
     /// The labels to count under: the ones asked for if there is room.
     pub(super) fn admit(&self, labels: &L) -> L {
         let groups = self.groups.lock();
