@@ -1,7 +1,7 @@
 //! How much of its share of traffic a workload should get, by its own health.
 //!
 //! Four signals are each worth up to 100 points, and the worst of them counts: a
-//! good processor makes up for no memory. Points make a [`Level`], and a level is
+//! good processor makes up for no memory. Points make a level, and a level is
 //! taken on only when it lasted: [`WORSE_AFTER`] on the way down, [`BETTER_AFTER`]
 //! on the way up, so that callers hear of lasting changes and nothing flaps. What
 //! there is too little data of is taken to be good.
