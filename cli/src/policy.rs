@@ -82,12 +82,12 @@ pub(crate) async fn run(args: PolicyArgs) -> anyhow::Result<()> {
 }
 
 /// Who asks: a namespace, and perhaps a service of it.
-struct From {
+struct Client {
     namespace: String,
     service: Option<ServiceName>,
 }
 
-impl From {
+impl Client {
     fn parse(text: &str) -> anyhow::Result<Self> {
         let (namespace, service) = match text.split_once('/') {
             Some((namespace, service)) => (namespace, Some(service)),
@@ -101,14 +101,14 @@ impl From {
 }
 
 async fn explain(args: ExplainArgs) -> anyhow::Result<Report> {
-    let from = args.from.as_deref().map(From::parse).transpose()?;
+    let from = args.from.as_deref().map(Client::parse).transpose()?;
     let near = from.as_ref().map_or("default", |from| &from.namespace);
     let name = match args.service.parse() {
         Ok(name) => name,
         Err(_) => ServiceName::from_host(&args.service, near, DEFAULT_CLUSTER_DOMAIN)
             .with_context(|| format!("{:?} is no name of a service", args.service))?,
     };
-    let from = from.unwrap_or_else(|| From { namespace: name.namespace().into(), service: None });
+    let from = from.unwrap_or_else(|| Client { namespace: name.namespace().into(), service: None });
     let admin = Admin::new(args.location)?;
     let service = known(&admin, &name).await?;
     let port = match (args.port, service.ports().collect::<Vec<_>>().as_slice()) {
@@ -259,7 +259,7 @@ fn fault(fault: &Fault) -> Value {
 
 /// What the sidecars of a namespace, or of one service of it, know of endpoints;
 /// one that does not answer is left out.
-async fn states(admin: &Admin, from: &From) -> anyhow::Result<Vec<(Workload, Vec<Value>)>> {
+async fn states(admin: &Admin, from: &Client) -> anyhow::Result<Vec<(Workload, Vec<Value>)>> {
     let workloads = admin.workloads().await?.workloads.into_iter();
     let asked = workloads.filter(|workload| {
         workload.namespace == from.namespace

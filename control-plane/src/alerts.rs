@@ -9,6 +9,7 @@ mod outbox;
 mod webhook;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Instant, SystemTime};
 
 use heddle_api::name::ServiceName;
@@ -32,19 +33,25 @@ use crate::metrics::{Metrics, Notified};
 pub(crate) struct SharedAlerts {
     board: Mutex<Board>,
     changed: Notify,
+    streams: AtomicU64,
 }
 
 impl SharedAlerts {
+    /// A number for a stream by which one workload reports.
+    pub(crate) fn stream(&self) -> u64 {
+        self.streams.fetch_add(1, Relaxed)
+    }
+
     /// Takes what one workload reports; what it does not, is resolved there.
-    pub(crate) fn report(&self, service: &ServiceName, instance: &str, alerts: Vec<Reported>) {
-        if self.board.lock().report(service, instance, alerts) {
+    pub(crate) fn report(&self, stream: u64, service: &ServiceName, instance: &str, alerts: Vec<Reported>) {
+        if self.board.lock().report(stream, service, instance, alerts) {
             self.changed.notify_one();
         }
     }
 
     /// Its stream ended; what it reported last holds for a while.
-    pub(crate) fn lost(&self, service: &ServiceName, instance: &str) {
-        if self.board.lock().lost(service, instance, Instant::now()) {
+    pub(crate) fn lost(&self, stream: u64, service: &ServiceName, instance: &str) {
+        if self.board.lock().lost(stream, service, instance, Instant::now()) {
             self.changed.notify_one();
         }
     }

@@ -86,6 +86,8 @@ pub(super) struct Board {
 }
 
 struct Report {
+    /// The stream that it came by: a newer one of the same workload may outlive it.
+    stream: u64,
     alerts: Vec<Reported>,
     /// Until when it holds, if the workload's stream was lost.
     until: Option<Instant>,
@@ -103,19 +105,28 @@ struct Firing {
 
 impl Board {
     /// Returns whether there is something to look at.
-    pub(super) fn report(&mut self, service: &ServiceName, instance: &str, alerts: Vec<Reported>) -> bool {
+    pub(super) fn report(
+        &mut self,
+        stream: u64,
+        service: &ServiceName,
+        instance: &str,
+        alerts: Vec<Reported>,
+    ) -> bool {
         let key = (service.clone(), instance.to_owned());
         if alerts.is_empty() {
             return self.reports.remove(&key).is_some();
         }
-        self.reports.insert(key, Report { alerts, until: None });
+        self.reports.insert(key, Report { stream, alerts, until: None });
         true
     }
 
     /// Returns whether there is something to look at.
-    pub(super) fn lost(&mut self, service: &ServiceName, instance: &str, now: Instant) -> bool {
+    pub(super) fn lost(&mut self, stream: u64, service: &ServiceName, instance: &str, now: Instant) -> bool {
         let report = self.reports.get_mut(&(service.clone(), instance.to_owned()));
-        report.map(|report| report.until = Some(now + LOST_GRACE)).is_some()
+        report
+            .filter(|report| report.stream == stream)
+            .map(|report| report.until = Some(now + LOST_GRACE))
+            .is_some()
     }
 
     /// What changed since the last look.
@@ -258,23 +269,23 @@ pub(super) mod tests {
     #[test]
     fn two_workloads_are_one_alert() {
         let mut bench = Bench::new();
-        assert!(bench.board.report(&users(), "a", reported(10.0)));
+        assert!(bench.board.report(1, &users(), "a", reported(10.0)));
         assert_eq!(bench.at(0), [(Status::Firing, 1)]);
-        assert!(bench.board.report(&users(), "b", reported(20.0)));
+        assert!(bench.board.report(1, &users(), "b", reported(20.0)));
         assert_eq!(bench.at(1), []);
         assert_eq!(bench.board.firing()[0].instances, 2);
-        assert!(bench.board.report(&users(), "a", Vec::new()));
+        assert!(bench.board.report(1, &users(), "a", Vec::new()));
         assert_eq!(bench.at(2), []);
-        assert!(bench.board.report(&users(), "b", Vec::new()));
+        assert!(bench.board.report(1, &users(), "b", Vec::new()));
         assert_eq!(bench.at(3), [(Status::Resolved, 0)]);
-        assert!(!bench.board.report(&users(), "b", Vec::new()));
+        assert!(!bench.board.report(1, &users(), "b", Vec::new()));
         assert_eq!(bench.at(4), []);
     }
 
     #[test]
     fn a_firing_alert_is_told_again_after_its_time() {
         let mut bench = Bench::new();
-        bench.board.report(&users(), "a", reported(10.0));
+        bench.board.report(1, &users(), "a", reported(10.0));
         assert_eq!(bench.at(0), [(Status::Firing, 1)]);
         assert_eq!(bench.board.next_look(), Some(bench.start + Duration::from_secs(3600)));
         assert_eq!(
@@ -286,26 +297,36 @@ pub(super) mod tests {
     #[test]
     fn a_lost_stream_resolves_nothing_until_its_workload_stays_away() {
         let mut bench = Bench::new();
-        bench.board.report(&users(), "a", reported(10.0));
+        bench.board.report(1, &users(), "a", reported(10.0));
         bench.at(0);
-        assert!(bench.board.lost(&users(), "a", bench.start));
+        assert!(bench.board.lost(1, &users(), "a", bench.start));
         assert_eq!(bench.at(29), []);
-        bench.board.report(&users(), "a", reported(10.0));
+        bench.board.report(1, &users(), "a", reported(10.0));
         assert_eq!(bench.at(31), []);
-        bench.board.lost(&users(), "a", bench.start + Duration::from_secs(31));
+        bench.board.lost(1, &users(), "a", bench.start + Duration::from_secs(31));
         assert_eq!(bench.at(61), [(Status::Resolved, 0)]);
-        assert!(!bench.board.lost(&users(), "nobody", bench.start));
+        assert!(!bench.board.lost(1, &users(), "nobody", bench.start));
+    }
+
+    #[test]
+    fn an_older_stream_of_the_same_workload_takes_nothing_along() {
+        let mut bench = Bench::new();
+        bench.board.report(1, &users(), "a", reported(10.0));
+        bench.board.report(2, &users(), "a", reported(10.0));
+        assert!(!bench.board.lost(1, &users(), "a", bench.start));
+        assert_eq!((bench.at(0).len(), bench.at(60).len()), (1, 0));
+        assert!(bench.board.lost(2, &users(), "a", bench.start));
     }
 
     #[test]
     fn only_rules_that_exist_and_concern_the_workload_count() {
         let mut bench = Bench::new();
-        bench.board.report(&"bank/users".parse().unwrap(), "a", reported(10.0));
+        bench.board.report(1, &"bank/users".parse().unwrap(), "a", reported(10.0));
         let unknown = Reported { rule: "shop/watch/other".into(), value: 1.0, requests: 1 };
-        bench.board.report(&users(), "a", vec![unknown]);
+        bench.board.report(1, &users(), "a", vec![unknown]);
         assert_eq!(bench.at(0), []);
         // A rule that goes takes its alert along, and people hear of it.
-        bench.board.report(&users(), "a", reported(10.0));
+        bench.board.report(1, &users(), "a", reported(10.0));
         assert_eq!(bench.at(1), [(Status::Firing, 1)]);
         bench.rules.clear();
         assert_eq!(bench.at(2), [(Status::Resolved, 0)]);

@@ -124,16 +124,16 @@ async fn hold(
                 return Status::invalid_argument(refused.to_string());
             }
         };
-        let (service, instance) = (registration.service.clone(), registration.instance.clone());
-        match &mut held {
-            None => held = Some(Held::new(registry.clone(), alerts.clone(), registration)),
+        let held = match &mut held {
+            None => held.insert(Held::new(registry.clone(), alerts.clone(), registration)),
             Some(held) => {
                 if let Err(status) = held.update(registration) {
                     return status;
                 }
+                held
             }
-        }
-        alerts.report(&service, &instance, reported);
+        };
+        alerts.report(held.reports, &held.service, &held.instance, reported);
         if responses.send(Ok(v1::RegisterResponse {})).await.is_err() {
             return Status::ok("");
         }
@@ -145,6 +145,8 @@ struct Held {
     registry: Arc<SharedRegistry>,
     alerts: Arc<SharedAlerts>,
     hold: Hold,
+    /// The number of the stream to `alerts`.
+    reports: u64,
     service: ServiceName,
     instance: String,
 }
@@ -155,7 +157,8 @@ impl Held {
               address = %registration.address, inbound = registration.inbound_port, "a workload registered");
         let (service, instance) = (registration.service.clone(), registration.instance.clone());
         let hold = registry.change(|registry| registry.register(registration));
-        Self { registry, alerts, hold, service, instance }
+        let reports = alerts.stream();
+        Self { registry, alerts, hold, reports, service, instance }
     }
 
     fn update(&mut self, registration: Registration) -> Result<(), Status> {
@@ -175,6 +178,6 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.registry.change(|registry| registry.lost(&self.hold, Instant::now()));
-        self.alerts.lost(&self.service, &self.instance);
+        self.alerts.lost(self.reports, &self.service, &self.instance);
     }
 }

@@ -120,7 +120,8 @@ fn summary(alert: &Alert) -> String {
         (_, _, Some(latency)) => format!("p{} above {}", latency.percentile, latency.above),
         _ => String::new(),
     };
-    format!("{what} over {window}")
+    let to = alert.service.as_ref().map(|service| format!(" of those to {service}")).unwrap_or_default();
+    format!("{what} over {window}{to}")
 }
 
 /// Where the keys are that a policy's webhooks need and nobody has, as "Secret namespace/name KEY".
