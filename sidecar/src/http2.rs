@@ -12,6 +12,7 @@
 
 mod body;
 mod calls;
+mod chain;
 mod coalesce;
 mod exchange;
 mod fault;

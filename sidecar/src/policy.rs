@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
+pub mod chain;
 pub mod concurrency;
 pub mod ewma;
 pub mod fault;

@@ -8,5 +8,6 @@
 
 pub mod answer;
 pub mod authority;
+pub mod chain;
 pub mod headers;
 pub mod path;

@@ -6,6 +6,7 @@
 //! costs no look at it.
 
 mod accept;
+mod chain;
 mod resolve;
 
 use std::cell::{Cell, RefCell};
@@ -26,6 +27,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::spawn_local;
 
 use self::accept::Accepted;
+pub(crate) use self::chain::SharedChains;
 use crate::config::{ConfigHandle, Lookup, TrafficPolicy};
 use crate::listener::{AppDialer, InboundKind, Plumbing};
 use crate::mirror::Copies;
@@ -82,6 +84,7 @@ pub fn start(setup: Setup) -> io::Result<Workers> {
     }
     let listeners = accept::Listeners::new(setup.plumbing.outbound, setup.plumbing.inbound)?;
     let mut listeners = Some(listeners);
+    let chains = SharedChains::default();
     for (index, handed) in receivers.into_iter().enumerate() {
         let listeners = listeners.take();
         let peers = peers.clone();
@@ -93,6 +96,7 @@ pub fn start(setup: Setup) -> io::Result<Workers> {
             tracing: setup.tracing.clone(),
             access_log: setup.access_log.clone(),
             app: setup.plumbing.app.clone(),
+            chains: chains.clone(),
             load: peers[index].load.clone(),
             draining: draining.clone(),
         };
@@ -146,6 +150,7 @@ struct Parts {
     tracing: Tracing,
     access_log: AccessLog,
     app: AppDialer,
+    chains: SharedChains,
     load: Arc<AtomicUsize>,
     draining: watch::Receiver<bool>,
 }
@@ -180,6 +185,8 @@ pub struct Worker {
     /// Wakes those who wait for discovery's answer.
     answered: Notify,
     load: Arc<AtomicUsize>,
+    /// What is known about retries before and behind the application.
+    pub(crate) chains: SharedChains,
     /// Copies of requests to mirrors under way.
     pub(crate) copies: Copies,
     warnings: RefCell<Warnings>,
@@ -353,6 +360,7 @@ async fn run(
         client_configs: RefCell::default(),
         answered: Notify::new(),
         load: parts.load,
+        chains: parts.chains,
         copies: Copies::default(),
         warnings: RefCell::default(),
         default_policy: Arc::new(TrafficPolicy::default()),

@@ -5,6 +5,7 @@ use httparse::Header;
 
 use crate::http1::BadHead;
 use crate::sanitize::answer::ERROR_HEADER;
+use crate::sanitize::chain::{ATTEMPT_HEADER, RETRY_HEADER};
 use crate::sanitize::headers::{Known, elements, is_valid_name, may_be_nominated};
 
 /// Where a head comes from: decides whether `heddle-*` fields are believed.
@@ -25,6 +26,10 @@ pub(crate) enum Field {
     ContentType,
     Expect,
     HeddleError,
+    /// [`ATTEMPT_HEADER`]: from sidecar to sidecar, and no further.
+    HeddleAttempt,
+    /// [`RETRY_HEADER`]: likewise.
+    HeddleRetry,
     Host,
     /// Ends at this hop and says nothing that we need.
     HopByHop,
@@ -68,8 +73,10 @@ impl Field {
             11 if is("x-b3-spanid") => return Self::Trace(TraceField::B3SpanId),
             12 if is("content-type") => return Self::ContentType,
             12 if is(ERROR_HEADER) => return Self::HeddleError,
+            12 if is(RETRY_HEADER) => return Self::HeddleRetry,
             12 if is("x-b3-traceid") => return Self::Trace(TraceField::B3TraceId),
             12 if is("x-b3-sampled") => return Self::Trace(TraceField::B3Sampled),
+            14 if is(ATTEMPT_HEADER) => return Self::HeddleAttempt,
             // Only together with an upgrade to h2c, which is never passed on.
             14 if is("http2-settings") => return Self::HopByHop,
             17 if is("x-b3-parentspanid") => return Self::Trace(TraceField::B3ParentSpanId),

@@ -5,6 +5,7 @@
 //! until its response begins, so that another endpoint can be tried; a
 //! response that broke off is never passed on as complete.
 
+mod chain;
 mod fault;
 mod hedge;
 mod held;
@@ -62,11 +63,13 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         plain: None,
         fault: None,
         attempts: 0,
+        numbered: 0,
         progress: Progress {
             started,
             deadline: None,
             retries: 0,
             hedged: false,
+            already_retried: false,
             method_permitted: false,
             response_started: false,
             replayable: true,
@@ -75,6 +78,9 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
     };
     if let Err(bad) = request.sending.take(&mut client.connection.input, &mut client.to_upstream) {
         return request.refuse(client, None, Reason::BadRequest, &bad.to_string()).await;
+    }
+    if request.head.is_retry {
+        request.is_retry(client);
     }
     let found = match client.session.same_destination(request.head.authority.of(&client.to_upstream.bytes)) {
         Some(destination) => Ok(destination),
@@ -109,6 +115,8 @@ struct Request {
     affinity: Affinity,
     /// How often it was sent.
     attempts: u32,
+    /// The length of the field in its head that says which retry it is.
+    numbered: usize,
     /// Its span, where tracing is on.
     trace: Option<SpanContext>,
     /// Says that it is in flight to the application.
@@ -227,6 +235,9 @@ impl Request {
                 Ok(endpoint) => endpoint,
                 Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
             };
+            if self.progress.retries > 0 {
+                self.number(client, &endpoint);
+            }
             let mut aim = self.aim(client, destination, endpoint, now);
             let (tried, mut lease, exchange) = match self.hedge(&policy) {
                 None => self.attempt(client, destination, &aim.load, &policy, now).await,
@@ -248,10 +259,14 @@ impl Request {
                     }
                     let retry = failure.and_then(|failure| {
                         let advice = response::advice(failure, &client.to_client.bytes);
+                        self.progress.already_retried |= response.already_retried;
                         self.retry(client, destination, &policy, (failure, advice), now)
                     });
                     let Some(after) = retry else {
                         self.note_retry(destination, failure.is_none());
+                        if failure.is_some() {
+                            self.warn_caller(client, now);
+                        }
                         let lease = lease.expect("a response came over a connection");
                         let Aim { metrics, load, .. } = aim;
                         return self
@@ -527,15 +542,18 @@ impl Request {
         now: Instant,
     ) -> Option<Duration> {
         self.look(client, policy);
+        self.progress.already_retried |= self.is_of_retry(client, now);
         let budget = &mut destination.budget.borrow_mut();
         let rng = &client.session.worker.rng;
         match policy.retry.decide(&self.progress, failure, advice, budget, rng, now) {
             Decision::Retry { after } => Some(after),
-            Decision::GiveUp(GiveUp::BudgetExhausted) => {
-                self.retries(destination).budget_exhausted();
+            Decision::GiveUp(why) => {
+                if why == GiveUp::BudgetExhausted {
+                    self.retries(destination).budget_exhausted();
+                }
+                self.given_up(client, why, now);
                 None
             }
-            Decision::GiveUp(_) => None,
         }
     }
 

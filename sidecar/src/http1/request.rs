@@ -51,6 +51,8 @@ pub struct RequestHead {
     pub form: Form,
     /// How urgent the client says that it is.
     pub urgency: Urgency,
+    /// Whether a sidecar says that it is a retry.
+    pub is_retry: bool,
 }
 
 /// The fields of a trace context, in the input, in the order in which they came.
@@ -172,6 +174,7 @@ fn parse_complete(input: &[u8], origin: Origin, out: &mut Vec<u8>) -> Result<Req
         trace: TraceFields::default(),
         form: Form::Plain,
         urgency: Urgency::default(),
+        is_retry: false,
     };
     let mut framing = Framing::default();
     let mut upgrade = Upgrade::None;
@@ -195,6 +198,11 @@ fn parse_complete(input: &[u8], origin: Origin, out: &mut Vec<u8>) -> Result<Req
                 head.trace.note(kind, Span::within(input, field.value));
                 continue;
             }
+            Field::HeddleAttempt => {
+                head.is_retry |= origin == Origin::Mesh;
+                continue;
+            }
+            Field::HeddleRetry => continue,
             Field::Mesh | Field::HeddleError if origin == Origin::Outside => continue,
             // Meant for the proxy that a client chose; for CONNECT that is the upstream.
             Field::ProxyAuthorization if method != Method::Connect => continue,

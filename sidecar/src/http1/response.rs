@@ -18,6 +18,7 @@ use crate::http1::{BadHead, HeadScan, MAX_FIELDS, Method, Version};
 use crate::policy::retry::{Advice, Failure};
 use crate::reason::Reason;
 use crate::route::{field_value, lines, split_line};
+use crate::sanitize::chain::NO_RETRY;
 
 /// What must be known of a request to read its response.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +57,8 @@ pub struct ResponseHead {
     pub close_delimited: bool,
     /// Why the mesh answered in the application's place; only from a sidecar.
     pub mesh_error: Option<Reason>,
+    /// Whether retries further on were of no use; only from a sidecar.
+    pub already_retried: bool,
     client: Version,
 }
 
@@ -144,6 +147,7 @@ fn parse_complete(input: &[u8], exchange: &Exchange, out: &mut Vec<u8>) -> Resul
         keep_alive: false,
         close_delimited: false,
         mesh_error: None,
+        already_retried: false,
         client: exchange.client,
     };
     let mut connection = Connection::default();
@@ -181,6 +185,11 @@ fn parse_complete(input: &[u8], exchange: &Exchange, out: &mut Vec<u8>) -> Resul
             Field::Upgrade if status != 426 => continue,
             // Meant by a proxy for its client; an upstream that says 407 is one.
             Field::ProxyAuthenticate if status != 407 => continue,
+            Field::HeddleAttempt => continue,
+            Field::HeddleRetry => {
+                head.already_retried = exchange.origin == Origin::Mesh && field.value == NO_RETRY;
+                continue;
+            }
             Field::Mesh | Field::HeddleError if exchange.origin == Origin::Outside => continue,
             Field::HeddleError => head.mesh_error = Reason::from_wire(field.value),
             _ => {}

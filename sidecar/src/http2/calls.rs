@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::TrafficPolicy;
 use crate::http2::body::Body;
+use crate::http2::chain;
 use crate::http2::head::{strip, strip_mesh};
 use crate::http2::mirror;
 use crate::http2::seam::{Call, Calls, Connector, Detour, End, Limits, Refusal, Stand};
@@ -215,6 +216,7 @@ impl Calls for Side {
 
     async fn begin(&self, head: &mut request::Parts, started: Instant) -> Result<Forward<'_>, Detour> {
         let (trace, in_app) = self.trace(head);
+        chain::receive(&self.session, head, trace.as_ref(), started);
         let recorded = self.session.is_recorded(trace.as_ref());
         let recorded = recorded.then(|| (head.method.clone(), head.uri.clone()));
         let authority = head.uri.authority().map_or(b"".as_slice(), |a| a.as_str().as_bytes());
@@ -242,6 +244,7 @@ impl Calls for Side {
             deadline: None,
             retries: 0,
             hedged: false,
+            already_retried: false,
             method_permitted: policy.retry.methods.permit(head.method.as_str().as_bytes()),
             response_started: false,
             replayable: true,
@@ -353,7 +356,20 @@ impl Forward<'_> {
         self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_mesh())
     }
 
-    fn decide(&mut self, failure: Failure, advice: Advice, stand: Stand) -> Option<Duration> {
+    pub(super) fn session(&self) -> &Session {
+        &self.side.session
+    }
+
+    pub(super) fn span(&self) -> Option<&SpanContext> {
+        self.trace.as_ref()
+    }
+
+    fn decide(
+        &mut self,
+        (failure, advice): (Failure, Advice),
+        request: Option<&request::Parts>,
+        stand: Stand,
+    ) -> Option<Duration> {
         if self.is_retry() {
             self.retries().retried(RetryOutcome::Failed);
         }
@@ -364,7 +380,8 @@ impl Forward<'_> {
             return None;
         }
         let Stand { replayable, response_started, deadline, now } = stand;
-        self.progress = Progress { replayable, response_started, deadline, ..self.progress };
+        let already_retried = self.progress.already_retried || self.is_of_retry(request, now);
+        self.progress = Progress { replayable, response_started, deadline, already_retried, ..self.progress };
         let budget = &mut self.destination.budget.borrow_mut();
         let rng = &self.side.session.worker.rng;
         match self.policy.retry.decide(&self.progress, failure, advice, budget, rng, now) {
@@ -376,6 +393,7 @@ impl Forward<'_> {
                 if why == GiveUp::BudgetExhausted {
                     self.retries().budget_exhausted();
                 }
+                self.given_up(why, self.progress.retries, request, now);
                 None
             }
         }
@@ -440,11 +458,12 @@ impl Call for Forward<'_> {
         })
     }
 
-    fn hedge(&mut self, stand: Stand) -> Option<(Links, Terms)> {
+    fn hedge(&mut self, request: Option<&request::Parts>, stand: Stand) -> Option<(Links, Terms)> {
         let Stand { replayable, response_started, deadline, now } = stand;
         let first = self.endpoint.clone()?;
         let other = self.choose(now).ok().filter(|other| !Rc::ptr_eq(other, &first))?;
-        self.progress = Progress { replayable, response_started, deadline, ..self.progress };
+        let already_retried = self.progress.already_retried || self.is_of_retry(request, now);
+        self.progress = Progress { replayable, response_started, deadline, already_retried, ..self.progress };
         let begun = self.policy.retry.hedge(&self.progress, &mut self.destination.budget.borrow_mut(), now);
         if let Err(why) = begun {
             if why == GiveUp::BudgetExhausted {
@@ -511,6 +530,9 @@ impl Call for Forward<'_> {
         if let Some(current) = &self.current {
             current.sent(now);
         }
+        if self.progress.retries > 0 && self.is_from_mesh() {
+            Self::number(headers, self.progress.retries);
+        }
         let Some(trace) = &self.trace else { return };
         strip(headers, is_replaced);
         trace.headers(|name, value| {
@@ -524,6 +546,7 @@ impl Call for Forward<'_> {
         &mut self,
         head: &mut response::Parts,
         grpc_status: Option<u8>,
+        request: Option<&request::Parts>,
         stand: Stand,
     ) -> Option<Duration> {
         let failure = self.judge(head.status, &head.headers, grpc_status);
@@ -544,12 +567,22 @@ impl Call for Forward<'_> {
         self.book(failure, stand.now);
         let field = |name: &HeaderName| head.headers.get(name).map(HeaderValue::as_bytes);
         let advice = Advice::read(failure, field, SystemTime::now);
-        self.decide(failure, advice, stand)
+        self.progress.already_retried |= Self::was_retried(&mut head.headers);
+        let again = self.decide((failure, advice), request, stand);
+        if again.is_none() {
+            self.warn_caller(&mut head.headers, request, stand.now);
+        }
+        again
     }
 
-    fn failed(&mut self, failure: Failure, stand: Stand) -> Option<Duration> {
+    fn failed(
+        &mut self,
+        failure: Failure,
+        request: Option<&request::Parts>,
+        stand: Stand,
+    ) -> Option<Duration> {
         self.book(failure, stand.now);
-        self.decide(failure, Advice::None, stand)
+        self.decide((failure, Advice::None), request, stand)
     }
 
     fn incoming(&mut self, headers: &mut HeaderMap) {

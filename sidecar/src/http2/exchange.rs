@@ -167,11 +167,11 @@ impl<C: Call> Exchange<'_, C> {
                 Ok(answered) => {
                     let (mut head, ()) = answered.response.into_parts();
                     let grpc_status = grpc::status(&head.headers);
-                    let again = self.call.answered(&mut head, grpc_status, stand);
+                    let again = self.call.answered(&mut head, grpc_status, self.head.as_ref(), stand);
                     (Ok(Answered { response: Response::from_parts(head, ()), ..answered }), again)
                 }
                 Err(Stop::Failed(failure, refusal)) => {
-                    let again = self.call.failed(failure, stand);
+                    let again = self.call.failed(failure, self.head.as_ref(), stand);
                     (Err(Stop::Failed(failure, refusal)), again)
                 }
                 stopped => return stopped,

@@ -133,7 +133,7 @@ pub(crate) trait Call {
 
     /// A try has not answered for so long that a second one is due beside it. The endpoint of
     /// that one, if there may be one; it is then the try that the call speaks of.
-    fn hedge(&mut self, stand: Stand) -> Option<(Links, Terms)>;
+    fn hedge(&mut self, request: Option<&request::Parts>, stand: Stand) -> Option<(Links, Terms)>;
 
     /// From now on the call speaks of the other one of two tries.
     fn turn(&mut self);
@@ -153,16 +153,23 @@ pub(crate) trait Call {
 
     /// A response head, or the only one that a trailers-only gRPC call has,
     /// came from the endpoint picked last; its untrusted `heddle-*` headers are
-    /// to be removed. The delay after which to try again instead of passing it on.
+    /// to be removed. `request`: the head of the request, if it is held still. The
+    /// delay after which to try again instead of passing it on.
     fn answered(
         &mut self,
         head: &mut response::Parts,
         grpc_status: Option<u8>,
+        request: Option<&request::Parts>,
         stand: Stand,
     ) -> Option<Duration>;
 
     /// A try failed without a response. The delay after which to try again.
-    fn failed(&mut self, failure: Failure, stand: Stand) -> Option<Duration>;
+    fn failed(
+        &mut self,
+        failure: Failure,
+        request: Option<&request::Parts>,
+        stand: Stand,
+    ) -> Option<Duration>;
 
     /// A try was answered: sends the copies that the route asks for, if all of
     /// the request is known.

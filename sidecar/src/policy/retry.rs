@@ -80,6 +80,10 @@ pub struct Progress {
     pub hedged: bool,
     /// [`Methods::permit`] for its method, asked while the head was at hand.
     pub method_permitted: bool,
+    /// Whether others along its chain try again for it: a sidecar behind the one that failed has
+    /// done so, or the request that it was made for is a retry itself. To try what may have
+    /// been processed again here would multiply theirs.
+    pub already_retried: bool,
     /// Whether any byte of a response, a 1xx included, was passed to the client.
     pub response_started: bool,
     /// Whether every byte of the body that was taken from the client is still held.
@@ -131,6 +135,8 @@ pub enum GiveUp {
     Deadline,
     /// The answer asks for a longer pause than the policy allows, or for no other try.
     RetryAfter,
+    /// Others along the chain of services try again for it.
+    AlreadyRetried,
     /// The service's retry budget is used up.
     BudgetExhausted,
 }
@@ -147,6 +153,7 @@ impl GiveUp {
             Self::MaxElapsed => "max_elapsed",
             Self::Deadline => "deadline",
             Self::RetryAfter => "retry_after",
+            Self::AlreadyRetried => "already_retried",
             Self::BudgetExhausted => "budget_exhausted",
         }
     }
@@ -191,6 +198,9 @@ impl RetryPolicy {
         if self.hedge.is_none() {
             return Err(GiveUp::NotRetriable);
         }
+        if progress.already_retried {
+            return Err(GiveUp::AlreadyRetried);
+        }
         let attempts = if progress.hedged { 0 } else { self.attempts };
         // The first may be processed at this moment: only the method can allow another.
         self.bounds(progress, progress.method_permitted, attempts, Duration::ZERO, now)?;
@@ -216,6 +226,9 @@ impl RetryPolicy {
         let stale = failure == Failure::StaleConnection;
         if !stale && !self.names(failure) {
             return Err(GiveUp::NotRetriable);
+        }
+        if progress.already_retried && !stale && !failure.is_not_processed() {
+            return Err(GiveUp::AlreadyRetried);
         }
         let pause = if stale { Duration::ZERO } else { self.backoff.delay(progress.retries, rng) };
         let after = match advice {
@@ -293,11 +306,12 @@ impl Failure {
     /// not processed, or it is gRPC, where every method is POST and the policy
     /// decides by status alone.
     fn any_method(self) -> bool {
-        match self {
-            Self::Mesh(reason) => reason.not_processed(),
-            Self::Grpc(_) => true,
-            Self::StaleConnection | Self::Status(_) => false,
-        }
+        self.is_not_processed() || matches!(self, Self::Grpc(_))
+    }
+
+    /// Whether the request provably reached no application.
+    fn is_not_processed(self) -> bool {
+        matches!(self, Self::Mesh(reason) if reason.not_processed())
     }
 }
 

@@ -54,6 +54,7 @@ pub(crate) async fn open(
         deadline: None,
         retries: 0,
         hedged: false,
+        already_retried: false,
         // Bytes have no method that could forbid it.
         method_permitted: true,
         response_started: false,

@@ -318,9 +318,14 @@ impl Race<'_> {
         let Some(endpoint) = picked.ok().filter(|other| !Rc::ptr_eq(other, &self.aim.endpoint)) else {
             return false;
         };
+        if request.numbered > 0 && !endpoint.is_mesh() {
+            // Its head says which retry it is, which is for sidecars alone.
+            return false;
+        }
         request.progress.response_started |= first.exchange.passed_on;
         request.look(self.client, self.policy);
         request.progress.replayable &= request.sending.body.is_complete();
+        request.progress.already_retried |= request.is_of_retry(self.client, now);
         let budget = &mut self.destination.budget.borrow_mut();
         if let Err(why) = self.policy.retry.hedge(&request.progress, budget, now) {
             if why == GiveUp::BudgetExhausted {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Request;
+use super::chain::unnumbered;
 use crate::config::TrafficPolicy;
 use crate::http1::connection::Client;
 use crate::http1::limits::{Stop, wait};
@@ -128,7 +129,7 @@ impl Request {
             let (sent, body) = (&client.to_upstream.bytes, &client.to_upstream.bytes[self.head_end..]);
             let whole = || match &self.plain {
                 Some(head) => (self.head.method, [head, body].concat()),
-                None => (self.head.method, sent.clone()),
+                None => (self.head.method, unnumbered(sent, self.head_end, self.numbered)),
             };
             crate::mirror::send(&client.session.worker, &routed.way, whole, mirror::carry);
         }

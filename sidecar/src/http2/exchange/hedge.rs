@@ -233,7 +233,8 @@ impl<C: Call> Race<'_, '_, C> {
     fn start(&mut self, now: Instant) -> bool {
         let stand = self.exchange.stand(now);
         let replayable = stand.replayable && self.exchange.upload.whole().is_some();
-        let Some(picked) = self.exchange.call.hedge(Stand { replayable, ..stand }) else { return false };
+        let Exchange { call, head, .. } = &mut *self.exchange;
+        let Some(picked) = call.hedge(head.as_ref(), Stand { replayable, ..stand }) else { return false };
         // One for each request.
         self.exchange.limits.hedge = None;
         (self.current, self.hedged) = (1, true);

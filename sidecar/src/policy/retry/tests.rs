@@ -18,6 +18,7 @@ fn fresh(now: Instant) -> Progress {
         deadline: None,
         retries: 0,
         hedged: false,
+        already_retried: false,
         method_permitted: true,
         response_started: false,
         replayable: true,

@@ -88,6 +88,7 @@ proptest! {
         max_elapsed in prop::option::of(0_u64..3000),
         deadline in prop::option::of(0_u64..3000),
         (method_permitted, response_started, replayable, funds, hedged) in any::<(bool, bool, bool, bool, bool)>(),
+        already_retried in any::<bool>(),
     ) {
         let millis = Duration::from_millis;
         let mut set = StatusSet::default();
@@ -106,7 +107,7 @@ proptest! {
         let now = started + millis(passed);
         let deadline = deadline.map(|deadline| started + millis(deadline));
         let progress =
-            Progress { started, deadline, retries, hedged, method_permitted, response_started, replayable };
+            Progress { started, deadline, retries, hedged, already_retried, method_permitted, response_started, replayable };
 
         let stale = failure == Failure::StaleConnection;
         // The longer of the backoff and of what was asked for.
@@ -131,6 +132,10 @@ proptest! {
             || matches!(failure, Failure::Mesh(reason) if NOT_PROCESSED.contains(&reason));
         if !method_permitted && !any_method {
             obstacles.push(GiveUp::Method);
+        }
+        let unprocessed = matches!(failure, Failure::Mesh(reason) if NOT_PROCESSED.contains(&reason));
+        if already_retried && !stale && !unprocessed {
+            obstacles.push(GiveUp::AlreadyRetried);
         }
         if retries >= if stale { 1 } else { attempts } {
             obstacles.push(GiveUp::Attempts);
@@ -159,7 +164,7 @@ proptest! {
     fn a_hedge_begins_when_the_rules_let_it(
         (attempts, retries, passed) in (0_u32..4, 0_u32..4, 0_u64..3000),
         (max_elapsed, deadline) in (prop::option::of(0_u64..3000), prop::option::of(0_u64..3000)),
-        (asked, hedged, funds) in any::<(bool, bool, bool)>(),
+        (asked, hedged, already_retried, funds) in any::<(bool, bool, bool, bool)>(),
         (method_permitted, response_started, replayable) in any::<(bool, bool, bool)>(),
     ) {
         let millis = Duration::from_millis;
@@ -175,9 +180,9 @@ proptest! {
         let in_time = max_elapsed.is_none_or(|max| passed <= max) && deadline.is_none_or(|end| passed < end);
         let deadline = deadline.map(|deadline| started + millis(deadline));
         let progress =
-            Progress { started, deadline, retries, hedged, method_permitted, response_started, replayable };
+            Progress { started, deadline, retries, hedged, already_retried, method_permitted, response_started, replayable };
         let whole = replayable && !response_started;
-        let allowed = asked && !hedged && method_permitted && whole && retries < attempts && in_time;
+        let allowed = asked && !already_retried && !hedged && method_permitted && whole && retries < attempts && in_time;
         let mut budget = RetryBudget::new(started);
         let begun = policy.hedge(&progress, &mut budget, now);
         prop_assert_eq!(begun.is_ok(), allowed && funds, "{:?}", begun);

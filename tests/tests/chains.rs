@@ -1,0 +1,148 @@
+//! Retries along a chain of services: the tries of one hop are not multiplied
+//! by those of the hop before.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use heddle_tests::backend::Backend;
+use heddle_tests::{App, ControlPlane, Process, eventually, exchange, get};
+
+const TRACE: &str = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n";
+
+/// A client that calls `middle`, whose application calls `last`, which always answers 503.
+struct Chain {
+    last: Backend,
+    /// The heads of the requests that came to the application in the middle.
+    middle: Arc<Mutex<Vec<String>>>,
+    client: Process,
+    _middle: Process,
+    _control_plane: ControlPlane,
+}
+
+impl Chain {
+    /// Starts it; the application in the middle answers as many requests with 500 by itself.
+    fn start(environment: &[(&str, &str)], refusals: usize) -> Self {
+        let control_plane = ControlPlane::start();
+        let last = Backend::always(503);
+        control_plane.apply("mesh.yaml", &manifests(last.port()));
+        let outbound = Arc::<OnceLock<SocketAddr>>::default();
+        let middle = Arc::<Mutex<Vec<String>>>::default();
+        let (out, seen, count) = (outbound.clone(), middle.clone(), AtomicUsize::new(0));
+        let app = App::answering(move |head| {
+            if head.starts_with("GET /ready") {
+                return "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into();
+            }
+            seen.lock().expect("nobody panics with it").push(head.to_owned());
+            if count.fetch_add(1, Ordering::SeqCst) < refusals {
+                return "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".into();
+            }
+            // Forwards the trace, as an application should, if it got one.
+            let trace = head.lines().find(|line| line.starts_with("traceparent: "));
+            let trace = trace.map(|line| format!("{line}\r\n")).filter(|_| !head.contains("x-forget: "));
+            let trace = trace.unwrap_or_default();
+            let request = format!("GET / HTTP/1.1\r\nhost: last\r\nconnection: close\r\n{trace}\r\n");
+            let outbound = out.get().expect("the sidecar is there before requests come");
+            let answer = exchange(*outbound, &request).expect("there is an answer");
+            let status = answer.split(' ').nth(1).expect("there is a status");
+            format!("HTTP/1.1 {status} Told\r\ncontent-length: 0\r\n\r\n")
+        });
+        let address = format!("127.0.0.1:{}", app.port());
+        let sidecar = control_plane.sidecar_with(
+            environment,
+            "middle",
+            ["--port", "http:8080:http", "--app", &address],
+        );
+        outbound.set(sidecar.listening("outbound")).expect("it is set once");
+        let client = control_plane.sidecar_with(environment, "client", ["--workers", "1"]);
+        client.said("the sidecar is ready");
+        control_plane.workloads("middle", 1);
+        let ready = || get(client.listening("outbound"), "middle:8080", "/ready").filter(|(s, _)| *s == 200);
+        eventually("the middle is reached", ready);
+        eventually("the policies are known", || {
+            let (_, config) = get(client.listening("admin"), "localhost", "/config")?;
+            config.contains("default/middle").then_some(())
+        });
+        // Asks for the last service without reaching an endpoint of it.
+        eventually("the last is known", || {
+            get(sidecar.listening("outbound"), "last:81", "/").filter(|(status, _)| *status == 404)
+        });
+        Self { last, middle, client, _middle: sidecar, _control_plane: control_plane }
+    }
+
+    /// The answer to a request of the client's with these fields, and how often the middle and
+    /// the last one were asked for it.
+    fn call(&self, fields: &str) -> (String, usize, usize) {
+        let before = (self.asked().len(), self.last.hits().len());
+        let request = format!("GET / HTTP/1.1\r\nhost: middle:8080\r\nconnection: close\r\n{fields}\r\n");
+        let answer = exchange(self.client.listening("outbound"), &request).expect("there is an answer");
+        (answer, self.asked().len() - before.0, self.last.hits().len() - before.1)
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.middle.lock().expect("nobody panics with it").clone()
+    }
+}
+
+fn manifests(port: u16) -> String {
+    let policy = |service: &str| {
+        format!(
+            "---
+apiVersion: heddle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {service}}}
+spec:
+  targetRefs: [{{group: '', kind: Service, name: {service}}}]
+  circuitBreaker: {{consecutiveFailures: 1000, maxEjectedPercent: 0}}
+  retry: {{on: [5xx], attempts: 3, budget: {{percent: 100, minPerSecond: 100}}, backoff: {{base: 1ms, max: 1ms}}}}
+"
+        )
+    };
+    format!(
+        "apiVersion: v1
+kind: Service
+metadata: {{name: last}}
+spec: {{ports: [{{name: main, port: 80, appProtocol: http}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: last-1, labels: {{kubernetes.io/service-name: last}}}}
+addressType: IPv4
+ports: [{{name: main, port: {port}}}]
+endpoints: [{{addresses: [127.0.0.1]}}]
+{}{}",
+        policy("middle"),
+        policy("last")
+    )
+}
+
+#[test]
+fn a_hop_does_not_multiply_the_tries_of_the_next() {
+    let chain = Chain::start(&[], 0);
+    let (answer, middle, last) = chain.call(TRACE);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!((middle, last), (1, 4), "the last hop's sidecar has tried");
+    assert!(!answer.to_ascii_lowercase().contains("heddle-retry"), "{answer}");
+    // What cannot be known is not guarded against: this is what would happen to all.
+    let (_, middle, last) = chain.call(&format!("x-forget: yes\r\n{}", TRACE.replace("4bf9", "5bf9")));
+    assert_eq!((middle, last), (4, 16));
+}
+
+#[test]
+fn what_is_done_for_a_retry_is_not_retried() {
+    let chain = Chain::start(&[], 1);
+    let (answer, middle, last) = chain.call(TRACE);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!((middle, last), (2, 1));
+    let heads = chain.asked().join("\n").to_ascii_lowercase();
+    assert!(!heads.contains("heddle-attempt"), "the application sees nothing of it: {heads}");
+}
+
+#[test]
+fn nobody_outside_the_mesh_may_forbid_or_number_retries() {
+    let chain = Chain::start(&[], 1);
+    // A client's own header is no sidecar's: the chain behind tries as for any request.
+    let (_, middle, last) =
+        chain.call(&format!("heddle-attempt: 1\r\nheddle-retry: no\r\nx-forget: yes\r\n{TRACE}"));
+    assert_eq!((middle, last), (4, 12));
+}
