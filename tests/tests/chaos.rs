@@ -22,7 +22,7 @@ const POLICY: &str = "
     attempts: 3
     on: [ConnectFailure, RefusedStream, Reset, GatewayError, PerTryTimeout]
     budget: {percent: 20, minPerSecond: 10}
-  circuitBreaker: {consecutiveFailures: 5, open: {base: 1s, max: 5s}, maxEjectedPercent: 60}
+  circuitBreaker: {consecutiveFailures: 5, open: {base: 1s, max: 5s}, maxEjectedPercent: 80}
 ";
 
 /// What a client without a mesh does: it takes one after the other and tries once.

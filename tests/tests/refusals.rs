@@ -1,0 +1,209 @@
+//! Every field of the policy kinds, written wrong: the control plane refuses
+//! the object and names the field.
+//!
+//! From one whole, valid object of each kind every value is replaced by one
+//! that cannot be meant, every object gets a field that does not exist, and what
+//! is wrong only in its context is listed by hand.
+
+use std::collections::BTreeMap;
+
+use heddle_tests::{ControlPlane, eventually};
+use serde_json::{Value, json};
+
+/// A kind with all of its fields.
+fn whole(kind: &str) -> Value {
+    match kind {
+        "TrafficPolicy" => json!({
+            "targetRefs": [{"group": "", "kind": "Service", "name": "users", "sectionName": "main"}],
+            "loadBalancer": {
+                "algorithm": "ConsistentHash",
+                "consistentHash": {"cookie": {"name": "user", "ttl": "1h", "path": "/"}},
+                "slowStart": {"window": "30s"}, "locality": "PreferZone", "panicThreshold": 50,
+            },
+            "timeouts": {"connect": "1s", "request": "15s", "perTry": "5s", "idle": "1h"},
+            "retry": {
+                "attempts": 2, "on": ["Reset", "5xx", "429"], "methods": ["GET"],
+                "backoff": {"strategy": "Exponential", "base": "25ms", "max": "1s", "multiplier": 2, "jitter": 0.25},
+                "maxElapsed": "10s", "budget": {"percent": 20, "minPerSecond": 10}, "bufferBytes": 65536,
+                "hedge": {"after": "50ms"},
+            },
+            "circuitBreaker": {
+                "scope": "Endpoint", "consecutiveFailures": 5,
+                "failureRate": {"percent": 60, "minRequests": 20, "window": "10s"},
+                "slowCall": {"duration": "2s", "percent": 60},
+                "open": {"base": "30s", "max": "5m", "growth": "Exponential"},
+                "halfOpen": {"requests": 5, "successPercent": 60}, "maxEjectedPercent": 50,
+            },
+            "limits": {"connections": 1024, "pendingRequests": 1024, "requests": 1024, "requestsPerConnection": 0},
+            "concurrency": {"mode": "Adaptive", "targetLatency": "50ms", "min": 1, "max": 1000},
+            "healthCheck": {
+                "http": {"path": "/healthz"}, "interval": "10s", "timeout": "1s", "healthyAfter": 2, "unhealthyAfter": 3,
+            },
+            "fallback": {"on": ["CircuitOpen"], "steps": [
+                {"staleCache": {"maxAge": "5m", "maxBytes": "16Mi"}},
+                {"service": {"name": "users-readonly"}},
+                {"response": {"status": 200, "headers": {"content-type": "text/plain"}, "body": "later"}},
+            ]},
+        }),
+        "FaultPolicy" => json!({
+            "targetRefs": [{"group": "", "kind": "Service", "name": "users", "sectionName": "main"}],
+            "delay": {"fixed": "1s", "percent": 10},
+            "abort": {"status": 503, "grpcStatus": 14, "percent": 10},
+            "match": [{"method": "GET", "pathPrefix": "/", "headers": [{"name": "x-test", "value": "1"}]}],
+        }),
+        other => panic!("no {other}"),
+    }
+}
+
+/// What is wrong only beside something else, as changes of the whole object: a path to set, or to
+/// remove with null, and the path that the refusal names.
+fn in_context(kind: &str) -> Vec<(&'static [(&'static str, &'static str)], &'static str)> {
+    match kind {
+        "TrafficPolicy" => vec![
+            (&[("targetRefs", "[]")], "spec.targetRefs"),
+            (&[("targetRefs/0/kind", "\"Pod\"")], "spec.targetRefs[0].kind"),
+            (&[("loadBalancer/consistentHash", "null")], "spec.loadBalancer.consistentHash"),
+            (&[("loadBalancer/algorithm", "\"Random\"")], "spec.loadBalancer.consistentHash"),
+            (&[("loadBalancer/consistentHash/query", "\"q\"")], "spec.loadBalancer.consistentHash"),
+            (
+                &[("loadBalancer/consistentHash/cookie/name", "\"a b\"")],
+                "spec.loadBalancer.consistentHash.cookie.name",
+            ),
+            (
+                &[("loadBalancer/consistentHash/cookie/path", "\"x\"")],
+                "spec.loadBalancer.consistentHash.cookie.path",
+            ),
+            (&[("loadBalancer/slowStart/window", "\"0s\"")], "spec.loadBalancer.slowStart.window"),
+            (&[("timeouts/connect", "\"0s\"")], "spec.timeouts.connect"),
+            (&[("timeouts/perTry", "\"16s\"")], "spec.timeouts.perTry"),
+            (&[("retry/on", "[]")], "spec.retry.on"),
+            (&[("retry/methods", "[]")], "spec.retry.methods"),
+            (&[("retry/backoff/base", "\"2s\"")], "spec.retry.backoff.max"),
+            (&[("retry/backoff/multiplier", "0.5")], "spec.retry.backoff.multiplier"),
+            (&[("retry/backoff/increment", "\"1s\"")], "spec.retry.backoff.increment"),
+            (&[("circuitBreaker/open/base", "\"10m\"")], "spec.circuitBreaker.open.max"),
+            (&[("circuitBreaker/failureRate/percent", "0")], "spec.circuitBreaker.failureRate.percent"),
+            (&[("circuitBreaker/slowCall/percentile", "90")], "spec.circuitBreaker.slowCall"),
+            (
+                &[("circuitBreaker/halfOpen/successPercent", "0")],
+                "spec.circuitBreaker.halfOpen.successPercent",
+            ),
+            (&[("circuitBreaker/scope", "\"Service\"")], "spec.circuitBreaker.maxEjectedPercent"),
+            (&[("concurrency/min", "1001")], "spec.concurrency.max"),
+            (&[("concurrency/targetLatency", "\"0s\"")], "spec.concurrency.targetLatency"),
+            (&[("healthCheck/tcp", "{}")], "spec.healthCheck"),
+            (&[("healthCheck/http/path", "\"healthz\"")], "spec.healthCheck.http.path"),
+            (&[("healthCheck/interval", "\"0s\"")], "spec.healthCheck.interval"),
+            (&[("fallback/on", "[]")], "spec.fallback.on"),
+            (&[("fallback/steps", "[]")], "spec.fallback.steps"),
+            (&[("fallback/steps/0/service", "{\"name\": \"other\"}")], "spec.fallback.steps[0]"),
+            (&[("fallback/steps/2/response/status", "199")], "spec.fallback.steps[2].response.status"),
+        ],
+        "FaultPolicy" => vec![
+            (&[("targetRefs", "[]")], "spec.targetRefs"),
+            (&[("targetRefs/0/kind", "\"Pod\"")], "spec.targetRefs[0].kind"),
+            (&[("delay", "null"), ("abort", "null")], "spec"),
+            (&[("delay/fixed", "\"0s\"")], "spec.delay.fixed"),
+            (&[("abort/status", "null"), ("abort/grpcStatus", "null")], "spec.abort"),
+            (&[("abort/status", "199")], "spec.abort.status"),
+            (&[("abort/grpcStatus", "17")], "spec.abort.grpcStatus"),
+        ],
+        other => panic!("no {other}"),
+    }
+}
+
+/// Makes of `value` each form in which one thing is wrong, with the path of that.
+fn spoil(value: &Value, path: &str, whole: &dyn Fn(Value) -> Value, into: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Object(fields) => {
+            let mut more = fields.clone();
+            more.insert("surprise".into(), true.into());
+            // Where any name may stand, the value is what is wrong.
+            into.push((format!("{path}.surprise"), whole(more.into())));
+            for (name, value) in fields {
+                let whole = |new: Value| {
+                    let mut fields = fields.clone();
+                    fields.insert(name.clone(), new);
+                    whole(fields.into())
+                };
+                spoil(value, &format!("{path}.{name}"), &whole, into);
+            }
+        }
+        Value::Array(items) => {
+            into.push((path.into(), whole(json!("surprise"))));
+            for (at, item) in items.iter().enumerate() {
+                let whole = |new: Value| {
+                    let mut items = items.clone();
+                    items[at] = new;
+                    whole(items.into())
+                };
+                spoil(item, &format!("{path}[{at}]"), &whole, into);
+            }
+        }
+        _ => into.push((path.into(), whole(json!(["surprise"])))),
+    }
+}
+
+/// The object with these changes.
+fn changed(mut spec: Value, changes: &[(&str, &str)]) -> Value {
+    for (path, new) in changes {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let parent = if parent.is_empty() { String::new() } else { format!("/{parent}") };
+        let parent = spec.pointer_mut(&parent).unwrap_or_else(|| panic!("no {path}"));
+        match serde_json::from_str(new).expect("it is JSON") {
+            Value::Null => drop(parent.as_object_mut().expect("it is an object").remove(name)),
+            new => parent[name] = new,
+        }
+    }
+    spec
+}
+
+fn refuses_whatever_is_wrong(kind: &str) {
+    let control_plane = ControlPlane::start();
+    let mut wrong = Vec::new();
+    spoil(&whole(kind), "spec", &|spec| spec, &mut wrong);
+    for (changes, path) in in_context(kind) {
+        wrong.push((path.to_owned(), changed(whole(kind), changes)));
+    }
+    let object = |name: &str, spec: &Value| json!({"apiVersion": "heddle.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    for (at, (_, spec)) in wrong.iter().enumerate() {
+        control_plane.apply(&format!("wrong-{at}.yaml"), &object(&format!("wrong-{at}"), spec).to_string());
+    }
+    control_plane.apply("right.yaml", &object("right", &whole(kind)).to_string());
+    eventually("all files are read", || {
+        let known =
+            control_plane.shows("/statuses").to_string() + &control_plane.shows("/errors").to_string();
+        (0..wrong.len()).all(|at| known.contains(&format!("wrong-{at}."))).then_some(())
+    });
+    let refused = refusals(&control_plane);
+    assert!(!refused.contains_key("right.yaml"), "{:?}", refused["right.yaml"]);
+    let unnamed = wrong.iter().enumerate().filter_map(|(at, (path, _))| {
+        let told = refused.get(&format!("wrong-{at}.yaml"));
+        (!told.is_some_and(|told| told.contains(path))).then(|| format!("{path}: {told:?}\n"))
+    });
+    assert_eq!(unnamed.collect::<String>(), "");
+}
+
+/// The fields that are refused, by file: what cannot be read, and what cannot be compiled.
+fn refusals(control_plane: &ControlPlane) -> BTreeMap<String, Vec<String>> {
+    let (errors, statuses) = (control_plane.shows("/errors"), control_plane.shows("/statuses"));
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let compiled = list(&statuses["policies"]).into_iter().flat_map(|policy| list(&policy["refusals"]));
+    let mut refused: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for refusal in list(&errors["errors"]).into_iter().chain(compiled) {
+        let file = refusal["file"].as_str().and_then(|file| file.rsplit('/').next()).unwrap_or_default();
+        let field = refusal["field"].as_str().unwrap_or_default();
+        refused.entry(file.into()).or_default().push(field.into());
+    }
+    refused
+}
+
+#[test]
+fn each_wrong_field_of_a_traffic_policy_is_refused_by_its_path() {
+    refuses_whatever_is_wrong("TrafficPolicy");
+}
+
+#[test]
+fn each_wrong_field_of_a_fault_policy_is_refused_by_its_path() {
+    refuses_whatever_is_wrong("FaultPolicy");
+}
