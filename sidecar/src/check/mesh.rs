@@ -228,19 +228,31 @@ mod tests {
     use super::*;
     use crate::check::State;
 
-    #[test]
-    fn errors_of_sources_are_told_with_their_place() {
+    /// A server that gives its first request this answer, and the request.
+    fn answering(body: impl Into<String>) -> (String, thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap().to_string();
+        let body = body.into();
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 512];
-            let length = stream.read(&mut request).unwrap();
-            let body =
-                r#"{"errors":[{"file":"a.yaml","line":3,"column":1,"field":"spec.x","message":"is wrong"}]}"#;
+            // All of it: what is left unread at the end would reset the connection.
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
             write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}").unwrap();
-            String::from_utf8(request[..length].to_vec()).unwrap()
+            String::from_utf8(request).unwrap()
         });
+        (admin, server)
+    }
+
+    #[test]
+    fn errors_of_sources_are_told_with_their_place() {
+        let (admin, server) = answering(
+            r#"{"errors":[{"file":"a.yaml","line":3,"column":1,"field":"spec.x","message":"is wrong"}]}"#,
+        );
         let findings = sources(&admin);
         assert!(server.join().unwrap().starts_with("GET /errors HTTP/1.0\r\n"));
         assert_eq!(findings.len(), 1);
@@ -266,13 +278,7 @@ mod tests {
                 }],
             }],
         });
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let admin = listener.local_addr().unwrap().to_string();
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            assert_ne!(stream.read(&mut [0; 512]).unwrap(), 0);
-            write!(stream, "HTTP/1.0 200 OK\r\n\r\n{status}").unwrap();
-        });
+        let (admin, server) = answering(status.to_string());
         let findings = judged(&admin);
         server.join().unwrap();
         let told: Vec<&str> = findings.iter().map(|finding| finding.detail.as_str()).collect();
