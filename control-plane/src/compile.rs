@@ -102,7 +102,13 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         &previous.accepted.traffic,
         &mut statuses,
         |policy| traffic::unsupported(&policy.spec),
-        |policy| unresolved_targets(&policy.name, &policy.value.spec.target_refs, &services, &accepted),
+        |policy| {
+            let targets = &policy.value.spec.target_refs;
+            let mut unresolved = unresolved_targets(&policy.name, targets, &services, &accepted);
+            let exists = |service: &ServiceName| services.resources.contains_key(service);
+            unresolved.extend(traffic::unresolved_steps(policy, exists));
+            unresolved
+        },
     );
     accepted.faults = policies::judge(
         &inputs.objects.fault_policies,

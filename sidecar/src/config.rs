@@ -13,15 +13,18 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::policy::alert::AlertRule;
 use crate::policy::balance::Balancing;
 use crate::policy::breaker::BreakerPolicy;
 use crate::policy::concurrency::ConcurrencyPolicy;
+use crate::policy::fallback::FallbackPolicy;
 use crate::policy::fault::Fault;
 use crate::policy::health_check::HealthCheckPolicy;
 use crate::policy::retry::RetryPolicy;
+use crate::policy::stale::Cache;
 use crate::reason::Reason;
 use crate::routing::Table;
 use crate::telemetry::metrics::Direction;
@@ -91,6 +94,9 @@ pub struct Service {
     pub faults: Arc<[Fault]>,
     /// When a worker last used it, for the idle expiry of subscriptions.
     pub usage: Arc<Usage>,
+    /// Its good responses that are kept for bad times, by all workers together: an answer that one
+    /// of them has is not missing at another. Locked only for requests whose fallback asks for it.
+    pub stale: Arc<Mutex<Cache>>,
 }
 
 impl Service {
@@ -224,6 +230,8 @@ pub struct TrafficPolicy {
     pub limits: Limits,
     /// How an endpoint is chosen.
     pub balancing: Balancing,
+    /// What is answered in place of an error; `None`: the error is.
+    pub fallback: Option<Arc<FallbackPolicy>>,
 }
 
 impl Default for TrafficPolicy {
@@ -243,6 +251,7 @@ impl Default for TrafficPolicy {
             health_check: None,
             limits: Limits::default(),
             balancing: Balancing::default(),
+            fallback: None,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod config;
 pub mod detect;
 pub mod dns;
 pub mod explain;
+mod fallback;
 pub mod http1;
 mod http2;
 mod inbound;

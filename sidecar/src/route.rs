@@ -38,6 +38,7 @@ pub use filter::{
 };
 pub use grpc::{GrpcMatch, GrpcTable};
 pub(crate) use hash::stable as stable_hash;
+pub(crate) use head::fields;
 pub use head::{Head, Http1Head};
 pub(crate) use head::{field_value, lines, split_line};
 pub use http::{HttpMatch, HttpTable, PathMatch};

@@ -193,6 +193,9 @@ pub(crate) fn merge(rule: &Rule, policy: &TrafficPolicy) -> TrafficPolicy {
         merged.request_timeout = own.request_timeout;
         merged.per_try_timeout = own.per_try_timeout;
         merged.retry = RetryPolicy { budget: policy.retry.budget, ..own.retry.clone() };
+        if own.fallback.is_some() {
+            merged.fallback.clone_from(&own.fallback);
+        }
     }
     merged.per_try_whole = matches!(rule.timeouts.backend_request, Limit::After(_));
     merged.request_timeout = rule.timeouts.request.over(merged.request_timeout);
@@ -289,10 +292,15 @@ impl Routed {
         rule.session.is_some() || rule.filters.edits_response() || backend.filters.edits_response()
     }
 
-    /// Changes the head of the response of `endpoint` as the filters of its route say.
-    pub(crate) fn edit_response(&self, endpoint: &Endpoint, head: &mut impl EditFields) {
+    /// Changes the head of an answer in the place of the backend's as the filters of its route say.
+    pub(crate) fn edit_substitute(&self, head: &mut impl EditFields) {
         self.way.backend().filters.edit_response(&self.noted, head);
         self.way.rule.filters.edit_response(&self.noted, head);
+    }
+
+    /// Changes the head of the response of `endpoint` as the filters of its route say.
+    pub(crate) fn edit_response(&self, endpoint: &Endpoint, head: &mut impl EditFields) {
+        self.edit_substitute(head);
         if let Some((name, value)) = self.session_field(endpoint) {
             head.add(&name, &value);
         }

@@ -11,6 +11,7 @@ mod attempt;
 mod checks;
 mod connect;
 mod endpoint;
+mod fallback;
 mod pool;
 
 use std::cell::{Cell, RefCell};
@@ -23,9 +24,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use heddle_api::name::ServiceName;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage};
+use crate::fallback::Watch;
 use crate::policy::balance::{Algorithm, Balancer, Balancing, Candidate, Key, Member};
 use crate::policy::breaker::Breaker;
 use crate::policy::budget::RetryBudget;
@@ -33,6 +36,7 @@ use crate::policy::concurrency::Limiter;
 use crate::policy::fault::{self, Injected};
 use crate::policy::hash_key::Affinity;
 use crate::policy::rng::Rng;
+use crate::policy::stale::Cache;
 use crate::reason::Reason;
 use crate::route::{EndpointTag, Head};
 use crate::routing::{Routing, Table};
@@ -123,6 +127,10 @@ pub struct Destination {
     routing: RefCell<Option<Rc<Routing>>>,
     /// The faults that requests to it meet, for any of its service's ports.
     faults: RefCell<Arc<[fault::Fault]>>,
+    /// The good responses of its service.
+    stale: Arc<Mutex<Cache>>,
+    /// How often its requests need a fallback, once there was one that could.
+    watch: RefCell<Option<Rc<Watch>>>,
 }
 
 /// What binds a request to an endpoint.
@@ -176,8 +184,9 @@ impl Destination {
         let declared = service.ports.iter().find(|p| p.number == port)?;
         let key = DestinationKey::Service(service.name.clone(), port);
         let name = (service.name.name().into(), service.name.namespace().into());
-        let (policy, usage) = (service.policy(port).clone(), service.usage.clone());
-        let destination = Self::new(key, name, declared.protocol, policy, usage, metrics);
+        let policy = service.policy(port).clone();
+        let shared = (service.usage.clone(), service.stale.clone());
+        let destination = Self::new(key, name, declared.protocol, policy, shared, metrics);
         destination.take_over(service, port, home, None, checks, metrics);
         Some(destination)
     }
@@ -192,7 +201,7 @@ impl Destination {
     ) -> Rc<Self> {
         let name = (service.name().into(), service.namespace().into());
         let destination =
-            Self::new(DestinationKey::App(port), name, protocol, policy, Arc::default(), metrics);
+            Self::new(DestinationKey::App(port), name, protocol, policy, Default::default(), metrics);
         destination.set_single(Target::App(port), metrics);
         destination
     }
@@ -201,7 +210,7 @@ impl Destination {
     pub fn of_address(address: SocketAddr, policy: Arc<TrafficPolicy>, metrics: &Shard) -> Rc<Self> {
         let name = (PASSTHROUGH.into(), "".into());
         let key = DestinationKey::Direct(address);
-        let destination = Self::new(key, name, AppProtocol::Tcp, policy, Arc::default(), metrics);
+        let destination = Self::new(key, name, AppProtocol::Tcp, policy, Default::default(), metrics);
         destination.set_single(Target::Plain(address), metrics);
         destination
     }
@@ -211,7 +220,7 @@ impl Destination {
         (service, namespace): (Arc<str>, Arc<str>),
         protocol: AppProtocol,
         policy: Arc<TrafficPolicy>,
-        usage: Arc<Usage>,
+        (usage, stale): (Arc<Usage>, Arc<Mutex<Cache>>),
         metrics: &Shard,
     ) -> Rc<Self> {
         let labels = DestinationLabels {
@@ -247,6 +256,8 @@ impl Destination {
             retired: Cell::new(false),
             routing: RefCell::default(),
             faults: RefCell::default(),
+            stale,
+            watch: RefCell::default(),
         })
     }
 
@@ -522,6 +533,7 @@ impl Destination {
         }
         self.survey(now);
         self.show_circuit(now);
+        self.sweep_fallback(now);
         self.show();
     }
 

@@ -216,7 +216,7 @@ mod tests {
     /// Structural schemas: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
     #[test]
     fn schemas_use_only_what_kubernetes_knows() {
-        const KNOWN: [&str; 17] = [
+        const KNOWN: [&str; 18] = [
             "additionalProperties",
             "description",
             "enum",
@@ -224,6 +224,7 @@ mod tests {
             "items",
             "maxItems",
             "maxLength",
+            "maxProperties",
             "maximum",
             "minItems",
             "minLength",

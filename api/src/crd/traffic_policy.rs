@@ -2,6 +2,7 @@
 //! kind is here; which fields this version enforces is decided where policies
 //! are compiled, and the others are refused there by name.
 
+mod fallback;
 mod resilience;
 mod retry;
 mod routing;
@@ -11,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{GatewayDuration, Kind, Metadata, Percent, Positive, TargetRef, Violation};
 
+pub use fallback::{Fallback, FallbackReason, FallbackResponse, FallbackStep, ServiceRef, StaleCache};
 pub use resilience::{
-    CircuitBreaker, Concurrency, ConcurrencyMode, FailureRate, Fallback, FallbackReason, FallbackResponse,
-    FallbackStep, Growth, GrpcHealthCheck, HalfOpen, HealthCheck, HttpHealthCheck, OpenState, Scope,
-    ServiceRef, SlowCall, StaleCache, TcpHealthCheck,
+    CircuitBreaker, Concurrency, ConcurrencyMode, FailureRate, Growth, GrpcHealthCheck, HalfOpen,
+    HealthCheck, HttpHealthCheck, OpenState, Scope, SlowCall, TcpHealthCheck,
 };
 pub use retry::{
     Backoff, BackoffStrategy, Hedge, InvalidRetryOn, Method, Retry, RetryBudget, RetryOn, RetryReason,
@@ -30,7 +31,7 @@ pub struct TrafficPolicySpec {
     /// What it attaches to, in its own namespace: Services or one of their ports, HTTPRoutes and
     /// GRPCRoutes or one of their rules (by `sectionName`), the Namespace as a whole; from
     /// `heddle-system` also the mesh (MeshConfig `mesh`). On routes it can say what concerns
-    /// requests (timeouts.request, timeouts.perTry, retry without its budget); what concerns
+    /// requests (timeouts.request, timeouts.perTry, retry without its budget, fallback); what concerns
     /// endpoints is said of the Service that the route leads to.
     #[schemars(length(min = 1, max = 16))]
     pub target_refs: Vec<TargetRef>,
@@ -226,7 +227,7 @@ impl Kind for TrafficPolicySpec {
             check.validate(&mut violations);
         }
         if let Some(fallback) = &self.fallback {
-            fallback.validate(&mut violations);
+            fallback.validate(&self.target_refs, &mut violations);
         }
         self.validate_routing(&mut violations);
         violations.0

@@ -414,17 +414,15 @@ fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
     let good = USERS.to_owned() + &policy("p", "  timeouts: {request: 1s}");
     let before = model(&good, &[]);
     assert_eq!(before.statuses[0].in_force, InForce::Current);
-    let text = USERS.to_owned()
-        + &policy(
-            "p",
-            "  timeouts: {request: 9s}\n  fallback: {on: [Timeout], steps: [{service: {name: b}}]}",
-        );
+    let elsewhere = policy("p", "  timeouts: {request: 9s}")
+        .replace("group: '', kind: Service", "group: gateway.networking.k8s.io, kind: Gateway");
+    let text = USERS.to_owned() + &elsewhere;
     let after = model_after(&before, &text, &[]);
     let status = &after.statuses[0];
     let paths: Vec<_> = status.refusals.iter().map(|refusal| refusal.path.as_str()).collect();
-    assert_eq!(paths, ["spec.fallback"]);
+    assert_eq!(paths, ["spec.targetRefs[0].kind"]);
     assert!(status.refusals[0].message.contains("not supported by this version"));
-    let line = text.lines().position(|line| line.contains("fallback")).unwrap() + 1;
+    let line = text.lines().position(|line| line.contains("kind: Gateway")).unwrap() + 1;
     assert_eq!(status.refusals[0].location.as_ref().unwrap().line as usize, line);
     assert_eq!(status.in_force, InForce::LastGood);
     assert_eq!(after.refused_since(&before).count(), 1);
@@ -440,11 +438,35 @@ fn what_is_not_enforced_is_refused_by_path_and_the_last_good_version_stays() {
 
 #[test]
 fn every_field_that_is_not_enforced_is_refused() {
-    let fallback = policy("p", "  fallback: {on: [Timeout], steps: [{service: {name: b}}]}");
-    assert_eq!(model(&fallback, &[]).statuses[0].refusals[0].path, "spec.fallback");
     let gateway = policy("p", "")
         .replace("group: '', kind: Service", "group: gateway.networking.k8s.io, kind: Gateway");
     assert_eq!(model(&gateway, &[]).statuses[0].refusals[0].path, "spec.targetRefs[0].kind");
+}
+
+#[test]
+fn a_fallback_leads_to_services_of_its_own_namespace_and_names_those_that_do_not_exist() {
+    use v1::fallback_step::Step;
+    let steps = "[{staleCache: {maxAge: 1m, maxBytes: 16Mi}}, {service: {name: readonly}}, \
+                 {response: {status: 503, headers: {X-Mine: '1'}, body: later}}]";
+    let text = USERS.to_owned()
+        + &policy("p", &format!("  fallback: {{on: [CircuitOpen, Timeout], steps: {steps}}}"));
+    let first = model(&text, &[]);
+    let fallback = service(&first, "shop/users").policy.unwrap().fallback.unwrap();
+    assert_eq!(fallback.on, [v1::FallbackReason::CircuitOpen as i32, v1::FallbackReason::Timeout as i32]);
+    let steps: Vec<Step> = fallback.steps.into_iter().filter_map(|step| step.step).collect();
+    let max_age = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    assert_eq!(steps[0], Step::StaleCache(v1::StaleCache { max_age, max_bytes: 16 << 20 }));
+    let readonly = v1::FallbackService { namespace: "shop".into(), name: "readonly".into() };
+    assert_eq!(steps[1], Step::Service(readonly));
+    let headers = vec![v1::Header { name: "x-mine".into(), value: "1".into() }];
+    assert_eq!(steps[2], Step::Response(v1::FallbackResponse { status: 503, headers, body: "later".into() }));
+    let unresolved = |model: &Model| {
+        let status = model.statuses.iter().find(|status| status.kind == "TrafficPolicy").unwrap();
+        status.unresolved.clone()
+    };
+    assert_eq!(unresolved(&first), ["Service shop/readonly of spec.fallback"]);
+    let both = text + "\n---\n" + &USERS.replace("users", "readonly");
+    assert!(unresolved(&model(&both, &[])).is_empty());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod attachment;
 mod breaker;
+mod fallback;
 mod health;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::source::Sourced;
 pub(crate) use attachment::Attachments;
 pub(in crate::compile) use attachment::Target;
 pub use attachment::{FieldOrigin, Level, PortRef, RuleRef};
+pub(super) use fallback::unresolved_steps;
 
 /// What the object asks for and this version would not do. Every field is
 /// named here, so that a new one cannot be forgotten.
@@ -31,7 +33,7 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         limits: _,
         concurrency: _,
         health_check: _,
-        fallback,
+        fallback: _,
         canary: _,
         when: _,
     } = spec;
@@ -52,7 +54,6 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         let path = format!("spec.targetRefs[{index}].kind");
         refuse(!known, &path, &format!("a target of kind {kind:?} in group {group:?}"));
     }
-    refuse(fallback.is_some(), "spec.fallback", "a fallback");
     found.extend(attachment::not_on_routes(spec));
     found
 }
@@ -91,6 +92,7 @@ impl Merged<'_> {
             circuit_breaker: self.has(|spec| spec.circuit_breaker.as_ref()).then(|| self.circuit_breaker()),
             concurrency: self.has(|spec| spec.concurrency.as_ref()).then(|| self.concurrency()),
             health_check: self.has(|spec| spec.health_check.as_ref()).then(|| self.health_check()),
+            fallback: self.fallback(),
         }
     }
 

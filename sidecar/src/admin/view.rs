@@ -69,7 +69,7 @@ pub(super) fn config(admin: &Admin) -> Value {
     })
 }
 
-/// `/endpoints`: where each service is, and which circuits are open.
+/// `/endpoints`: where each service is, which circuits are open, and which services are degraded.
 pub(super) fn endpoints(admin: &Admin) -> Value {
     let snapshot = admin.config.load();
     let (now, time) = (Instant::now(), SystemTime::now());
@@ -110,6 +110,10 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
         });
         shown.collect::<Vec<_>>()
     };
+    let degraded = admin.metrics.degraded();
+    let is_degraded = |service: &ServiceName| {
+        degraded.iter().any(|d| *d.service == *service.name() && *d.namespace == *service.namespace())
+    };
     let mut found: Vec<&Arc<Service>> = snapshot
         .services
         .values()
@@ -120,7 +124,7 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
         .collect();
     found.sort_unstable_by_key(|service| &service.name);
     let endpoints = found.into_iter().flat_map(|service| {
-        let (circuit, checks) = (&circuit, &checks);
+        let (circuit, checks, degraded) = (&circuit, &checks, is_degraded(&service.name));
         service.endpoints.iter().map(move |endpoint| {
             json!({
                 "service": service.name.as_str(),
@@ -138,6 +142,7 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
                 "checks": checks(&service.name, &endpoint.id),
                 "circuit": circuit(&service.name, &endpoint.id),
                 "serviceCircuit": circuit(&service.name, ""),
+                "serviceDegraded": degraded,
             })
         })
     });

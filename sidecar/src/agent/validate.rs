@@ -76,10 +76,11 @@ pub(crate) fn service(
         _ => Arc::new(policy),
     };
     let routes = route::routes(message.routes, &ports, before.map_or(&[], |before| &before.routes))?;
-    // The time of last use outlives the version.
-    let usage = before.map(|before| before.usage.clone()).unwrap_or_default();
+    // The time of last use and what is kept outlive the version.
+    let (usage, stale) =
+        before.map(|before| (before.usage.clone(), before.stale.clone())).unwrap_or_default();
     let faults = fault::faults(message.faults, &ports)?.into();
-    let service = Service { name: name.clone(), ports, endpoints, policy, routes, faults, usage };
+    let service = Service { name: name.clone(), ports, endpoints, policy, routes, faults, usage, stale };
     Ok((service, addresses))
 }
 
@@ -344,6 +345,7 @@ mod tests {
         let after = moved(None);
         assert_ne!(after.endpoints, before.endpoints);
         assert!(Arc::ptr_eq(&after.usage, &before.usage) && Arc::ptr_eq(&after.policy, &before.policy));
+        assert!(Arc::ptr_eq(&after.stale, &before.stale));
         assert_eq!(moved(Some(7)).policy.limits.requests, 7);
     }
 

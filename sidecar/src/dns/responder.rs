@@ -284,6 +284,7 @@ mod tests {
                 routes: Vec::new(),
                 faults: Arc::default(),
                 usage: Arc::default(),
+                stale: Arc::default(),
             })),
             Lookup::Absent => Lookup::Absent,
             Lookup::Pending => Lookup::Pending,

@@ -90,6 +90,12 @@ impl Body {
         Self { state, coding, received: 0 }
     }
 
+    /// The same body, its content alone written; `None` if only the end of its connection says
+    /// where it ends, which might as well be an abort.
+    pub(crate) fn to_plain(&self) -> Option<Self> {
+        (self.state != State::UntilClose).then(|| Self { coding: Coding::Plain, ..self.clone() })
+    }
+
     /// Whether all of it was taken.
     pub fn is_complete(&self) -> bool {
         self.state == State::Done

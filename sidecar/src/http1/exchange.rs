@@ -9,6 +9,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use crate::fallback::Keep;
 use crate::http1::body::{BadBody, Body};
 use crate::http1::response::{self, ResponseHead, Role};
 use crate::http1::{HeadScan, Version};
@@ -53,7 +54,7 @@ pub(super) enum Broken {
 const MAX_INTERIM: u8 = 32;
 
 /// State of one try.
-#[derive(Default, Debug)]
+#[derive(Default)]
 pub(super) struct Exchange {
     scan: HeadScan,
     /// The upstream takes no more of the request; it may have answered nevertheless.
@@ -68,6 +69,8 @@ pub(super) struct Exchange {
     pub(super) passed_on: bool,
     /// Whether anything moved since this was last reset.
     pub(super) moved: bool,
+    /// Keeps the response for bad times.
+    pub(super) keep: Option<Box<Keep>>,
 }
 
 /// Bytes of a response that are gathered before they are written.
@@ -163,6 +166,9 @@ impl Exchange {
         loop {
             let input = &mut sides.upstream.input;
             if !body.is_complete() && !input.is_empty() {
+                if self.keep.as_mut().is_some_and(|keep| !keep.relay(input.data())) {
+                    self.keep = None;
+                }
                 let taken = body.relay(input.data(), &mut sides.to_client.bytes);
                 input.consume(taken.map_err(|_| Broken::Response)?);
             }

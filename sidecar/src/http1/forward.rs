@@ -6,6 +6,7 @@
 //! response that broke off is never passed on as complete.
 
 mod chain;
+mod fallback;
 mod fault;
 mod hedge;
 mod held;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use self::routed::Detour;
 use crate::config::TrafficPolicy;
+use crate::fallback::Fallback;
 use crate::http1::body::BadBody;
 use crate::http1::connection::{Client, Next};
 use crate::http1::exchange::{Broken, Exchange, Sending, Sides, watch};
@@ -62,6 +64,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         routed: None,
         plain: None,
         fault: None,
+        fallback: None,
         attempts: 0,
         numbered: 0,
         progress: Progress {
@@ -129,6 +132,8 @@ struct Request {
     plain: Option<Box<[u8]>>,
     /// The fault that it meets.
     fault: Option<Box<Injected>>,
+    /// What is done in place of errors, where its policy says that something is.
+    fallback: Option<Box<Fallback>>,
     /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
     told: Option<Told>,
 }
@@ -209,6 +214,10 @@ impl Request {
         self.sending.held = self.head_end.saturating_add(policy.retry.buffer_bytes);
         // Some of the body came along with the head.
         self.sending.replayable = client.to_upstream.bytes.len() <= self.sending.held;
+        if policy.fallback.is_some() && self.fallback.is_none() {
+            let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end]);
+            self.fallback = Fallback::of(&head, &policy, destination, &client.session.worker);
+        }
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
         self.progress.deadline = self.limits.request;
         self.limits.idle = policy.idle_timeout;
@@ -262,24 +271,43 @@ impl Request {
                         self.progress.already_retried |= response.already_retried;
                         self.retry(client, destination, &policy, (failure, advice), now)
                     });
-                    let Some(after) = retry else {
+                    let replaced = response.mesh_error.filter(|_| retry.is_none());
+                    let replaced = replaced.filter(|reason| self.falls_back(*reason));
+                    if retry.is_none() {
                         self.note_retry(destination, failure.is_none());
-                        if failure.is_some() {
+                        // One that is replaced says nothing about the next hop.
+                        if failure.is_some() && replaced.is_none() {
                             self.warn_caller(client, now);
                         }
+                    }
+                    if retry.is_none() && replaced.is_none() {
                         let lease = lease.expect("a response came over a connection");
                         let Aim { metrics, load, .. } = aim;
                         return self
                             .respond(client, destination, &policy, response, lease, exchange, metrics, &load)
                             .await;
-                    };
+                    }
                     client.to_client.clear();
                     let unused = lease.take().expect("a response came over a connection");
                     if exchange.request_sent(&self.sending, &client.to_upstream) {
                         discard(unused, &mut response, &mut client.to_client.bytes, &policy, now);
                         client.to_client.clear();
                     }
-                    after
+                    match (retry, replaced) {
+                        (None, Some(reason)) => {
+                            return self
+                                .answer(
+                                    client,
+                                    Some(destination),
+                                    Some(&aim.endpoint),
+                                    aim.metrics,
+                                    reason,
+                                    "",
+                                )
+                                .await;
+                        }
+                        (after, _) => after.unwrap_or_default(),
+                    }
                 }
                 Tried::Failed(failure) => {
                     aim.load.failed(failure, now);
@@ -434,6 +462,9 @@ impl Request {
         load: &upstream::InFlight,
     ) -> Next {
         let stays = self.head.keep_alive && !client.session.worker.is_draining();
+        if self.fallback.is_some() {
+            exchange.keep = self.passes(client, &response);
+        }
         if let Some(cookie) = &self.affinity.set_cookie {
             write_field(&mut client.to_client.bytes, b"set-cookie", cookie.as_bytes());
         }
@@ -466,7 +497,12 @@ impl Request {
         let endpoint = lease.endpoint().clone();
         match (error, &next) {
             (Some(reason), _) => load.failed(Failure::Mesh(reason), Instant::now()),
-            (None, None) => load.succeeded(Instant::now()),
+            (None, None) => {
+                load.succeeded(Instant::now());
+                if let Some(keep) = exchange.keep.take() {
+                    keep.store();
+                }
+            }
             (None, Some(_)) => {}
         }
         let outcome =
@@ -500,7 +536,7 @@ impl Request {
 
     /// Counts and records the request as ended so.
     fn finish(
-        &self,
+        &mut self,
         client: &mut Client,
         destination: Option<&Destination>,
         endpoint: Option<&Endpoint>,
@@ -509,6 +545,9 @@ impl Request {
         bytes_out: u64,
     ) {
         client.now = Instant::now();
+        if let Some(failed) = self.fallback.as_mut().and_then(|fallback| fallback.failed()) {
+            failed.count(client.now);
+        }
         let duration = client.now.saturating_duration_since(self.progress.started);
         metrics.finish(outcome, duration);
         if let Some(told) = &self.told {
@@ -541,6 +580,9 @@ impl Request {
         (failure, advice): (Failure, Advice),
         now: Instant,
     ) -> Option<Duration> {
+        if let Some(fallback) = &mut self.fallback {
+            fallback.tried(failure);
+        }
         self.look(client, policy);
         self.progress.already_retried |= self.is_of_retry(client, now);
         let budget = &mut destination.budget.borrow_mut();
@@ -617,8 +659,26 @@ impl Request {
         next
     }
 
-    /// Answers in place of the upstream.
+    /// Answers in place of the upstream: what the fallback says, or else the error.
     async fn answer(
+        &mut self,
+        client: &mut Client,
+        destination: Option<&Rc<Destination>>,
+        endpoint: Option<&Rc<Endpoint>>,
+        metrics: InFlight,
+        reason: Reason,
+        message: &str,
+    ) -> Next {
+        match destination {
+            Some(destination) if self.falls_back(reason) => {
+                self.fall_back(client, destination, endpoint, metrics, reason).await
+            }
+            _ => self.answer_error(client, destination, endpoint, metrics, reason, message).await,
+        }
+    }
+
+    /// Answers an error.
+    async fn answer_error(
         &mut self,
         client: &mut Client,
         destination: Option<&Rc<Destination>>,

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
+use crate::fallback::Keep;
 use crate::http2::grpc;
 use crate::http2::head::sanitize_trailers;
 
@@ -26,7 +27,6 @@ const CHUNK_COST: usize = 512;
 const SMALL: usize = 1024;
 
 /// A body on its way.
-#[derive(Debug)]
 pub(crate) struct Body {
     from: RecvStream,
     /// Received, not sent yet.
@@ -43,6 +43,8 @@ pub(crate) struct Body {
     /// Received, and kept for another try.
     trailers: Option<HeaderMap>,
     grpc_status: Option<u8>,
+    /// Keeps it for bad times.
+    keep: Option<Box<Keep>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +86,20 @@ impl Body {
             replay,
             trailers: None,
             grpc_status: None,
+            keep: None,
+        }
+    }
+
+    /// Keeps it for bad times, if anything is there to do that. Nothing of it was sent yet.
+    pub(crate) fn keep(&mut self, keep: Option<Box<Keep>>) {
+        let arrived = [&self.chunk[..], &self.behind, self.beyond.as_deref().unwrap_or_default()];
+        self.keep = keep.and_then(|mut keep| arrived.iter().all(|part| keep.take(part)).then_some(keep));
+    }
+
+    /// All of it has arrived: what has kept it does so from now on.
+    pub(crate) fn store(&mut self) {
+        if let Some(keep) = self.keep.take() {
+            keep.store();
         }
     }
 
@@ -274,6 +290,9 @@ impl Body {
             Some(chunk) => chunk.map_err(Broken::Source)?,
             None => return Poll::Ready(Ok(None)),
         };
+        if self.keep.as_mut().is_some_and(|keep| !keep.take(&chunk)) {
+            self.keep = None;
+        }
         if let Some(replay) = &mut self.replay {
             replay.cost += chunk.len() + CHUNK_COST;
             if replay.cost > replay.limit {

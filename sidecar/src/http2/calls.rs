@@ -1,6 +1,8 @@
 //! Where HTTP/2 requests go: [`seam`](super::seam), answered by destinations,
 //! their policies and their metrics.
 
+mod fallback;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -15,11 +17,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, request,
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::TrafficPolicy;
+use crate::fallback::{Fallback, Keep};
 use crate::http2::body::Body;
 use crate::http2::chain;
 use crate::http2::head::{strip, strip_mesh};
 use crate::http2::mirror;
-use crate::http2::seam::{Call, Calls, Connector, Detour, End, Limits, Refusal, Stand};
+use crate::http2::seam::{Call, Calls, Connector, Detour, End, Instead, Limits, Refusal, Stand};
 use crate::http2::upstream::{Links, Terms};
 use crate::http2::vigil::Times;
 use crate::policy::concurrency::Urgency;
@@ -250,13 +253,19 @@ impl Calls for Side {
             replayable: true,
         };
         let address = self.session.client_address();
+        let worker = &self.session.worker;
+        let fallback = match policy.fallback {
+            Some(_) => Fallback::of(head, &policy, &destination, worker),
+            None => None,
+        };
         Ok(Forward {
             side: self,
             fault,
-            affinity: destination.affinity(head, address, &self.session.worker.rng),
+            affinity: destination.affinity(head, address, &worker.rng),
             recorded,
             routed,
             plain,
+            fallback,
             trace,
             tries: 0,
             _in_app: in_app,
@@ -297,6 +306,8 @@ pub(super) struct Forward<'a> {
     routed: Option<Routed>,
     /// Its head for copies, where the backend's own filters changed it further.
     plain: Option<Box<request::Parts>>,
+    /// What is done in place of errors, where its policy says that something is.
+    fallback: Option<Box<Fallback>>,
     /// What is told about it at its end, if anything is.
     recorded: Option<(Method, Uri)>,
     trace: Option<SpanContext>,
@@ -318,6 +329,18 @@ impl Forward<'_> {
         if let Some(current) = self.current.take() {
             current.failed(failure, now);
         }
+    }
+
+    /// What counts it.
+    fn counted(&mut self) -> InFlight {
+        self.counted.take().unwrap_or_else(|| {
+            // It came to no endpoint.
+            let session = &self.side.session;
+            match &self.routed {
+                Some(routed) => session.requests_of(&routed.way).begin(),
+                None => session.requests(Some(&self.destination), None).begin(),
+            }
+        })
     }
 
     /// Where its retries are counted.
@@ -370,6 +393,9 @@ impl Forward<'_> {
         request: Option<&request::Parts>,
         stand: Stand,
     ) -> Option<Duration> {
+        if let Some(fallback) = &mut self.fallback {
+            fallback.tried(failure);
+        }
         if self.is_retry() {
             self.retries().retried(RetryOutcome::Failed);
         }
@@ -553,9 +579,6 @@ impl Call for Forward<'_> {
         if !self.is_from_mesh() {
             strip_mesh(&mut head.headers);
         }
-        if let Some(Ok(cookie)) = self.affinity.set_cookie.as_deref().map(HeaderValue::from_str) {
-            head.headers.append(SET_COOKIE, cookie);
-        }
         let Some(failure) = failure else {
             // The guard stays: the endpoint is busy until the response is complete,
             // and only then known to have done well.
@@ -585,9 +608,38 @@ impl Call for Forward<'_> {
         self.decide((failure, Advice::None), request, stand)
     }
 
+    fn has_fallback(&self) -> bool {
+        self.fallback.is_some()
+    }
+
+    fn falls_back(&self, reason: Reason) -> bool {
+        self.fallback.as_ref().is_some_and(|fallback| fallback.covers(reason))
+    }
+
+    fn instead(
+        &mut self,
+        reason: Reason,
+        head: Option<&request::Parts>,
+        form: Form,
+    ) -> impl Future<Output = Instead> {
+        self.take_steps(reason, head, form)
+    }
+
+    fn passes(&mut self, head: Option<&request::Parts>, response: &response::Parts) -> Option<Box<Keep>> {
+        // One look, where nothing has a fallback.
+        self.fallback.as_mut()?;
+        self.pass(head, response)
+    }
+
     fn incoming(&mut self, headers: &mut HeaderMap) {
+        if let Some(Ok(cookie)) = self.affinity.set_cookie.as_deref().map(HeaderValue::from_str) {
+            headers.append(SET_COOKIE, cookie);
+        }
         if let (Some(routed), Some(endpoint)) = (&self.routed, &self.endpoint) {
             routed.edit_response(endpoint, headers);
+        }
+        if let Some(fallback) = &self.fallback {
+            fallback.mark(headers);
         }
     }
 
@@ -595,6 +647,9 @@ impl Call for Forward<'_> {
         if self.beside.is_some() {
             // Neither has answered: what ended the one ended both.
             self.leave(end.reason.map(Failure::Mesh), now);
+        }
+        if let Some(failed) = self.fallback.as_mut().and_then(|fallback| fallback.failed()) {
+            failed.count(now);
         }
         match (end.reason, end.grpc_status) {
             (Some(reason), _) => self.book(Failure::Mesh(reason), now),
@@ -615,14 +670,7 @@ impl Call for Forward<'_> {
         }
         let outcome =
             Outcome { code: end.status.unwrap_or(0), grpc_status: end.grpc_status, error: end.reason };
-        let counted = self.counted.take().unwrap_or_else(|| {
-            // It came to no endpoint.
-            let session = &self.side.session;
-            match &self.routed {
-                Some(routed) => session.requests_of(&routed.way).begin(),
-                None => session.requests(Some(&self.destination), None).begin(),
-            }
-        });
+        let counted = self.counted();
         let duration = now.saturating_duration_since(self.progress.started);
         counted.finish(outcome, duration);
         if let Some((method, uri)) = &self.recorded {

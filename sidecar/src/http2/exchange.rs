@@ -6,6 +6,7 @@
 //! 9113, section 8.1). No try begins after a byte of a response, a 1xx
 //! included, went to the client.
 
+mod fallback;
 mod hedge;
 
 use std::future::{Future, poll_fn};
@@ -137,9 +138,26 @@ struct Answered {
     _slot: Slot,
 }
 
+impl Answered {
+    /// Why a sidecar answered, if it was one.
+    fn mesh_reason(&self) -> Option<Reason> {
+        let word = self.response.headers().get(crate::sanitize::answer::ERROR_HEADER)?;
+        Reason::from_wire(word.as_bytes())
+    }
+}
+
 impl<C: Call> Exchange<'_, C> {
     async fn run(&mut self) {
-        match self.tries().await {
+        let tried = self.tries().await;
+        match self.replaced(&tried) {
+            // Boxed because it is rare.
+            Some(reason) => Box::pin(self.fall_back(tried, reason)).await,
+            None => self.end(tried).await,
+        }
+    }
+
+    async fn end(&mut self, tried: Result<Answered, Stop>) {
+        match tried {
             Ok(answered) => self.respond(answered).await,
             Err(Stop::Gone) => self.finish(None, None, None, true, 0),
             Err(Stop::Late) => self.refuse(&Reason::Timeout.into()),
@@ -176,10 +194,7 @@ impl<C: Call> Exchange<'_, C> {
                 }
                 stopped => return stopped,
             };
-            let Some(delay) = again else {
-                self.upload.forget();
-                return result;
-            };
+            let Some(delay) = again else { return result };
             drop(result);
             if !delay.is_zero() {
                 let pause = self.client.wheel.deadline();
@@ -342,15 +357,17 @@ impl<C: Call> Exchange<'_, C> {
 
     /// Passes a response on, with what is left of both bodies.
     async fn respond(&mut self, answered: Answered) {
+        // Only a request without a body is asked for again in the same words.
+        let bodiless = self.upload.sent() == 0 && self.upload.is_empty();
+        self.upload.forget();
+        let mesh_reason = answered.mesh_reason();
         let Answered { response, mut download, mut up, limit, _slot } = answered;
         let (mut head, ()) = response.into_parts();
         let status = head.status.as_u16();
         let grpc_status = grpc::status(&head.headers);
+        let keep = self.call.passes(self.head.as_ref().filter(|_| bodiless), &head);
         self.call.incoming(&mut head.headers);
-        let mesh_reason = head
-            .headers
-            .get(crate::sanitize::answer::ERROR_HEADER)
-            .and_then(|word| Reason::from_wire(word.as_bytes()));
+        download.keep(keep);
         let complete = download.is_empty();
         let mut response = Response::from_parts(head, ());
         response.extensions_mut().clear();
@@ -372,7 +389,10 @@ impl<C: Call> Exchange<'_, C> {
         let received = download.sent();
         let grpc_status = download.grpc_status().or(grpc_status);
         let (reason, cancelled) = match ended {
-            Ended::Complete => (mesh_reason, false),
+            Ended::Complete => {
+                download.store();
+                (mesh_reason, false)
+            }
             Ended::Gone => (None, true),
             Ended::Broken(reason, code) if self.client.form == Form::Grpc && code.is_none() => {
                 // A call is ended by a status, so that the caller knows whether to try again.

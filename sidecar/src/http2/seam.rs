@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, StatusCode, request, response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::fallback::{Keep, Substitute};
 use crate::http2::body::Body;
 use crate::http2::upstream::{Links, Terms};
 use crate::policy::fault::Injected;
 use crate::policy::retry::Failure;
 use crate::reason::{Codes, Reason};
 use crate::route::Reply;
+use crate::sanitize::answer::Form;
 use crate::wheel::Wheel;
 
 /// Why the mesh answers a request itself.
@@ -175,6 +177,25 @@ pub(crate) trait Call {
     /// the request is known.
     fn mirror(&mut self, head: &request::Parts, body: &Body);
 
+    /// Whether there are errors that are replaced by something else.
+    fn has_fallback(&self) -> bool;
+
+    /// Whether this error, of which the client got nothing yet, is replaced by something else.
+    fn falls_back(&self, reason: Reason) -> bool;
+
+    /// What is done in place of an error that is replaced. `head` is the request's, if it
+    /// can be sent once more.
+    fn instead(
+        &mut self,
+        reason: Reason,
+        head: Option<&request::Parts>,
+        form: Form,
+    ) -> impl Future<Output = Instead>;
+
+    /// What keeps the response that is passed on for bad times, if anything does. `head` is the
+    /// request's, if that is still known.
+    fn passes(&mut self, head: Option<&request::Parts>, response: &response::Parts) -> Option<Box<Keep>>;
+
     /// Changes the head of the response that is passed on, as its route says.
     fn incoming(&mut self, headers: &mut HeaderMap);
 
@@ -193,6 +214,16 @@ pub(crate) struct Stand {
     pub(crate) deadline: Option<Instant>,
     /// The time at which the try ended.
     pub(crate) now: Instant,
+}
+
+/// What is done in place of an error.
+pub(crate) enum Instead {
+    /// This is answered.
+    Answer(Box<Substitute>),
+    /// The call goes to another service, under limits of its own.
+    Elsewhere,
+    /// The error is answered after all.
+    Nothing,
 }
 
 /// Limits of a request.

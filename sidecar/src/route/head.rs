@@ -113,6 +113,14 @@ pub(crate) fn lines(mut fields: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// The names and values of the fields of an HTTP/1 head.
+pub(crate) fn fields(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    lines(split_line(head).1).filter_map(|line| {
+        let colon = memchr(b':', line)?;
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+    })
+}
+
 /// The first line without its CRLF, and what follows it.
 pub(crate) fn split_line(bytes: &[u8]) -> (&[u8], &[u8]) {
     let (line, rest) = split_at_byte(bytes, b'\n');

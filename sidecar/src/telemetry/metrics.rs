@@ -12,6 +12,7 @@ mod agent;
 mod cell;
 mod circuit;
 mod encode;
+mod fallback;
 mod family;
 mod hedge;
 mod labels;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 pub use self::agent::{HandshakeSide, SharedCounter, SharedGauge};
 pub use self::cell::Outcome;
 pub use self::circuit::{Circuit, CircuitGauge};
+pub use self::fallback::{FallbackMetrics, FallbackStep};
 pub use self::hedge::{HedgeMetrics, HedgeOutcome};
 pub use self::labels::{
     DestinationLabels, Direction, EndpointLabels, RequestLabels, ServiceLabels, TcpLabels, Tls, UNKNOWN_PEER,
@@ -35,6 +37,7 @@ use self::agent::AgentFamilies;
 use self::cell::{Cell, Cells, Histogram, OutcomeCells};
 use self::circuit::CircuitCell;
 use self::encode::Encoder;
+use self::fallback::FallbackCells;
 use self::family::{Family, Local};
 use self::hedge::HedgeCells;
 use self::labels::RouteLabels;
@@ -62,6 +65,7 @@ struct Families {
     hedges: Family<ServiceLabels, HedgeCells>,
     circuits: Family<EndpointLabels, CircuitCell>,
     endpoints: Family<ServiceLabels, EndpointCells>,
+    fallbacks: Family<ServiceLabels, FallbackCells>,
     agent: AgentFamilies,
 }
 
@@ -86,6 +90,7 @@ impl Registry {
             hedges: Family::new(limit),
             circuits: Family::new(limit),
             endpoints: Family::new(limit),
+            fallbacks: Family::new(limit),
             agent: AgentFamilies::new(limit),
         }));
         let version = ("version", env!("CARGO_PKG_VERSION"));
@@ -103,6 +108,7 @@ impl Registry {
             retries: Local::default(),
             hedges: Local::default(),
             endpoints: Local::default(),
+            fallbacks: Local::default(),
         }
     }
 
@@ -175,6 +181,12 @@ impl Registry {
         tally
     }
 
+    /// The services that are degraded.
+    pub fn degraded(&self) -> Vec<ServiceLabels> {
+        let services = self.0.fallbacks.totals().into_iter();
+        services.filter(|(_, cells)| cells.is_degraded()).map(|(labels, _)| labels).collect()
+    }
+
     /// All metrics in the Prometheus text format, version 0.0.4.
     pub fn encode(&self) -> String {
         let mut encoder = Encoder::default();
@@ -195,6 +207,7 @@ pub struct Shard {
     retries: Local<DestinationLabels, RetryCells, RetryMetrics>,
     hedges: Local<ServiceLabels, HedgeCells, HedgeMetrics>,
     endpoints: Local<ServiceLabels, EndpointCells, EndpointsGauge>,
+    fallbacks: Local<ServiceLabels, FallbackCells, FallbackMetrics>,
 }
 
 impl Shard {
@@ -232,6 +245,11 @@ impl Shard {
         self.endpoints.resolve(&self.families.endpoints, labels, |_, cells| EndpointsGauge(cells))
     }
 
+    /// The metrics of a service's fallback.
+    pub fn fallbacks(&self, labels: &ServiceLabels) -> Rc<FallbackMetrics> {
+        self.fallbacks.resolve(&self.families.fallbacks, labels, |_, cells| FallbackMetrics::new(cells))
+    }
+
     /// Drops series that nobody has used for a while; to be called once a minute.
     pub fn sweep(&self) {
         self.requests.sweep(&self.families.requests, SWEEPS_UNUSED);
@@ -242,6 +260,7 @@ impl Shard {
         self.hedges.sweep(&self.families.hedges, SWEEPS_UNUSED);
         // A gauge without an owner says nothing true: its destination is gone.
         self.endpoints.sweep(&self.families.endpoints, 1);
+        self.fallbacks.sweep(&self.families.fallbacks, SWEEPS_UNUSED);
     }
 }
 
@@ -253,6 +272,7 @@ impl Drop for Shard {
         self.retries.clear(&self.families.retries);
         self.hedges.clear(&self.families.hedges);
         self.endpoints.clear(&self.families.endpoints);
+        self.fallbacks.clear(&self.families.fallbacks);
     }
 }
 

@@ -84,6 +84,7 @@ impl Sidecar {
             routes: Vec::new(),
             faults: Arc::default(),
             usage: Arc::default(),
+            stale: Arc::default(),
         };
         let workload = Workload {
             service: name.clone(),

@@ -142,5 +142,6 @@ fn service(name: heddle_api::name::ServiceName) -> Arc<Service> {
         routes: Vec::new(),
         faults: Arc::default(),
         usage: Arc::default(),
+        stale: Arc::default(),
     })
 }

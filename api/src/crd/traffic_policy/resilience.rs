@@ -1,14 +1,13 @@
 //! What keeps a failing service from failing its clients: circuit breaking,
-//! concurrency limits, health checks and fallbacks.
+//! concurrency limits and health checks.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Violations;
-use crate::crd::{ByteSize, GatewayDuration, Percent, Positive};
+use crate::crd::{GatewayDuration, Percent, Positive};
 
 /// When an endpoint or the service is left alone for a while. A failure is a
 /// connection that cannot be made or breaks, a timeout, a status from 500 on (but
@@ -199,86 +198,6 @@ pub struct GrpcHealthCheck {
     pub service: Option<String>,
 }
 
-/// What is answered in place of an error: the first step that can.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Fallback {
-    /// The errors that are replaced.
-    #[schemars(length(min = 1, max = 8))]
-    pub on: Vec<FallbackReason>,
-    /// What is tried, in order.
-    #[schemars(length(min = 1, max = 8))]
-    pub steps: Vec<FallbackStep>,
-}
-
-/// An error that a fallback replaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum FallbackReason {
-    /// The circuit breaker is open.
-    CircuitOpen,
-    /// No endpoint may be used.
-    NoHealthyEndpoint,
-    /// The request took too long.
-    Timeout,
-}
-
-/// One thing to try: exactly one field.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct FallbackStep {
-    /// The last good response to the same GET.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stale_cache: Option<StaleCache>,
-    /// Another service of the same namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service: Option<ServiceRef>,
-    /// A fixed response.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub response: Option<FallbackResponse>,
-}
-
-/// Good responses that are kept for bad times.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct StaleCache {
-    /// Older ones are not used.
-    pub max_age: GatewayDuration,
-    /// What all of them may take.
-    pub max_bytes: ByteSize,
-}
-
-/// A service of the same namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ServiceRef {
-    /// Its name.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-}
-
-/// A fixed response.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct FallbackResponse {
-    /// Its status.
-    #[schemars(schema_with = "status_schema")]
-    pub status: u16,
-    /// Its headers.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub headers: BTreeMap<String, String>,
-    /// Its body.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = MAX_BODY))]
-    pub body: String,
-}
-
-/// A policy is configuration, not a file server.
-const MAX_BODY: usize = 64 << 10;
-
-fn status_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({ "type": "integer", "minimum": 200, "maximum": 599 })
-}
-
 /// As long as a path in a Gateway API match may be.
 const MAX_PATH: usize = 1024;
 
@@ -362,32 +281,6 @@ impl HealthCheck {
         {
             let message = format!("{timeout} is longer than interval, {interval}");
             violations.add("spec.healthCheck.timeout", message);
-        }
-    }
-}
-
-impl Fallback {
-    pub(super) fn validate(&self, violations: &mut Violations) {
-        if self.on.is_empty() {
-            violations.add("spec.fallback.on", "is empty");
-        }
-        if self.steps.is_empty() {
-            violations.add("spec.fallback.steps", "is empty");
-        }
-        for (index, step) in self.steps.iter().enumerate() {
-            let path = format!("spec.fallback.steps[{index}]");
-            let given = [step.stale_cache.is_some(), step.service.is_some(), step.response.is_some()];
-            violations.exactly_one(&path, &given, "staleCache, service and response");
-            if let Some(response) = &step.response {
-                if !(200..=599).contains(&response.status) {
-                    let message = format!("{} is not between 200 and 599", response.status);
-                    violations.add(format!("{path}.response.status"), message);
-                }
-                if response.body.len() > MAX_BODY {
-                    violations
-                        .add(format!("{path}.response.body"), format!("is longer than {MAX_BODY} bytes"));
-                }
-            }
         }
     }
 }

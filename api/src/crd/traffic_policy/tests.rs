@@ -176,11 +176,68 @@ fn impossible_pairs_are_named_by_their_path() {
         (json!({"healthCheck": {"tcp": {}, "interval": "99ms"}}), "spec.healthCheck.interval"),
         (json!({"healthCheck": {"tcp": {}, "timeout": "0s"}}), "spec.healthCheck.timeout"),
         (json!({"healthCheck": {"tcp": {}, "interval": "1s", "timeout": "2s"}}), "spec.healthCheck.timeout"),
-        (json!({"fallback": {"on": ["Timeout"], "steps": [{}]}}), "spec.fallback.steps[0]"),
     ] {
         assert_eq!(paths(value.clone()), [path], "{value}");
     }
     assert!(paths(json!({"timeouts": {"request": "0s", "perTry": "2s"}})).is_empty(), "0s is no limit");
+}
+
+#[test]
+fn fallbacks_that_make_no_sense_are_named_by_their_path() {
+    let steps = |steps: Value| json!({"fallback": {"on": ["Timeout"], "steps": steps}});
+    let response = |response: Value| steps(json!([{"response": response}]));
+    let cache = |age: &str, bytes: &str| steps(json!([{"staleCache": {"maxAge": age, "maxBytes": bytes}}]));
+    let at = "spec.fallback.steps";
+    let in_response = |field: &str| format!("{at}[0].response.{field}");
+    for (value, path) in [
+        (
+            json!({"fallback": {"on": [], "steps": [{"response": {"status": 200}}]}}),
+            "spec.fallback.on".into(),
+        ),
+        (steps(json!([])), at.into()),
+        (steps(json!([{}])), format!("{at}[0]")),
+        (steps(json!([{"response": {"status": 200}, "service": {"name": "orders"}}])), format!("{at}[0]")),
+        (steps(json!([{"response": {"status": 200}}, {"service": {"name": "orders"}}])), format!("{at}[1]")),
+        (cache("0s", "16Mi"), format!("{at}[0].staleCache.maxAge")),
+        (cache("1m", "4095"), format!("{at}[0].staleCache.maxBytes")),
+        (cache("1m", "2Gi"), format!("{at}[0].staleCache.maxBytes")),
+        (
+            steps(json!([{"staleCache": {"maxAge": "1m", "maxBytes": "1Mi"}},
+                {"staleCache": {"maxAge": "1h", "maxBytes": "1Mi"}}])),
+            format!("{at}[1].staleCache"),
+        ),
+        (steps(json!([{"service": {"name": "Orders"}}])), format!("{at}[0].service.name")),
+        (steps(json!([{"service": {"name": "users"}}])), format!("{at}[0].service.name")),
+        (response(json!({"status": 199})), in_response("status")),
+        (response(json!({"status": 600})), in_response("status")),
+        (response(json!({"status": 200, "headers": {"x y": "1"}})), in_response("headers.x y")),
+        (response(json!({"status": 200, "headers": {"x": "a\nb"}})), in_response("headers.x")),
+        (
+            response(json!({"status": 200, "headers": {"Content-Length": "1"}})),
+            in_response("headers.Content-Length"),
+        ),
+        (response(json!({"status": 200, "headers": {"heddle-x": "1"}})), in_response("headers.heddle-x")),
+        (response(json!({"status": 200, "headers": {"X": "1", "x": "2"}})), in_response("headers.x")),
+        (
+            response(json!({"status": 200, "headers": {"grpc-status": "17"}})),
+            in_response("headers.grpc-status"),
+        ),
+        (response(json!({"status": 204, "body": "gone"})), in_response("body")),
+        (response(json!({"status": 200, "body": "x".repeat(65537)})), in_response("body")),
+    ] {
+        assert_eq!(paths(value.clone()), [path], "{value}");
+    }
+    for value in [
+        json!({"fallback": {"steps": [{"response": {"status": 200}}]}}),
+        json!({"fallback": {"on": ["Timeout"]}}),
+        json!({"fallback": {"on": ["Reset"], "steps": []}}),
+        steps(json!([{"cache": {}}])),
+        steps(json!([{"staleCache": {"maxAge": "1m"}}])),
+        steps(json!([{"service": {"name": "orders", "port": 80}}])),
+        response(json!({"headers": {}})),
+    ] {
+        assert!(spec(value.clone()).is_err(), "{value}");
+    }
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The traffic policy of a service, with the defaults of `TrafficPolicy`.
 
 mod breaker;
+mod fallback;
 mod health_check;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_api::discovery::v1;
@@ -37,6 +39,7 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
     };
     let concurrency = wire.concurrency.map(breaker::concurrency).transpose();
     let health_check = wire.health_check.map(health_check::health_check).transpose();
+    let fallback = wire.fallback.map(fallback::fallback).transpose();
     Ok(TrafficPolicy {
         source: wire.source,
         connect_timeout,
@@ -52,6 +55,7 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
         limits: limits(wire.limits.unwrap_or_default()).map_err(|e| e.within("limits"))?,
         balancing: balancing(wire.load_balancer.unwrap_or_default())
             .map_err(|e| e.within("load_balancer"))?,
+        fallback: fallback.map_err(|e| e.within("fallback"))?.map(Arc::new),
     })
 }
 
@@ -216,7 +220,7 @@ mod tests {
         assert_eq!(policy.idle_timeout, Some(Duration::from_secs(3600)));
         assert_eq!(policy.retry, RetryPolicy::default());
         assert_eq!((policy.breaker, policy.service_breaker), (BreakerPolicy::default(), None));
-        assert_eq!(policy.concurrency, None);
+        assert_eq!((policy.concurrency, policy.fallback), (None, None));
     }
 
     #[test]

@@ -164,6 +164,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         routes: Vec::new(),
         faults: Arc::default(),
         usage: Arc::default(),
+        stale: Arc::default(),
     };
     let ports =
         apps.iter().map(|app| Port { number: app.port(), protocol: AppProtocol::Http2, policy: None });

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::time::Instant;
 
-use super::Families;
 use super::cell::{BUCKETS, Cell, Histogram};
+use super::{Families, fallback};
 
 /// What a metric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,6 +116,7 @@ pub(super) fn families(families: &Families, encoder: &mut Encoder) {
     retries(families, encoder);
     super::hedge::encode(families, encoder);
     endpoints(families, encoder);
+    fallback::encode(&families.fallbacks, encoder);
     tcp(families, encoder);
 }
 

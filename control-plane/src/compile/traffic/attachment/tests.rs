@@ -151,6 +151,8 @@ fn any_spec() -> impl Strategy<Value = String> {
         (1u8..9).prop_map(|n| format!("retry: {{budget: {{percent: {n}}}, backoff: {{base: {n}s}}}}")),
         (1u8..9).prop_map(|n| format!("retry: {{budget: {{minPerSecond: {n}}}, maxElapsed: {n}s}}")),
         (1u8..9).prop_map(|n| format!("limits: {{connections: {n}}}")),
+        (1u8..9)
+            .prop_map(|n| format!("fallback: {{on: [Timeout], steps: [{{response: {{status: 20{n}}}}}]}}")),
         (1u8..9).prop_map(|n| format!("limits: {{requests: {n}, pendingRequests: {n}}}")),
         (1u8..9).prop_map(|n| format!("circuitBreaker: {{consecutiveFailures: {n}, open: {{base: {n}s}}}}")),
         (1u8..9).prop_map(|n| format!("circuitBreaker: {{maxEjectedPercent: {n}, open: {{max: {n}m}}}}")),
