@@ -232,6 +232,27 @@ impl Front {
         serde_json::from_str(&body).expect("it is JSON")
     }
 
+    /// Puts another file beside the manifests of the service.
+    pub fn apply(&self, file: &str, text: &str) {
+        self.control_plane.apply(file, text);
+    }
+
+    /// What the client's sidecar has written to its log.
+    pub fn log(&self) -> String {
+        self.client.log()
+    }
+
+    /// The sum of the client's metrics whose line begins so and contains all of `parts`.
+    ///
+    /// # Panics
+    /// If the sidecar shows no metrics.
+    pub fn metric(&self, name: &str, parts: &[&str]) -> f64 {
+        let (_, metrics) = get(self.client.listening("admin"), "localhost", "/metrics").expect("it answers");
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        let lines = lines.filter(|line| parts.iter().all(|part| line.contains(part)));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     /// The circuits of all endpoints, in the order of the endpoints' ports.
     ///
     /// # Panics
