@@ -8,6 +8,7 @@
 //! a version of Heddle enforces a field is not known here.
 
 mod duration;
+mod external_service;
 mod fault_policy;
 mod gateway;
 mod kubernetes;
@@ -28,6 +29,10 @@ use serde::{Deserialize, Serialize};
 use gateway::{header_value, is_token};
 
 pub use duration::{GatewayDuration, InvalidDuration};
+pub use external_service::{
+    DnsName, ExternalEndpoint, ExternalPort, ExternalProtocol, ExternalServiceSpec, InvalidDnsName,
+    RegistryService, TlsOrigination,
+};
 pub use fault_policy::{FaultAbort, FaultDelay, FaultPolicySpec};
 pub use gateway::{
     BackendObject, BackendRef, Cors, Filter, Fraction, GATEWAY_GROUP, GrantFrom, GrantTo, GrpcMatch,
@@ -43,7 +48,7 @@ pub use kubernetes::{
 };
 pub use manifest::{field_paths_of_traffic_policy, manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
-pub use number::{Multiplier, Percent, PortNumber, Positive, Ratio, Weight};
+pub use number::{EndpointWeight, Multiplier, Percent, PortNumber, Positive, Priority, Ratio, Weight};
 pub use request_match::{HeaderEquals, RequestMatch};
 pub use secret::Secret;
 pub use size::{ByteSize, InvalidSize};
@@ -73,6 +78,9 @@ pub type FaultPolicy = Object<FaultPolicySpec>;
 
 /// A `TelemetryPolicy` object.
 pub type TelemetryPolicy = Object<TelemetryPolicySpec>;
+
+/// An `ExternalService` object.
+pub type ExternalService = Object<ExternalServiceSpec>;
 
 /// A `MeshConfig` object.
 pub type MeshConfig = Object<MeshConfigSpec>;

@@ -7,6 +7,7 @@
 //! time, and what came out equal keeps its bytes.
 
 mod endpoints;
+mod external;
 mod faults;
 mod policies;
 mod protocol;
@@ -27,6 +28,7 @@ use heddle_api::spiffe::TrustDomain;
 use crate::model::{Model, Registration, Resource, ResourceKey};
 use crate::source::{ObjectName, Objects};
 
+pub(crate) use external::Hosts;
 use faults::Faults;
 pub(crate) use policies::Accepted;
 pub(crate) use services::Declared;
@@ -58,7 +60,7 @@ pub struct MeshDefaults {
 /// refused now stay as they were accepted there, and resources that did not
 /// change keep its bytes. The first compilation takes `Model::default()`.
 pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
-    let services = services::compile(inputs);
+    let mut services = services::compile(inputs);
     let (mut accepted, mut statuses) = (Accepted::default(), Vec::new());
     accepted.mesh = policies::judge(
         &inputs.objects.mesh_configs,
@@ -85,6 +87,17 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         |_| Vec::new(),
         |policy| telemetry::missing_keys(&policy.name, &policy.value.spec.alerts, inputs.objects),
     );
+    let claims =
+        external::Claims::new(&inputs.objects.external_services, &services, &inputs.mesh.cluster_domain);
+    accepted.external = policies::judge(
+        &inputs.objects.external_services,
+        &previous.accepted.external,
+        &mut statuses,
+        |object| claims.refuse(object),
+        |object| claims.unresolved(object),
+    );
+    claims.withdraw(&mut accepted.external, &mut statuses);
+    external::add(&accepted.external, &mut services);
     macro_rules! judge_routes {
         ($($routes:ident),*) => {$(
             accepted.$routes = policies::judge(
@@ -155,6 +168,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         telemetry,
         declared: services.declared,
         attachments,
+        hosts: Hosts::new(&accepted.external),
         accepted,
     }
 }
@@ -172,19 +186,25 @@ fn unresolved_targets(
         let among = |mut names: Box<dyn Iterator<Item = Option<&str>> + '_>| {
             section.is_none() || names.any(|name| name == section)
         };
-        let route = ObjectName { namespace: namespace.clone(), name: target.name.clone() };
+        let object = ObjectName { namespace: namespace.clone(), name: target.name.clone() };
         match target.kind.as_str() {
             "Service" => {
                 let name = ServiceName::new(namespace, &target.name).ok();
                 let service = name.and_then(|name| services.resources.get(&name));
                 service.is_some_and(|s| among(Box::new(s.ports.iter().map(|port| Some(port.name.as_str())))))
             }
+            "ExternalService" => {
+                let service = accepted.external.get(&object);
+                service.is_some_and(|s| {
+                    among(Box::new(s.value.spec.ports.iter().map(|port| Some(port.name.as_str()))))
+                })
+            }
             "HTTPRoute" => {
-                let route = accepted.http_routes.get(&route);
+                let route = accepted.http_routes.get(&object);
                 route.is_some_and(|route| among(Box::new(route.value.spec.rule_names())))
             }
             "GRPCRoute" => {
-                let route = accepted.grpc_routes.get(&route);
+                let route = accepted.grpc_routes.get(&object);
                 route.is_some_and(|route| among(Box::new(route.value.spec.rule_names())))
             }
             _ => true,

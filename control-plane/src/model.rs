@@ -15,7 +15,9 @@ use heddle_api::discovery::{ResourceType, v1};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
-use crate::compile::{Accepted, AlertRules, Attachments, Declared, FieldOrigin, PortRef, RuleRef, Telemetry};
+use crate::compile::{
+    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Hosts, PortRef, RuleRef, Telemetry,
+};
 use crate::source::{Location, ObjectName};
 
 /// Everything that one compilation made.
@@ -30,6 +32,7 @@ pub struct Model {
     pub(crate) alert_rules: AlertRules,
     pub(crate) declared: Declared,
     pub(crate) attachments: Attachments,
+    pub(crate) hosts: Hosts,
 }
 
 impl Model {
@@ -85,6 +88,7 @@ impl Model {
             ports: ports.collect(),
             telemetry: Some(telemetry),
             zone: registration.zone.clone(),
+            hosts: self.hosts.of(registration.service.namespace()),
         }
     }
 }

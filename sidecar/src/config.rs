@@ -28,7 +28,7 @@ use crate::policy::stale::Cache;
 use crate::reason::Reason;
 use crate::routing::Table;
 use crate::telemetry::metrics::Direction;
-use crate::upstream::Home;
+use crate::upstream::{Home, Origination};
 
 /// Everything known at one moment.
 #[derive(Default, Debug)]
@@ -78,7 +78,7 @@ pub struct Mesh {
 }
 
 /// A destination.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
@@ -139,6 +139,8 @@ pub struct Port {
     pub protocol: AppProtocol,
     /// How to treat its traffic; `None`: as all of the service's.
     pub policy: Option<Arc<TrafficPolicy>>,
+    /// TLS that we begin with endpoints outside the mesh that ask for it.
+    pub tls: Option<Arc<Origination>>,
 }
 
 /// What a port's declaration says about the bytes on it.
@@ -178,6 +180,41 @@ pub struct Endpoint {
     pub priority: u32,
     /// What discovery says about it.
     pub health: EndpointHealth,
+    /// Whether the TLS of its ports is begun with it; never with one inside the mesh.
+    pub originate_tls: bool,
+}
+
+/// Endpoints at the addresses of a name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DnsEndpoint {
+    /// The name, in lower case and without a final dot.
+    pub name: Box<str>,
+    /// Service port to their port.
+    pub bindings: Vec<(u16, u16)>,
+    /// The zone they are in, empty if unknown.
+    pub zone: String,
+    /// Relative share of traffic of each, at least 1.
+    pub weight: u32,
+    /// Their level.
+    pub priority: u32,
+}
+
+impl DnsEndpoint {
+    /// The endpoint at one of the addresses.
+    pub fn at(&self, address: IpAddr) -> Endpoint {
+        Endpoint {
+            id: format!("{}/{address}", self.name),
+            address,
+            bindings: self.bindings.clone(),
+            mesh: None,
+            zone: self.zone.clone(),
+            weight: self.weight,
+            score: 100,
+            priority: self.priority,
+            health: EndpointHealth::Healthy,
+            originate_tls: true,
+        }
+    }
 }
 
 /// Whether an endpoint may get new traffic.
@@ -304,12 +341,25 @@ pub struct Workload {
     pub ports: Vec<Port>,
     /// The zone it runs in, empty if unknown.
     pub zone: Box<str>,
+    /// Names of no service's form that lead to services all the same, in lower case.
+    pub hosts: HashMap<Box<str>, ServiceName>,
     /// Whether requests are written to the access log.
     pub access_log: bool,
     /// Share of new traces that are sampled, 0 to 1.
     pub sampling: f64,
     /// What its requests are watched for.
     pub alerts: Vec<WatchedAlert>,
+}
+
+impl Workload {
+    /// The service that a name, in any case and with or without a final dot, leads to besides the
+    /// services' own names.
+    pub fn host(&self, name: &str) -> Option<&ServiceName> {
+        if self.hosts.is_empty() {
+            return None;
+        }
+        self.hosts.get(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase().as_str())
+    }
 }
 
 /// An alert rule and the requests that it is about.

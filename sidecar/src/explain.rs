@@ -121,8 +121,9 @@ impl Service {
     pub fn decode(name: &ServiceName, bytes: &[u8]) -> Result<Self, Unanswered> {
         let refused = |why: String| Unanswered::Refused { service: name.clone(), why };
         let message = v1::Service::decode(bytes).map_err(|error| refused(error.to_string()))?;
-        let (service, _) =
+        let told =
             agent::valid_service(name, message, None).map_err(|invalid| refused(invalid.to_string()))?;
+        let service = told.service;
         Ok(Self(service))
     }
 

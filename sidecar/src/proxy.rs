@@ -22,7 +22,7 @@ use crate::agent::{
     Registration, TokenSource, node, watch_health,
 };
 use crate::config::{self, AppProtocol, ConfigHandle};
-use crate::dns::Addresses;
+use crate::dns::{self, Addresses, Forwarder};
 use crate::listener::{InboundKind, OutboundKind, Plumbing};
 use crate::policy::score::Standing;
 use crate::settings::{SidecarArgs, Workload};
@@ -140,6 +140,7 @@ async fn life(
     };
     let credentials = identity.credentials().clone();
     let _ = admin.credentials.set(credentials.clone());
+    let (resolver, names) = dns::resolver(Forwarder::new(setup.sidecar.resolver), metrics.clone());
     let discovery = Discovery {
         control_plane,
         credentials: credentials.clone(),
@@ -147,6 +148,7 @@ async fn life(
         knowledge: Knowledge::new(identity.trust_domain(), setup.addresses, Instant::now()),
         wants,
         publisher,
+        names,
         channel,
         metrics: metrics.clone(),
     };
@@ -164,6 +166,7 @@ async fn life(
     };
     tasks.spawn_local(identity.keep());
     tasks.spawn_local(discovery.run());
+    tasks.spawn_local(resolver.run());
     tasks.spawn_local(registration.run());
     tasks.spawn_local(Prober::new(checks.clone(), credentials.clone(), metrics.clone()).run());
     tasks.spawn_local(watching.run());

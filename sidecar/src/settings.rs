@@ -71,6 +71,9 @@ pub struct SidecarArgs {
     /// Threads that forward traffic
     #[arg(long, value_name = "N", env = "HEDDLE_WORKERS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
+    /// A DNS server to ask for names outside the mesh [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "IP[:PORT]", env = "HEDDLE_RESOLVER", value_delimiter = ',', value_parser = parse_resolver)]
+    pub resolver: Vec<SocketAddr>,
     /// What is logged: a level (error, warn, info, debug, trace) or a tracing filter
     #[arg(long, value_name = "FILTER", env = "HEDDLE_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
@@ -296,9 +299,27 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidSpec> {
         .map_err(|_| InvalidSpec(format!("{text:?} is no duration such as 10s, 250ms or 1h30m")))
 }
 
+/// The address of a DNS server, with its port where that is not 53.
+///
+/// # Errors
+/// If the text has another form.
+pub fn parse_resolver(text: &str) -> Result<SocketAddr, InvalidSpec> {
+    let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, 53)));
+    address.ok_or_else(|| InvalidSpec(format!("{text:?} is no IP address, alone or with a port")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resolvers_have_a_port_of_their_own_or_the_usual_one() {
+        let read = |text: &str| parse_resolver(text).map(|address| address.to_string());
+        assert_eq!(read("192.0.2.1"), Ok("192.0.2.1:53".into()));
+        assert_eq!(read("[::1]:5353"), Ok("[::1]:5353".into()));
+        assert_eq!(read("::1"), Ok("[::1]:53".into()));
+        assert!(read("resolver.example").is_err());
+    }
 
     #[test]
     fn ports_are_read_in_every_form() {

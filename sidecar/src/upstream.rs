@@ -12,6 +12,7 @@ mod checks;
 mod connect;
 mod endpoint;
 mod fallback;
+mod origination;
 mod pool;
 
 use std::cell::{Cell, RefCell};
@@ -50,6 +51,7 @@ pub use self::checks::{Check, CheckKey, Checks};
 pub(crate) use self::connect::{ClientConfigs, server_name};
 pub use self::connect::{ConnectError, MeshProtocol, broken, port_of_server_name};
 pub use self::endpoint::{Endpoint, Target};
+pub use self::origination::{Origination, Terms};
 pub use self::pool::Lease;
 
 /// The name of the route that requests take where no route was declared.
@@ -288,6 +290,7 @@ impl Destination {
         checks: &Checks,
         metrics: &Shard,
     ) {
+        let Some(declared) = service.ports.iter().find(|declared| declared.number == port) else { return };
         let policy = service.policy(port);
         *self.policy.borrow_mut() = policy.clone();
         *self.faults.borrow_mut() = service.faults.clone();
@@ -299,7 +302,7 @@ impl Destination {
             .endpoints
             .iter()
             .filter_map(|new| {
-                let target = Target::of(new, port)?;
+                let target = Target::of(new, declared)?;
                 let stays = known.get(new.id.as_str()).is_some_and(|endpoint| endpoint.target == target);
                 Some(match stays.then(|| known.remove(new.id.as_str())).flatten() {
                     Some(endpoint) => {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 pub mod forge;
 pub mod load;
 pub mod open_loop;
+pub mod outside;
 pub mod replica;
 
 /// The longest that any condition may take to come true. Test machines are slow and shared.

@@ -33,7 +33,12 @@ pub struct Mesh {
 impl Mesh {
     /// Starts a control plane as the user of the test.
     pub fn start() -> Self {
-        Self::start_as(false)
+        Self::start_as(false, "")
+    }
+
+    /// The same with a control plane that reads these manifests.
+    pub fn start_with(manifests: &str) -> Self {
+        Self::start_as(false, manifests)
     }
 
     /// Starts a control plane as a user without privileges, to whom none of
@@ -44,10 +49,10 @@ impl Mesh {
             missing("the right to become another user");
             return None;
         }
-        Some(Self::start_as(true))
+        Some(Self::start_as(true, ""))
     }
 
-    fn start_as(nobody: bool) -> Self {
+    fn start_as(nobody: bool, manifests: &str) -> Self {
         let directory = tempfile::tempdir().expect("there is room for temporary files");
         let mut heddle = binary("heddle");
         if nobody {
@@ -60,6 +65,12 @@ impl Mesh {
         let mut command = mesh.command(&mesh.heddle);
         let listeners = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         command.arg("control-plane").args(listeners).arg("--data-dir").arg(mesh.directory().join("data"));
+        if !manifests.is_empty() {
+            let folder = mesh.directory().join("manifests");
+            fs::create_dir(&folder).expect("there is room");
+            fs::write(folder.join("mesh.yaml"), manifests).expect("there is room");
+            command.args(["--source", &format!("dir:{}", folder.display())]);
+        }
         mesh.control_plane = Some(Process::start(&mut command));
         mesh
     }
@@ -127,10 +138,22 @@ impl Mesh {
     /// # Panics
     /// If it cannot be started or does not end.
     pub fn output<A: AsRef<OsStr>>(&self, service: &str, program: &[A], input: &str) -> Output {
+        self.finish(service, &[], program, input)
+    }
+
+    /// Runs a program with flags of `heddle run` to its end.
+    ///
+    /// # Panics
+    /// If it cannot be started or does not end.
+    pub fn output_with<A: AsRef<OsStr>>(&self, service: &str, flags: &[&str], program: &[A]) -> Output {
+        self.finish(service, flags, program, "")
+    }
+
+    fn finish<A: AsRef<OsStr>>(&self, service: &str, flags: &[&str], program: &[A], input: &str) -> Output {
         let file = self.directory().join(format!("{service}.stdin"));
         fs::write(&file, input).expect("there is room");
         let stdin = fs::File::open(&file).expect("it was just written");
-        let mut command = self.launch(&["timeout", PROGRAM_LIMIT], service, &[], program);
+        let mut command = self.launch(&["timeout", PROGRAM_LIMIT], service, flags, program);
         let output = command.stdin(stdin).output().expect("the program starts");
         assert_ne!(output.status.code(), Some(124), "{service} does not end: {output:?}");
         output

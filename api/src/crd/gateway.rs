@@ -31,7 +31,7 @@ pub use matching::{HeaderMatch, PathMatch, QueryMatch, TextMatch};
 pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant, ReferenceGrantSpec};
 pub use session::{SessionCarrier, SessionPersistence};
 pub use text::{HeaderName, InvalidHeaderName};
-pub(super) use text::{header_value, is_token};
+pub(super) use text::{header_value, is_section_name, is_token};
 
 /// The API group of the routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -200,7 +200,7 @@ fn common(spec: &impl RouteSpec, violations: &mut Vec<Violation>) {
     for (index, name) in names.iter().enumerate() {
         let Some(name) = *name else { continue };
         let path = format!("spec.rules[{index}].name");
-        if !text::is_section_name(name) {
+        if !is_section_name(name) {
             violations.push(Violation::new(&path, format!("{name:?} is no name (lower-case RFC 1123)")));
         }
         if names[..index].contains(&Some(name)) {

@@ -7,11 +7,15 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::{FaultPolicySpec, GROUP, Kind, MeshConfigSpec, TelemetryPolicySpec, TrafficPolicySpec, VERSION};
+use super::{
+    ExternalServiceSpec, FaultPolicySpec, GROUP, Kind, MeshConfigSpec, TelemetryPolicySpec,
+    TrafficPolicySpec, VERSION,
+};
 
 /// The definition of each kind, with the name of the file that holds it.
 pub fn manifests() -> Vec<(String, Value)> {
     vec![
+        manifest::<ExternalServiceSpec>(),
         manifest::<FaultPolicySpec>(),
         manifest::<MeshConfigSpec>(),
         manifest::<TelemetryPolicySpec>(),
@@ -216,7 +220,7 @@ mod tests {
     /// Structural schemas: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
     #[test]
     fn schemas_use_only_what_kubernetes_knows() {
-        const KNOWN: [&str; 18] = [
+        const KNOWN: [&str; 19] = [
             "additionalProperties",
             "description",
             "enum",
@@ -235,6 +239,7 @@ mod tests {
             "required",
             "type",
             "x-kubernetes-int-or-string",
+            "x-kubernetes-validations",
         ];
 
         fn check(path: &str, schema: &Value) {
@@ -258,6 +263,7 @@ mod tests {
             }
         }
 
+        check("ExternalService.spec", &structural_schema::<ExternalServiceSpec>());
         check("FaultPolicy.spec", &structural_schema::<FaultPolicySpec>());
         check("MeshConfig.spec", &structural_schema::<MeshConfigSpec>());
         check("TelemetryPolicy.spec", &structural_schema::<TelemetryPolicySpec>());

@@ -122,6 +122,16 @@ whole!(
     Weight(u32), 0..=1_000_000_u32, { "type": "integer", "minimum": 0, "maximum": 1_000_000 }
 );
 
+whole!(
+    /// The share of traffic of one endpoint, relative to others.
+    EndpointWeight(u32), 1..=1_000_000_u32, { "type": "integer", "minimum": 1, "maximum": 1_000_000 }
+);
+
+whole!(
+    /// The level of an endpoint: lower ones come first.
+    Priority(u8), 0..=127, { "type": "integer", "minimum": 0, "maximum": 127 }
+);
+
 impl Default for Weight {
     fn default() -> Self {
         Self(1)

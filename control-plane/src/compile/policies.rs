@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use heddle_api::crd::{
-    FaultPolicySpec, GrpcRoute, HttpRoute, Kind, MeshConfigSpec, Metadata, Object, Route, RouteSpec,
-    TcpRoute, TelemetryPolicySpec, TrafficPolicySpec, Violation,
+    ExternalServiceSpec, FaultPolicySpec, GrpcRoute, HttpRoute, Kind, MeshConfigSpec, Metadata, Object,
+    Route, RouteSpec, TcpRoute, TelemetryPolicySpec, TrafficPolicySpec, Violation,
 };
 
 use crate::model::{InForce, PolicyStatus, Refusal};
@@ -48,6 +48,7 @@ pub(crate) struct Accepted {
     pub(super) faults: Policies<FaultPolicySpec>,
     pub(super) telemetry: Policies<TelemetryPolicySpec>,
     pub(super) mesh: Policies<MeshConfigSpec>,
+    pub(super) external: Policies<ExternalServiceSpec>,
     pub(super) http_routes: Versions<HttpRoute>,
     pub(super) grpc_routes: Versions<GrpcRoute>,
     pub(super) tcp_routes: Versions<TcpRoute>,

@@ -100,9 +100,7 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
             endpoints: endpoints::compile(name, &ports, slices, &workloads),
             ports: ports.into_iter().map(service_port).collect(),
             addresses: addresses.iter().map(ToString::to_string).collect(),
-            policy: None,
-            routes: Vec::new(),
-            faults: Vec::new(),
+            ..v1::Service::default()
         };
         services.resources.insert(name.clone(), resource);
     }
@@ -175,7 +173,7 @@ fn service_port(port: Port) -> v1::ServicePort {
         port: port.number.into(),
         name: port.name,
         protocol: port.protocol.into(),
-        policy: None,
+        ..v1::ServicePort::default()
     }
 }
 
@@ -199,7 +197,7 @@ impl Declared {
             port: port.port.into(),
             name: port.name.clone(),
             protocol: protocol.into(),
-            policy: None,
+            ..v1::ServicePort::default()
         }
     }
 }

@@ -16,7 +16,7 @@ fn mesh() -> MeshDefaults {
     MeshDefaults { trust_domain: "heddle.local".parse().unwrap(), cluster_domain: "cluster.local".into() }
 }
 
-fn workload(service: &str, instance: &str, ports: &[(&str, u16)]) -> Registration {
+pub(super) fn workload(service: &str, instance: &str, ports: &[(&str, u16)]) -> Registration {
     let service: ServiceName = service.parse().unwrap();
     Registration {
         instance: instance.into(),

@@ -48,7 +48,7 @@ pub(super) fn unsupported(spec: &TrafficPolicySpec) -> Vec<Violation> {
         let TargetRef { group, kind, name: _, section_name: _ } = target;
         let known = match group.as_str() {
             "" => matches!(kind.as_str(), "Service" | "Namespace"),
-            GROUP => kind == "MeshConfig",
+            GROUP => matches!(kind.as_str(), "ExternalService" | "MeshConfig"),
             _ => target.is_route(),
         };
         let path = format!("spec.targetRefs[{index}].kind");

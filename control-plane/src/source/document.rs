@@ -83,6 +83,7 @@ impl Reader<'_> {
             (CUSTOM, "TrafficPolicy") => self.custom(node, Object::TrafficPolicy),
             (CUSTOM, "FaultPolicy") => self.custom(node, Object::FaultPolicy),
             (CUSTOM, "TelemetryPolicy") => self.custom(node, Object::TelemetryPolicy),
+            (CUSTOM, "ExternalService") => self.custom(node, Object::ExternalService),
             (CUSTOM, "MeshConfig") => self.custom(node, Object::MeshConfig),
             _ if api.split('/').next() == Some(crd::GROUP) => {
                 let message =

@@ -32,6 +32,8 @@ pub struct Objects {
     pub fault_policies: BTreeMap<ObjectName, Arc<Sourced<crd::FaultPolicy>>>,
     /// `TelemetryPolicy`.
     pub telemetry_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TelemetryPolicy>>>,
+    /// `ExternalService`.
+    pub external_services: BTreeMap<ObjectName, Arc<Sourced<crd::ExternalService>>>,
     /// `MeshConfig`: one at most, by validation of its name.
     pub mesh_configs: BTreeMap<ObjectName, Arc<Sourced<crd::MeshConfig>>>,
 }
@@ -51,6 +53,7 @@ impl Objects {
             Object::TelemetryPolicy(object) => {
                 insert(&mut self.telemetry_policies, "TelemetryPolicy", object)
             }
+            Object::ExternalService(object) => insert(&mut self.external_services, "ExternalService", object),
             Object::MeshConfig(object) => insert(&mut self.mesh_configs, "MeshConfig", object),
         }
     }
@@ -86,6 +89,7 @@ pub(super) enum Object {
     TrafficPolicy(Arc<Sourced<crd::TrafficPolicy>>),
     FaultPolicy(Arc<Sourced<crd::FaultPolicy>>),
     TelemetryPolicy(Arc<Sourced<crd::TelemetryPolicy>>),
+    ExternalService(Arc<Sourced<crd::ExternalService>>),
     MeshConfig(Arc<Sourced<crd::MeshConfig>>),
 }
 

@@ -1,6 +1,6 @@
 //! What the admin listener shows, as JSON.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -51,6 +51,8 @@ pub(super) fn config(admin: &Admin) -> Value {
             "service": workload.service.as_str(),
             "ports": ports(&workload.ports),
             "zone": workload.zone,
+            "hosts": workload.hosts.iter().map(|(name, service)| (&**name, service.as_str()))
+                .collect::<BTreeMap<_, _>>(),
             "accessLog": workload.access_log,
             "sampling": workload.sampling,
         })),
@@ -203,7 +205,8 @@ fn ports(ports: &[Port]) -> Vec<Value> {
             AppProtocol::Tls => "tls",
         };
         let policy = port.policy.as_ref().map(|policy| policy.source.as_str());
-        json!({"port": port.number, "protocol": protocol, "policy": policy})
+        let tls = port.tls.as_ref().map(|tls| tls.server_name().to_str());
+        json!({"port": port.number, "protocol": protocol, "policy": policy, "originatesTlsAs": tls})
     });
     shown.collect()
 }

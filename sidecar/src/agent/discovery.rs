@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::config::{Publisher, Want};
+use crate::dns::Resolutions;
 use crate::telemetry::metrics::Registry;
 
 use super::control_plane::{ControlPlane, describe};
@@ -47,6 +49,8 @@ pub(crate) struct Discovery {
     pub(crate) knowledge: Knowledge,
     pub(crate) wants: mpsc::Receiver<Want>,
     pub(crate) publisher: Publisher,
+    /// Resolves names for the knowledge.
+    pub(crate) names: Resolutions,
     /// The connection in use, for others that talk to the control plane.
     pub(crate) channel: watch::Sender<Option<Channel>>,
     pub(crate) metrics: Registry,
@@ -83,6 +87,7 @@ impl Discovery {
             tokio::select! {
                 done = &mut future => return done,
                 _ = self.wants.recv_many(&mut batch, WANTS_AT_ONCE), if !self.wants.is_closed() => self.want(&mut batch),
+                (name, addresses) = self.names.next() => self.resolved(&name, addresses),
             }
         }
     }
@@ -119,8 +124,10 @@ impl Discovery {
                     Err(status) => return describe(&status),
                 },
                 _ = self.wants.recv_many(&mut batch, WANTS_AT_ONCE), if !self.wants.is_closed() => self.want(&mut batch),
+                (name, addresses) = self.names.next() => self.resolved(&name, addresses),
                 _ = expiry.tick() => {
                     if self.knowledge.expire(Instant::now()) {
+                        self.names.follow(self.knowledge.names());
                         self.publisher.publish(self.knowledge.snapshot());
                     }
                 }
@@ -145,6 +152,9 @@ impl Discovery {
             tracing::info!(roots = trust.roots().len(), "trust bundle updated");
             self.credentials.set_trust(trust);
         }
+        if kind == Kind::Service {
+            self.names.follow(self.knowledge.names());
+        }
         if applied.changed {
             self.publisher.publish(self.knowledge.snapshot());
         }
@@ -155,6 +165,16 @@ impl Discovery {
             answer.error_detail = Some(nack(reason));
         }
         answer
+    }
+
+    /// Puts the addresses of a name into force.
+    fn resolved(&mut self, name: &str, addresses: Vec<IpAddr>) {
+        tracing::debug!(name, ?addresses, "resolved");
+        if self.knowledge.resolved(name, addresses) {
+            // Names that only the version before had are of no use any more.
+            self.names.follow(self.knowledge.names());
+            self.publisher.publish(self.knowledge.snapshot());
+        }
     }
 
     fn want(&mut self, batch: &mut Vec<Want>) {

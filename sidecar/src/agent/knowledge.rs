@@ -3,9 +3,12 @@
 //! A resource that does not validate is refused with its path, and what was
 //! known before stays in force. Services that did not change keep their `Arc`.
 //! Each service found gets a synthetic address; discovery does not know those,
-//! so they are answered from the table that the DNS responder shares.
+//! so they are answered from the table that the DNS responder shares. What DNS
+//! says about endpoints outside the mesh comes in as answers, too.
 
-use std::collections::HashMap;
+mod resolved;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,9 +20,10 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 use heddle_api::tls::TrustBundle;
 
-use crate::config::{Lookup, Mesh, Service, Snapshot, Usage, Want, Workload, uptime};
+use crate::config::{Lookup, Mesh, Snapshot, Usage, Want, Workload, uptime};
 use crate::dns::Addresses;
 
+use self::resolved::{Held, Resolved};
 use super::subscriptions::{Change, Kind, Name, Subscriptions, Wanted};
 use super::validate;
 
@@ -32,12 +36,7 @@ pub(crate) struct Knowledge {
     services: HashMap<ServiceName, Lookup<Held>>,
     addresses: HashMap<IpAddr, Lookup<ServiceName>>,
     synthetic: Addresses,
-}
-
-#[derive(Clone)]
-struct Held {
-    service: Arc<Service>,
-    addresses: Arc<[IpAddr]>,
+    resolved: Resolved,
 }
 
 /// What came of a response.
@@ -62,6 +61,7 @@ impl Knowledge {
             services: HashMap::new(),
             addresses: HashMap::new(),
             synthetic,
+            resolved: Resolved::default(),
         }
     }
 
@@ -133,6 +133,21 @@ impl Knowledge {
         applied
     }
 
+    /// The names whose addresses are endpoints of what is known.
+    pub(crate) fn names(&mut self) -> HashSet<Box<str>> {
+        self.resolved.names(self.services.values().filter_map(held))
+    }
+
+    /// Takes over all addresses of a name. Whether readers need a new snapshot.
+    pub(crate) fn resolved(&mut self, name: &str, addresses: Vec<IpAddr>) -> bool {
+        let changed = self.resolved.found(name, addresses, self.services.values().filter_map(held));
+        let any = !changed.is_empty();
+        for held in changed {
+            self.services.insert(held.service.name.clone(), Lookup::Found(held));
+        }
+        any
+    }
+
     /// Gives up what was not used for long. Whether readers need a new snapshot.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let services = &self.services;
@@ -153,6 +168,7 @@ impl Knowledge {
             match name {
                 Name::Service(name) => {
                     self.services.remove(name);
+                    self.resolved.forget(name);
                     // A synthetic address lives as long as its service is known.
                     let stays = |address: &IpAddr, lookup: &Lookup<ServiceName>| {
                         !(Addresses::contains(*address) && *lookup == Lookup::Found(name.clone()))
@@ -231,16 +247,21 @@ impl Knowledge {
                 self.workload = Some(Arc::new(validate::workload(&message).map_err(text)?));
             }
             Name::Service(service) => {
-                let before = match self.services.get(service) {
-                    Some(Lookup::Found(held)) => Some(&*held.service),
+                let before = match (self.resolved.waiting(service), self.services.get(service)) {
+                    (Some(waiting), _) => Some(waiting),
+                    (None, Some(Lookup::Found(held))) => Some(&*held.service),
                     _ => None,
                 };
-                let (valid, mut addresses) =
-                    validate::service(service, decode(body)?, before).map_err(text)?;
+                let mut told = validate::service(service, decode(body)?, before).map_err(text)?;
                 // Should the table be full, the service is still reached by its other addresses.
-                addresses.extend(self.synthetic.assign(service).map(IpAddr::from));
-                let held = Held { service: Arc::new(valid), addresses: addresses.into() };
-                self.services.insert(service.clone(), Lookup::Found(held));
+                told.addresses.extend(self.synthetic.assign(service).map(IpAddr::from));
+                let held = self.resolved.tell(told);
+                applied.changed |= held.is_some();
+                if let Some(held) = held {
+                    self.services.insert(service.clone(), Lookup::Found(held));
+                }
+                self.subscriptions.found(&name, &resource.version, now);
+                return Ok(());
             }
             Name::Address(address) => {
                 let message: v1::Address = decode(body)?;
@@ -263,6 +284,7 @@ impl Knowledge {
         }
         match name {
             Name::Service(service) => {
+                self.resolved.forget(service);
                 self.services.insert(service.clone(), Lookup::Absent);
             }
             Name::Address(address) => {
@@ -271,6 +293,13 @@ impl Knowledge {
             Name::Mesh | Name::Workload | Name::TrustBundle(_) => return false,
         }
         self.subscriptions.absent(name, now)
+    }
+}
+
+fn held(lookup: &Lookup<Held>) -> Option<&Held> {
+    match lookup {
+        Lookup::Found(held) => Some(held),
+        Lookup::Pending | Lookup::Absent => None,
     }
 }
 
@@ -299,6 +328,7 @@ mod tests {
 
     use super::*;
     use crate::agent::subscriptions::{ABSENT, IDLE};
+    use crate::config;
 
     fn fresh(now: Instant) -> Knowledge {
         let mut knowledge = Knowledge::new("mesh.local".parse().unwrap(), Addresses::default(), now);
@@ -335,7 +365,7 @@ mod tests {
         }
     }
 
-    fn found(snapshot: &Snapshot) -> Arc<Service> {
+    fn found(snapshot: &Snapshot) -> Arc<config::Service> {
         match &snapshot.services[&name("shop/users")] {
             Lookup::Found(service) => service.clone(),
             other => panic!("{other:?}"),
@@ -398,6 +428,61 @@ mod tests {
         knowledge.apply(Kind::Service, version("2", "10.0.0.2"), now);
         let second = found(&knowledge.snapshot());
         assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&first.usage, &second.usage));
+    }
+
+    /// Users, with endpoints at the addresses of these names.
+    fn outside(version: &str, names: &[&str]) -> DeltaDiscoveryResponse {
+        let dns = names.iter().map(|name| v1::DnsEndpoint { name: (*name).into(), ..Default::default() });
+        let external = Some(v1::External { dns: dns.collect() });
+        let message = v1::Service { external, endpoints: Vec::new(), ..users("10.0.0.1") };
+        push(vec![resource("shop/users", version, &message)], &[])
+    }
+
+    fn ids(knowledge: &Knowledge) -> Option<Vec<String>> {
+        match &knowledge.snapshot().services[&name("shop/users")] {
+            Lookup::Found(service) => Some(service.endpoints.iter().map(|e| e.id.clone()).collect()),
+            _ => None,
+        }
+    }
+
+    fn at(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn a_service_comes_into_force_when_all_of_its_names_were_asked_for() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let _ = knowledge.want(Want::Service(name("shop/users")), now);
+        assert!(!knowledge.apply(Kind::Service, outside("1", &["a.example", "b.example"]), now).changed);
+        assert_eq!(knowledge.names(), ["a.example".into(), "b.example".into()].into());
+        assert!(!knowledge.resolved("a.example", vec![at(1), at(2)]));
+        assert_eq!(ids(&knowledge), None);
+        assert!(knowledge.resolved("b.example", Vec::new()), "nowhere is an answer");
+        assert_eq!(ids(&knowledge).unwrap(), ["a.example/192.0.2.1", "a.example/192.0.2.2"]);
+        assert!(knowledge.resolved("a.example", vec![at(2)]));
+        assert_eq!(ids(&knowledge).unwrap(), ["a.example/192.0.2.2"]);
+        assert!(!knowledge.resolved("c.example", vec![at(3)]));
+    }
+
+    #[test]
+    fn other_names_replace_the_old_ones_at_once_when_they_are_known() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let _ = knowledge.want(Want::Service(name("shop/users")), now);
+        knowledge.apply(Kind::Service, outside("1", &["a.example"]), now);
+        knowledge.resolved("a.example", vec![at(1)]);
+        found(&knowledge.snapshot()).usage.touch(7);
+        knowledge.apply(Kind::Service, outside("2", &["b.example"]), now);
+        assert_eq!(knowledge.names().len(), 2, "both are in use");
+        assert!(knowledge.resolved("a.example", vec![at(2)]));
+        assert_eq!(ids(&knowledge).unwrap(), ["a.example/192.0.2.2"]);
+        assert!(knowledge.resolved("b.example", vec![at(3)]));
+        assert_eq!(ids(&knowledge).unwrap(), ["b.example/192.0.2.3"]);
+        assert_eq!(found(&knowledge.snapshot()).usage.last(), 7);
+        assert_eq!(knowledge.names(), ["b.example".into()].into());
+        knowledge.apply(Kind::Service, push(Vec::new(), &["shop/users"]), now);
+        assert!(knowledge.names().is_empty());
     }
 
     #[test]

@@ -106,7 +106,10 @@ impl Prober {
     }
 
     async fn probe(&self, key: &CheckKey, probe: &Probe) -> io::Result<()> {
-        let host = format!("{}.{}", key.service.name(), key.service.namespace());
+        let host = match &key.target {
+            Target::Tls { origination, .. } => origination.server_name().to_str().into_owned(),
+            _ => format!("{}.{}", key.service.name(), key.service.namespace()),
+        };
         let speaks_http2 = key.protocol == AppProtocol::Http2;
         match probe {
             Probe::Http(path) => {
@@ -131,7 +134,7 @@ impl Prober {
                 match &key.target {
                     // Its sidecar took the connection; whether the application does is for it to say.
                     Target::Mesh { .. } => tcp::accepted(&mut Connection::new(stream)).await,
-                    Target::Plain(_) | Target::App(_) => Ok(()),
+                    Target::Plain(_) | Target::Tls { .. } | Target::App(_) => Ok(()),
                 }
             }
         }
@@ -140,6 +143,10 @@ impl Prober {
     async fn connect(&self, target: &Target, protocol: MeshProtocol) -> io::Result<Transport> {
         match target {
             Target::Plain(address) => TcpStream::connect(address).await.map(Transport::Tcp),
+            Target::Tls { address, origination } => {
+                let tls = origination.begin(TcpStream::connect(address).await?, protocol).await?;
+                Ok(Transport::TlsClient(Box::new(tls)))
+            }
             Target::Mesh { inbound, identity, port } => self.greet(*inbound, identity, *port, protocol).await,
             Target::App(_) => Err(io::Error::other("the application beside us is not a peer")),
         }

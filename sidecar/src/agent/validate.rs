@@ -11,10 +11,13 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
 use heddle_api::tls::TrustBundle;
 
-use crate::config::{AppProtocol, Endpoint, EndpointHealth, Mesh, MeshPeer, Port, Service, Workload};
+use crate::config::{
+    AppProtocol, DnsEndpoint, Endpoint, EndpointHealth, Mesh, MeshPeer, Port, Service, Workload,
+};
 
 mod alert;
 mod balancing;
+mod external;
 mod fault;
 mod policy;
 mod route;
@@ -43,13 +46,24 @@ impl Invalid {
     }
 }
 
-/// A service and the addresses that are its own. From `before`, its former state, is kept what
+/// A service as it was told.
+#[derive(Debug)]
+pub(crate) struct ToldService {
+    /// Without the endpoints that only DNS knows.
+    pub(crate) service: Service,
+    /// The addresses that are its own.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The names whose addresses are endpoints.
+    pub(crate) dns: Vec<DnsEndpoint>,
+}
+
+/// A service. From `before`, its former state, is kept what
 /// did not change, so that nobody has to compile it or get used to it again.
 pub(crate) fn service(
     name: &ServiceName,
     message: v1::Service,
     before: Option<&Service>,
-) -> Result<(Service, Vec<IpAddr>), Invalid> {
+) -> Result<ToldService, Invalid> {
     named(name, &message.namespace, &message.name)?;
     let mut ports = Vec::with_capacity(message.ports.len());
     for (index, port) in message.ports.iter().enumerate() {
@@ -80,8 +94,13 @@ pub(crate) fn service(
     let (usage, stale) =
         before.map(|before| (before.usage.clone(), before.stale.clone())).unwrap_or_default();
     let faults = fault::faults(message.faults, &ports)?.into();
+    let mut dns = Vec::new();
+    for (index, wire) in message.external.unwrap_or_default().dns.into_iter().enumerate() {
+        let within = |e: Invalid| e.within(&format!("external.dns[{index}]"));
+        dns.push(external::dns_endpoint(wire, &ports).map_err(within)?);
+    }
     let service = Service { name: name.clone(), ports, endpoints, policy, routes, faults, usage, stale };
-    Ok((service, addresses))
+    Ok(ToldService { service, addresses, dns })
 }
 
 /// The service that an address belongs to.
@@ -108,6 +127,7 @@ pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
         service,
         ports,
         zone: message.zone.as_str().into(),
+        hosts: external::hosts(&message.hosts)?,
         access_log: telemetry.access_log,
         sampling: telemetry.sampling,
         alerts: alert::alerts(telemetry.alerts).map_err(|e| e.within("telemetry"))?,
@@ -169,7 +189,13 @@ fn service_port(wire: &v1::ServicePort, before: &[Port]) -> Result<Port, Invalid
         Err(_) => return Err(unknown("protocol", wire.protocol)),
     };
     let policy = wire.policy.clone().map(policy::traffic_policy).transpose();
-    Ok(Port { number, protocol, policy: policy.map_err(|e| e.within("policy"))?.map(Arc::new) })
+    let tls = wire.tls.as_ref().map(external::origination).transpose();
+    Ok(Port {
+        number,
+        protocol,
+        policy: policy.map_err(|e| e.within("policy"))?.map(Arc::new),
+        tls: tls.map_err(|e| e.within("tls"))?.map(Arc::new),
+    })
 }
 
 fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
@@ -177,18 +203,9 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
         return Err(Invalid::new("id", "it is empty"));
     }
     let address = ip("address", &wire.address)?;
-    let mut bindings: Vec<(u16, u16)> = Vec::with_capacity(wire.bindings.len());
-    for (index, binding) in wire.bindings.iter().enumerate() {
-        let path = |field: &str| format!("bindings[{index}].{field}");
-        let from = port(&path("service_port"), binding.service_port)?;
-        let to = port(&path("target_port"), binding.target_port)?;
-        if !ports.iter().any(|p| p.number == from) {
-            return Err(Invalid::new(path("service_port"), format!("the service has no port {from}")));
-        }
-        if bindings.iter().any(|(other, _)| *other == from) {
-            return Err(Invalid::new(path("service_port"), format!("{from} is bound twice")));
-        }
-        bindings.push((from, to));
+    let bindings = bindings(&wire.bindings, ports)?;
+    if wire.originate_tls && !wire.identity.is_empty() {
+        return Err(Invalid::new("originate_tls", "it is said of an endpoint inside the mesh"));
     }
     let mesh = match (wire.identity.as_str(), wire.mesh_port) {
         ("", 0) => None,
@@ -219,7 +236,26 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
         score,
         priority: wire.priority,
         health,
+        originate_tls: wire.originate_tls,
     })
+}
+
+/// Where each port of the service leads at an endpoint.
+fn bindings(wire: &[v1::PortBinding], ports: &[Port]) -> Result<Vec<(u16, u16)>, Invalid> {
+    let mut bindings: Vec<(u16, u16)> = Vec::with_capacity(wire.len());
+    for (index, binding) in wire.iter().enumerate() {
+        let path = |field: &str| format!("bindings[{index}].{field}");
+        let from = port(&path("service_port"), binding.service_port)?;
+        let to = port(&path("target_port"), binding.target_port)?;
+        if !ports.iter().any(|p| p.number == from) {
+            return Err(Invalid::new(path("service_port"), format!("the service has no port {from}")));
+        }
+        if bindings.iter().any(|(other, _)| *other == from) {
+            return Err(Invalid::new(path("service_port"), format!("{from} is bound twice")));
+        }
+        bindings.push((from, to));
+    }
+    Ok(bindings)
 }
 
 fn ip(path: &str, text: &str) -> Result<IpAddr, Invalid> {
@@ -258,7 +294,12 @@ mod tests {
         v1::Service {
             namespace: "shop".into(),
             name: "users".into(),
-            ports: vec![v1::ServicePort { port: 80, name: "http".into(), protocol: 1, policy: None }],
+            ports: vec![v1::ServicePort {
+                port: 80,
+                name: "http".into(),
+                protocol: 1,
+                ..v1::ServicePort::default()
+            }],
             endpoints: vec![v1::Endpoint {
                 id: "users-1".into(),
                 address: "10.0.0.7".into(),
@@ -275,14 +316,18 @@ mod tests {
     fn check(change: impl FnOnce(&mut v1::Service)) -> Result<(Service, Vec<IpAddr>), String> {
         let mut message = wire();
         change(&mut message);
-        service(&name(), message, None).map_err(|e| e.to_string())
+        let told = service(&name(), message, None).map_err(|e| e.to_string())?;
+        Ok((told.service, told.addresses))
     }
 
     #[test]
     fn a_valid_service_gets_the_documented_defaults() {
         let (service, addresses) = check(|_| {}).unwrap();
         assert_eq!(addresses, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
-        assert_eq!(service.ports, [Port { number: 80, protocol: AppProtocol::Http, policy: None }]);
+        assert_eq!(
+            service.ports,
+            [Port { number: 80, protocol: AppProtocol::Http, policy: None, tls: None }]
+        );
         let endpoint = &service.endpoints[0];
         assert_eq!((endpoint.weight, endpoint.health), (1, EndpointHealth::Healthy));
         assert_eq!(endpoint.mesh.as_ref().unwrap().inbound, "10.0.0.7:7102".parse().unwrap());
@@ -310,6 +355,12 @@ mod tests {
             (|s| s.endpoints[0].mesh_port = 0, "endpoints[0].mesh_port: "),
             (|s| s.endpoints[0].health = 9, "endpoints[0].health: "),
             (|s| s.endpoints[0].score = 101, "endpoints[0].score: "),
+            (|s| s.endpoints[0].originate_tls = true, "endpoints[0].originate_tls: "),
+            (|s| s.ports[0].tls = Some(v1::TlsOrigination::default()), "ports[0].tls.server_name: "),
+            (
+                |s| s.external = Some(v1::External { dns: vec![v1::DnsEndpoint::default()] }),
+                "external.dns[0].name: ",
+            ),
             (|s| s.addresses.push("x".into()), "addresses[1]: "),
         ] {
             let error = refused(change);
@@ -340,7 +391,7 @@ mod tests {
             message.endpoints[0].address = "10.0.0.8".into();
             let limits = requests.map(|_| v1::Limits { requests, ..v1::Limits::default() });
             message.policy = Some(v1::TrafficPolicy { limits, ..v1::TrafficPolicy::default() });
-            service(&name(), message, Some(&before)).unwrap().0
+            service(&name(), message, Some(&before)).unwrap().service
         };
         let after = moved(None);
         assert_ne!(after.endpoints, before.endpoints);
@@ -379,7 +430,7 @@ mod tests {
             service: "users".into(),
             ports: Vec::new(),
             telemetry: Some(v1::Telemetry { access_log: true, sampling, alerts: Vec::new() }),
-            zone: String::new(),
+            ..v1::Workload::default()
         };
         assert!(workload(&message(1.0)).unwrap().access_log);
         for bad in [-0.1, 1.1, f64::NAN] {

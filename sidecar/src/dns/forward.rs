@@ -41,9 +41,9 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Asks the resolvers of `/etc/resolv.conf` as it is at the time.
-    pub(crate) fn host() -> Self {
-        Self { servers: None }
+    /// Asks these resolvers, or without any those of `/etc/resolv.conf` as it is at the time.
+    pub(crate) fn new(servers: Vec<SocketAddr>) -> Self {
+        Self { servers: (!servers.is_empty()).then_some(servers) }
     }
 
     /// The first answer of any resolver.

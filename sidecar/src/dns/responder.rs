@@ -59,10 +59,14 @@ pub(crate) struct Sockets {
 }
 
 /// The responder for an application in `namespace`, as a task for the agent's thread.
-pub(crate) fn responder(sockets: Sockets, namespace: String, addresses: Addresses) -> AgentTask {
+pub(crate) fn responder(
+    sockets: Sockets,
+    namespace: String,
+    addresses: Addresses,
+    forwarder: Forwarder,
+) -> AgentTask {
     Box::new(move |config| {
-        let responder =
-            Responder { namespace, addresses, config, forwarder: Forwarder::host(), ipv6: host_has_ipv6 };
+        let responder = Responder { namespace, addresses, config, forwarder, ipv6: host_has_ipv6 };
         Box::pin(async move {
             if let Err(error) = serve(Rc::new(responder), sockets).await {
                 tracing::error!(%error, "the DNS responder cannot use its sockets");
@@ -102,6 +106,9 @@ impl Responder {
         if !query.internet {
             return self.forward(query, transport).await;
         }
+        if let Some(service) = self.host(&query.name) {
+            return self.address_of(&service, query);
+        }
         let cluster_domain = self.config.load().mesh.clone();
         let cluster_domain =
             cluster_domain.as_deref().map_or(DEFAULT_CLUSTER_DOMAIN, |mesh| mesh.cluster_domain.as_str());
@@ -117,14 +124,7 @@ impl Responder {
             Subject::Service { name, ours } => (name, ours),
         };
         match self.existence(&name).await {
-            Existence::Exists if query.asks_for(false) => match self.addresses.assign(&name) {
-                Ok(address) => query.answer(Code::NoError, &[address.into()], TTL),
-                Err(error) => {
-                    tracing::warn!(%error, service = %name, "no address for a service");
-                    query.reply(Code::ServFail)
-                }
-            },
-            Existence::Exists => query.reply(Code::NoError),
+            Existence::Exists => self.address_of(&name, query),
             Existence::Absent if ours => query.reply(Code::NxDomain),
             Existence::Absent => self.forward(query, transport).await,
             Existence::Unknown if ours => query.reply(Code::ServFail),
@@ -136,6 +136,28 @@ impl Responder {
                 } else {
                     reply
                 }
+            }
+        }
+    }
+
+    /// The service of a name outside the mesh that is known to lead to one. It is told at once:
+    /// that it exists is known, and what would be asked elsewhere would go around it.
+    fn host(&self, name: &str) -> Option<ServiceName> {
+        let service = self.config.load().workload.as_ref()?.hosts.get(name).cloned()?;
+        // Whoever asks for the name will ask for the service next.
+        let _ = self.config.want(Want::Service(service.clone()));
+        Some(service)
+    }
+
+    fn address_of(&self, name: &ServiceName, query: &Query<'_>) -> Vec<u8> {
+        if !query.asks_for(false) {
+            return query.reply(Code::NoError);
+        }
+        match self.addresses.assign(name) {
+            Ok(address) => query.answer(Code::NoError, &[address.into()], TTL),
+            Err(error) => {
+                tracing::warn!(%error, service = %name, "no address for a service");
+                query.reply(Code::ServFail)
             }
         }
     }
@@ -313,6 +335,27 @@ mod tests {
         let address = IpAddr::from(address.unwrap());
         assert_eq!(responder.addresses.service(address), Some("shop/users".parse().unwrap()));
         assert_eq!(code(&responder, "users", TYPE_AAAA).await, (0, None));
+    }
+
+    #[tokio::test]
+    async fn a_host_gets_the_address_of_its_service_without_waiting() {
+        let (responder, publisher, mut wants) = responder();
+        let payments: ServiceName = "shop/payments".parse().unwrap();
+        let workload = config::Workload {
+            service: "shop/web".parse().unwrap(),
+            ports: Vec::new(),
+            zone: "".into(),
+            hosts: [("api.payments.example".into(), payments.clone())].into(),
+            access_log: false,
+            sampling: 0.0,
+            alerts: Vec::new(),
+        };
+        publisher.publish(Snapshot { workload: Some(Arc::new(workload)), ..Snapshot::default() });
+        let expected = responder.addresses.assign(&payments).unwrap().octets();
+        assert_eq!(code(&responder, "API.payments.example", TYPE_A).await, (0, Some(expected)));
+        assert_eq!(wants.recv().await, Some(Want::Service(payments)));
+        assert_eq!(code(&responder, "api.payments.example", TYPE_AAAA).await, (0, None));
+        assert_eq!(code(&responder, "www.payments.example", TYPE_A).await.0, Code::ServFail as u8);
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use crate::config::TrafficPolicy;
 use crate::fallback::{Fallback, Keep};
 use crate::http2::body::Body;
 use crate::http2::chain;
-use crate::http2::head::{strip, strip_mesh};
+use crate::http2::head::{secure, strip, strip_mesh};
 use crate::http2::mirror;
 use crate::http2::seam::{Call, Calls, Connector, Detour, End, Instead, Limits, Refusal, Stand};
 use crate::http2::upstream::{Links, Terms};
@@ -35,7 +35,7 @@ use crate::sanitize::answer::{Answer, ERROR_HEADER, Form};
 use crate::session::Session;
 use crate::session::record::Exchange;
 use crate::telemetry::metrics::{
-    Direction, HedgeOutcome, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome,
+    Direction, HedgeOutcome, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome, Tls,
 };
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext, is_replaced};
 use crate::upstream::{self, Admitted, Bound, Destination, Endpoint, Lease, MeshProtocol};
@@ -551,15 +551,19 @@ impl Call for Forward<'_> {
         }
     }
 
-    fn outgoing(&mut self, headers: &mut HeaderMap, now: Instant) {
+    fn outgoing(&mut self, head: &mut request::Parts, now: Instant) {
         self.tries += 1;
         if let Some(current) = &self.current {
             current.sent(now);
         }
         if self.progress.retries > 0 && self.is_from_mesh() {
-            Self::number(headers, self.progress.retries);
+            Self::number(&mut head.headers, self.progress.retries);
+        }
+        if self.endpoint.as_ref().is_some_and(|endpoint| endpoint.tls() == Tls::Originated) {
+            secure(&mut head.uri);
         }
         let Some(trace) = &self.trace else { return };
+        let headers = &mut head.headers;
         strip(headers, is_replaced);
         trace.headers(|name, value| {
             if let Ok(value) = HeaderValue::from_bytes(value) {

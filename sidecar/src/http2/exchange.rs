@@ -271,7 +271,7 @@ impl<C: Call> Exchange<'_, C> {
     /// The request for one try; a copy while there may be another.
     fn request(&mut self, now: Instant) -> Option<Request<()>> {
         let mut head = if self.upload.is_replayable() { self.head.clone()? } else { self.head.take()? };
-        self.call.outgoing(&mut head.headers, now);
+        self.call.outgoing(&mut head, now);
         Some(Request::from_parts(head, ()))
     }
 

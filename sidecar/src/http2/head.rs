@@ -50,6 +50,14 @@ pub(crate) fn strip_mesh(headers: &mut HeaderMap) {
     strip(headers, |name| matches!(Known::of(name), Some(Known::Mesh)));
 }
 
+/// Makes a target that of a request over TLS (RFC 9113, section 8.3.1); a tunnel has none.
+pub(crate) fn secure(uri: &mut Uri) {
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.scheme = parts.scheme.map(|_| Scheme::HTTPS);
+    // Of the same parts as before.
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
 /// Removes headers by their names.
 pub(crate) fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&[u8]) -> bool) {
     // Nearly always there are none, and nothing is allocated.
@@ -154,6 +162,17 @@ mod tests {
         let head = clear(request(), false).unwrap();
         assert!(!head.headers.contains_key("heddle-error") && head.headers.contains_key("x-mine"));
         assert!(clear(request(), true).unwrap().headers.contains_key("heddle-error"));
+    }
+
+    #[test]
+    fn a_target_becomes_one_over_tls_and_a_tunnel_stays() {
+        for (before, after) in
+            [("http://a.example/b?c", "https://a.example/b?c"), ("a.example:443", "a.example:443")]
+        {
+            let mut uri: Uri = before.parse().unwrap();
+            secure(&mut uri);
+            assert_eq!(uri.to_string(), after);
+        }
     }
 
     #[test]

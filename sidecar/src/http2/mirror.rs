@@ -7,7 +7,9 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, request};
 
 use crate::http2::calls::{connect, terms};
+use crate::http2::head::secure;
 use crate::reason::Reason;
+use crate::telemetry::metrics::Tls;
 use crate::upstream::{Destination, Endpoint};
 use crate::worker::Worker;
 
@@ -29,7 +31,10 @@ pub(super) async fn carry(
     let terms = terms(&worker, &destination.policy());
     let making = || connect(destination.clone(), endpoint.clone(), worker.clone());
     let mut slot = endpoint.http2.slot(&terms, making).await.map_err(|refusal| refusal.reason)?;
-    let Whole { head, chunks, trailers } = whole;
+    let Whole { mut head, chunks, trailers } = whole;
+    if endpoint.tls() == Tls::Originated {
+        secure(&mut head.uri);
+    }
     let empty = chunks.is_empty() && trailers.is_none();
     let sent = slot.send.send_request(Request::from_parts(head, ()), empty);
     let (response, mut up) = sent.map_err(|_| Reason::Reset)?;

@@ -150,8 +150,8 @@ pub(crate) trait Call {
     /// A second try came to its end. `won`: with the response that is passed on.
     fn raced(&mut self, won: bool);
 
-    /// Adds the headers of this hop; called once per try.
-    fn outgoing(&mut self, headers: &mut HeaderMap, now: Instant);
+    /// Makes a head that of this hop; called once per try.
+    fn outgoing(&mut self, head: &mut request::Parts, now: Instant);
 
     /// A response head, or the only one that a trailers-only gRPC call has,
     /// came from the endpoint picked last; its untrusted `heddle-*` headers are

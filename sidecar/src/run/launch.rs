@@ -166,7 +166,8 @@ fn run_sidecar(plan: Plan, serve: Serve, link: &Arc<Link>, application: Applicat
         let queries =
             dns::Sockets { datagrams: resident.inside.dns_datagrams, streams: resident.inside.dns_streams };
         let own = plan.workload.service.namespace().to_owned();
-        beside.push(dns::responder(queries, own, addresses.clone()));
+        let forwarder = dns::Forwarder::new(plan.sidecar.resolver.clone());
+        beside.push(dns::responder(queries, own, addresses.clone(), forwarder));
         outbound = resident.inside.outbound;
         app = AppDialer::namespaced(Arc::new(resident.sockets.clone()), ADDRESS_V4);
         (namespace, sockets) = (Some(resident.namespace), Some(resident.sockets));

@@ -146,18 +146,26 @@ impl Registry {
         self.counter("heddle_config_updates_total", "Configuration updates received.", &labels)
     }
 
+    /// `heddle_dns_resolutions_total`: questions about names that are endpoints outside the mesh,
+    /// by what came of them: `found`, `none` or `failed`.
+    pub fn dns_resolutions(&self, result: &'static str) -> SharedCounter {
+        let help = "DNS questions about endpoints outside the mesh.";
+        self.counter("heddle_dns_resolutions_total", help, &[("result", result)])
+    }
+
     /// `heddle_certificate_expiry_timestamp_seconds`: when the workload's certificate ends.
     pub fn certificate_expiry(&self) -> SharedGauge {
         let help = "When the workload's certificate expires, in seconds since 1970.";
         self.gauge("heddle_certificate_expiry_timestamp_seconds", help, &[])
     }
 
-    /// `heddle_tls_handshakes_total`: handshakes with mesh peers. `refusal` is a word from
+    /// `heddle_tls_handshakes_total`: handshakes with mesh peers, and with servers outside the mesh
+    /// that TLS is begun with. `refusal` is a word from
     /// a short list that says why a handshake failed; `None` counts those that succeeded.
     pub fn tls_handshakes(&self, side: HandshakeSide, refusal: Option<&'static str>) -> SharedCounter {
         let result = if refusal.is_some() { "refused" } else { "ok" };
         let labels = [("side", side.as_str()), ("result", result), ("reason", refusal.unwrap_or(""))];
-        self.counter("heddle_tls_handshakes_total", "TLS handshakes with mesh peers.", &labels)
+        self.counter("heddle_tls_handshakes_total", "TLS handshakes made by the sidecar itself.", &labels)
     }
 
     /// The circuits of all endpoints and services, those of services without an endpoint's name.

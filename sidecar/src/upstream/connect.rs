@@ -1,6 +1,7 @@
 //! Making connections to endpoints: within the limits, in time, and to nobody
 //! but the identity that discovery announced.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,9 +14,10 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{Destination, Endpoint, Lease, Target};
+use super::{Destination, Endpoint, Lease, Target, origination};
 use crate::io::{BufferedTcp, Connection, ReadBuffer, Transport};
 use crate::reason::Reason;
+use crate::telemetry::metrics::HandshakeSide;
 use crate::worker::Worker;
 
 /// What a mesh connection carries, agreed on by ALPN.
@@ -186,53 +188,64 @@ impl Endpoint {
                     .map(Transport::Tcp)
                     .map_err(|error| failure(Reason::ConnectFailure, format_args!("{error}"))),
                 Target::Plain(address) => dial(*address).await.map(Transport::Tcp),
-                Target::Mesh { inbound, .. } => {
+                Target::Tls { address, origination } => {
+                    let tcp = dial(*address).await?;
+                    self.accept(origination.begin(tcp, protocol).await, protocol, worker)
+                }
+                Target::Mesh { inbound, identity, port } => {
                     let tcp = dial(*inbound).await?;
-                    self.handshake(tcp, protocol, worker).await
+                    let connector = TlsConnector::from(worker.client_config(identity, protocol));
+                    let tcp = BufferedTcp::new(tcp, ReadBuffer::default());
+                    let tls = connector.connect(server_name(*port), tcp).await;
+                    self.accept(tls, protocol, worker)
                 }
             }
         };
         within(timeout, attempt, || format!("no connection to {:?} within {timeout:?}", self.target)).await
     }
 
-    async fn handshake(
+    /// What came of a handshake with the endpoint.
+    fn accept(
         &self,
-        tcp: TcpStream,
+        tls: io::Result<origination::Tls>,
         protocol: MeshProtocol,
         worker: &Worker,
     ) -> Result<Transport, ConnectError> {
-        let Target::Mesh { inbound, identity, port } = &self.target else {
-            unreachable!("only mesh targets are greeted")
-        };
-        let connector = TlsConnector::from(worker.client_config(identity, protocol));
-        let tcp = BufferedTcp::new(tcp, ReadBuffer::default());
-        match connector.connect(server_name(*port), tcp).await {
-            Ok(tls) if tls.get_ref().1.alpn_protocol() == Some(protocol.alpn()) => {
-                worker.handshake_done(crate::telemetry::metrics::HandshakeSide::Client, None);
+        let expected = Expected(self);
+        match tls {
+            Ok(tls) if !self.is_mesh() || tls.get_ref().1.alpn_protocol() == Some(protocol.alpn()) => {
+                worker.handshake_done(HandshakeSide::Client, None);
                 Ok(Transport::TlsClient(Box::new(tls)))
             }
-            Ok(_) => Err(failure(
-                Reason::TlsRefused,
-                format_args!("{inbound} does not speak {protocol:?} of the mesh"),
-            )),
+            Ok(_) => Err(failure(Reason::TlsRefused, format_args!("{expected} does not speak {protocol:?}"))),
             Err(error) => {
                 let refused = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
                 let Some(tls) = refused else {
-                    return Err(failure(Reason::ConnectFailure, format_args!("{inbound}: {error}")));
+                    return Err(failure(Reason::ConnectFailure, format_args!("{expected}: {error}")));
                 };
                 let (reason, why) = match PeerRefused::of(tls) {
                     Some(refused) => (refused.reason(), refused.to_string()),
-                    None => ("protocol", tls.to_string()),
+                    None => (origination::refusal(tls), tls.to_string()),
                 };
-                worker.handshake_done(crate::telemetry::metrics::HandshakeSide::Client, Some(reason));
-                Err(failure(
-                    Reason::TlsRefused,
-                    format_args!(
-                        "refused the server at {inbound}, endpoint {} of {identity}: {why}",
-                        self.id
-                    ),
-                ))
+                worker.handshake_done(HandshakeSide::Client, Some(reason));
+                Err(failure(Reason::TlsRefused, format_args!("refused the server at {expected}: {why}")))
             }
+        }
+    }
+}
+
+/// An endpoint with what it is to prove, for people.
+struct Expected<'a>(&'a Endpoint);
+
+impl fmt::Display for Expected<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Endpoint { id, target, .. } = self.0;
+        match target {
+            Target::Mesh { inbound, identity, .. } => write!(f, "{inbound}, endpoint {id} of {identity}"),
+            Target::Tls { address, origination } => {
+                write!(f, "{address}, endpoint {id}, as {}", origination.server_name().to_str())
+            }
+            Target::App(_) | Target::Plain(_) => f.write_str(id),
         }
     }
 }
@@ -246,7 +259,7 @@ async fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {
     made.await.map_err(|error: io::Error| failure(Reason::ConnectFailure, format_args!("{address}: {error}")))
 }
 
-fn failure(reason: Reason, detail: std::fmt::Arguments<'_>) -> ConnectError {
+fn failure(reason: Reason, detail: fmt::Arguments<'_>) -> ConnectError {
     ConnectError { reason, detail: detail.to_string() }
 }
 

@@ -10,7 +10,7 @@ use heddle_api::spiffe::SpiffeId;
 
 use super::checks::Check;
 use super::pool::Idle;
-use super::{Connections, DEFAULT_ROUTE, Destination, DestinationKey};
+use super::{Connections, DEFAULT_ROUTE, Destination, DestinationKey, Origination};
 use crate::config::{self, EndpointHealth};
 use crate::http2::upstream::Links;
 use crate::policy::balance::{Candidate, Health, Member};
@@ -31,6 +31,13 @@ pub enum Target {
     App(u16),
     /// Outside the mesh, in plaintext.
     Plain(SocketAddr),
+    /// Outside the mesh, with TLS that we begin.
+    Tls {
+        /// Where it is.
+        address: SocketAddr,
+        /// What it must prove.
+        origination: Arc<Origination>,
+    },
     /// Through its sidecar.
     Mesh {
         /// The sidecar's inbound listener.
@@ -43,12 +50,14 @@ pub enum Target {
 }
 
 impl Target {
-    /// How the service's `port` is reached at an endpoint; `None` if it has no such port.
-    pub fn of(endpoint: &config::Endpoint, port: u16) -> Option<Self> {
-        let port = endpoint.bindings.iter().find(|(service, _)| *service == port)?.1;
-        Some(match &endpoint.mesh {
-            Some(peer) => Self::Mesh { inbound: peer.inbound, identity: peer.identity.clone(), port },
-            None => Self::Plain(SocketAddr::new(endpoint.address, port)),
+    /// How a port of the service is reached at an endpoint; `None` if it has no such port.
+    pub fn of(endpoint: &config::Endpoint, declared: &config::Port) -> Option<Self> {
+        let port = endpoint.bindings.iter().find(|(service, _)| *service == declared.number)?.1;
+        let address = SocketAddr::new(endpoint.address, port);
+        Some(match (&endpoint.mesh, &declared.tls) {
+            (Some(peer), _) => Self::Mesh { inbound: peer.inbound, identity: peer.identity.clone(), port },
+            (None, Some(tls)) if endpoint.originate_tls => Self::Tls { address, origination: tls.clone() },
+            (None, _) => Self::Plain(address),
         })
     }
 }
@@ -58,7 +67,9 @@ impl Target {
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::App(_) => None,
-            Self::Plain(address) | Self::Mesh { inbound: address, .. } => Some(*address),
+            Self::Plain(address) | Self::Tls { address, .. } | Self::Mesh { inbound: address, .. } => {
+                Some(*address)
+            }
         }
     }
 }
@@ -100,6 +111,7 @@ impl Endpoint {
         let (service, namespace) = (destination.service.clone(), destination.namespace.clone());
         let (peer, tls): (Arc<str>, Tls) = match &target {
             Target::Mesh { identity, .. } => (identity.as_str().into(), Tls::Mutual),
+            Target::Tls { .. } => (UNKNOWN_PEER.into(), Tls::Originated),
             Target::App(_) | Target::Plain(_) => (UNKNOWN_PEER.into(), Tls::None),
         };
         let direction = match destination.key {
@@ -229,7 +241,11 @@ impl Endpoint {
 
     /// How connections to it are protected.
     pub fn tls(&self) -> Tls {
-        if self.is_mesh() { Tls::Mutual } else { Tls::None }
+        match self.target {
+            Target::Mesh { .. } => Tls::Mutual,
+            Target::Tls { .. } => Tls::Originated,
+            Target::App(_) | Target::Plain(_) => Tls::None,
+        }
     }
 
     pub(super) fn show(&self, now: Instant) {

@@ -32,8 +32,11 @@ impl Worker {
             let snapshot = self.config.load();
             let workload = snapshot.workload.as_ref().ok_or(Reason::NotReady)?;
             let domain = snapshot.mesh.as_ref().map_or(DEFAULT_CLUSTER_DOMAIN, |mesh| &mesh.cluster_domain);
-            ServiceName::from_host(host, workload.service.namespace(), domain)
-                .ok_or(Reason::UnknownService)?
+            match workload.host(host) {
+                Some(service) => service.clone(),
+                None => ServiceName::from_host(host, workload.service.namespace(), domain)
+                    .ok_or(Reason::UnknownService)?,
+            }
         };
         self.service(&name, port, DEFAULT_HTTP_PORT).await
     }

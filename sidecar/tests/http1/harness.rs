@@ -61,7 +61,7 @@ impl Sidecar {
         policy: TrafficPolicy,
     ) -> Self {
         let name = ServiceName::new("shop", "web").expect("a valid name");
-        let port = |number| Port { number, protocol: AppProtocol::Http, policy: None };
+        let port = |number| Port { number, protocol: AppProtocol::Http, policy: None, tls: None };
         let service = Service {
             name: name.clone(),
             ports: vec![port(80)],
@@ -78,6 +78,7 @@ impl Sidecar {
                     score: 100,
                     priority: 0,
                     health: EndpointHealth::Healthy,
+                    originate_tls: false,
                 })
                 .collect(),
             policy: Arc::new(policy),
@@ -90,6 +91,7 @@ impl Sidecar {
             service: name.clone(),
             ports: endpoints.iter().map(|(address, _)| port(address.port())).collect(),
             zone: "".into(),
+            hosts: [].into(),
             access_log: false,
             sampling: 0.0,
             alerts: Vec::new(),

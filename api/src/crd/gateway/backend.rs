@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{MAX_ENTRIES, filter::Filter};
-use crate::crd::{PortNumber, Violation, Weight};
+use crate::crd::{ExternalServiceSpec, GROUP, Kind, PortNumber, Violation, Weight};
 
 /// An object that takes traffic (`BackendObjectReference`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -68,10 +68,15 @@ impl BackendObject {
         self.group.is_empty() && self.kind == "Service"
     }
 
+    /// Whether it is an ExternalService.
+    pub fn is_external_service(&self) -> bool {
+        self.group == GROUP && self.kind == ExternalServiceSpec::KIND
+    }
+
     pub(super) fn validate(&self, path: &str, violations: &mut Vec<Violation>) {
         super::required(&format!("{path}.name"), &self.name, violations);
-        if self.is_service() && self.port.is_none() {
-            violations.push(Violation::new(format!("{path}.port"), "is needed for a Service"));
+        if (self.is_service() || self.is_external_service()) && self.port.is_none() {
+            violations.push(Violation::new(format!("{path}.port"), format!("is needed for a {}", self.kind)));
         }
     }
 }

@@ -98,7 +98,7 @@ pub(in crate::crd) fn is_token(text: &str) -> bool {
 }
 
 /// A DNS subdomain in lower case (RFC 1123), as names of sections and hosts are.
-pub(super) fn is_section_name(text: &str) -> bool {
+pub(in crate::crd) fn is_section_name(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let label = |label: &str| {
         label.bytes().all(inner) && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')

@@ -58,21 +58,21 @@ impl<'a> References<'a> {
 
     fn judge(&self, object: &BackendObject, namespace: &str, port: u32) -> Result<(), Problem> {
         let BackendObject { group, kind, name, .. } = object;
-        if !object.is_service() {
+        if !object.is_service() && !object.is_external_service() {
             let message = format!("a {kind} of group {group:?} takes no traffic");
             return Err(Problem { reason: "InvalidKind", message });
         }
         let found = ServiceName::new(namespace, name).ok();
         let Some(service) = found.and_then(|name| self.services.resources.get(&name)) else {
-            let message = format!("Service {namespace}/{name} does not exist");
+            let message = format!("{kind} {namespace}/{name} does not exist");
             return Err(Problem { reason: "BackendNotFound", message });
         };
         let Some(declared) = service.ports.iter().find(|declared| declared.port == port) else {
-            let message = format!("Service {namespace}/{name} has no port {port}");
+            let message = format!("{kind} {namespace}/{name} has no port {port}");
             return Err(Problem { reason: "BackendNotFound", message });
         };
         if !self.protocol.fits(declared) {
-            let message = format!("port {port} of Service {namespace}/{name} is declared as TCP or TLS");
+            let message = format!("port {port} of {kind} {namespace}/{name} is declared as TCP or TLS");
             return Err(Problem { reason: "UnsupportedProtocol", message });
         }
         Ok(())

@@ -247,7 +247,7 @@ impl Target {
             });
         }
         match target.kind.as_str() {
-            "Service" => {
+            "Service" | "ExternalService" => {
                 let service = ServiceName::new(namespace, &target.name).ok()?;
                 Some(match section {
                     Some(port) => Self::Port(service, port),

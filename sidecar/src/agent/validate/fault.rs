@@ -128,7 +128,7 @@ mod tests {
     fn check(change: impl FnOnce(&mut v1::Fault)) -> Result<Vec<Fault>, String> {
         let mut message = wire();
         change(&mut message);
-        let ports = [Port { number: 80, protocol: AppProtocol::Http, policy: None }];
+        let ports = [Port { number: 80, protocol: AppProtocol::Http, policy: None, tls: None }];
         faults(vec![message], &ports).map_err(|e| e.to_string())
     }
 

@@ -169,7 +169,7 @@ impl<C: Call> Race<'_, '_, C> {
         }
         let held = exchange.upload.whole().zip(exchange.head.clone());
         let ((chunks, trailers), mut head) = held.ok_or_else(|| Refusal::from(Reason::Reset))?;
-        exchange.call.outgoing(&mut head.headers, now);
+        exchange.call.outgoing(&mut head, now);
         let empty = chunks.is_empty() && trailers.is_none();
         let sent = slot.send.send_request(Request::from_parts(head, ()), empty);
         let (response, mut up) = sent.map_err(|error| failed(&error, &slot))?;

@@ -155,10 +155,11 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         score: 100,
         priority: 0,
         health: EndpointHealth::Healthy,
+        originate_tls: false,
     });
     let service = Service {
         name: name.clone(),
-        ports: vec![Port { number: 80, protocol: AppProtocol::Http2, policy: None }],
+        ports: vec![Port { number: 80, protocol: AppProtocol::Http2, policy: None, tls: None }],
         endpoints: endpoints.collect(),
         policy: Arc::new(policy),
         routes: Vec::new(),
@@ -166,14 +167,19 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         usage: Arc::default(),
         stale: Arc::default(),
     };
-    let ports =
-        apps.iter().map(|app| Port { number: app.port(), protocol: AppProtocol::Http2, policy: None });
+    let ports = apps.iter().map(|app| Port {
+        number: app.port(),
+        protocol: AppProtocol::Http2,
+        policy: None,
+        tls: None,
+    });
     Snapshot {
         services: [(name, Lookup::Found(Arc::new(service)))].into(),
         workload: Some(Arc::new(Workload {
             service: ServiceName::new("default", account).unwrap(),
             ports: ports.collect(),
             zone: "".into(),
+            hosts: [].into(),
             access_log: false,
             sampling: 0.0,
             alerts: Vec::new(),

@@ -38,6 +38,8 @@ pub enum Tls {
     None,
     /// The application's own TLS, passed through.
     Passthrough,
+    /// TLS that the sidecar began with a server outside the mesh.
+    Originated,
 }
 
 impl Tls {
@@ -47,6 +49,7 @@ impl Tls {
             Self::Mutual => "mutual",
             Self::None => "none",
             Self::Passthrough => "passthrough",
+            Self::Originated => "originated",
         }
     }
 }

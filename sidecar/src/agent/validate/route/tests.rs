@@ -9,7 +9,7 @@ use crate::config::AppProtocol;
 use crate::policy::rng::Rng;
 use crate::route::{Http1Head, Http1Request, NoBackend};
 
-const PORTS: [Port; 1] = [Port { number: 80, protocol: AppProtocol::Http, policy: None }];
+const PORTS: [Port; 1] = [Port { number: 80, protocol: AppProtocol::Http, policy: None, tls: None }];
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
