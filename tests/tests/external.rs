@@ -188,10 +188,15 @@ fn a_name_is_resolved_again_and_its_last_addresses_outlive_the_resolver() {
     for says in [Says::Failure, Says::NoSuchName, Says::Silence] {
         dns.say(HOST, says);
         let asked = dns.asked();
-        eventually("it was asked again and again", || {
+        eventually("it was asked again, after it had said so", || {
             assert_eq!(client.who(), "second");
             (dns.asked() >= asked + 2).then_some(())
         });
+        // An answer ends the pauses that grow.
+        dns.say(HOST, Says::Addresses(vec![*second.ip()], 1));
+        let found = ["heddle_dns_resolutions_total{", "result=\"found\""];
+        let before = client.metric(&found);
+        eventually("it is found again", || (client.metric(&found) > before).then_some(()));
     }
     assert!(client.metric(&["heddle_dns_resolutions_total{", "result=\"failed\""]) >= 1.0);
     client.sidecar.said("no resolver answers");
@@ -235,8 +240,9 @@ fn direct_endpoints_and_the_registry_stand_in_for_each_other() {
             "{}  endpoints:\n  - {{address: 127.0.0.2, priority: {of_direct}}}\n  - {{service: {{name: backup}}, priority: {of_registry}}}\n",
             http(at.port(), "")
         );
-        let breaker =
-            policy("circuitBreaker: {consecutiveFailures: 1, maxEjectedPercent: 100, open: {base: 100ms}}");
+        let breaker = policy(
+            "circuitBreaker: {consecutiveFailures: 1, maxEjectedPercent: 100, open: {base: 100ms, growth: Fixed}}",
+        );
         control_plane.apply("external.yaml", &(external(&spec) + &breaker));
         let sidecar = control_plane.sidecar("client", ["--workers", "1"]);
         sidecar.said("the sidecar is ready");
