@@ -141,12 +141,13 @@ struct Record<'a> {
 impl Record<'_> {
     /// The address of one host that it holds.
     fn address(&self) -> Option<IpAddr> {
-        let address: IpAddr = match *self.bytes {
-            [a, b, c, d] => Ipv4Addr::new(a, b, c, d).into(),
+        let address: IpAddr = match self.kind {
+            TYPE_A => Ipv4Addr::from(<[u8; 4]>::try_from(self.bytes).ok()?).into(),
             _ => Ipv6Addr::from(<[u8; 16]>::try_from(self.bytes).ok()?).into(),
         };
-        let address = address.to_canonical();
-        (!address.is_unspecified() && !address.is_multicast()).then_some(address)
+        // One of IPv4 in the form of IPv6 is for the other question to tell, or it would be told twice.
+        let is_mapped = address.to_canonical() != address;
+        (!is_mapped && !address.is_unspecified() && !address.is_multicast()).then_some(address)
     }
 }
 
@@ -271,6 +272,10 @@ mod tests {
         assert_eq!(with_code(Code::ServFail), Answer::Failed);
         let blocked = reply("a.example", Family::V4, &[("", TYPE_A, 9, vec![0; 4])]);
         assert_eq!(read(&blocked, Family::V4), Answer::Nothing);
+        for data in [v4(1), Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets().to_vec()] {
+            let misplaced = reply("a.example", Family::V6, &[("", TYPE_AAAA, 9, data)]);
+            assert_eq!(read(&misplaced, Family::V6), Answer::Nothing);
+        }
         let whole = reply("a.example", Family::V4, &[("", TYPE_A, 9, v4(1))]);
         assert_eq!(read(&whole[..whole.len() - 1], Family::V4), Answer::Failed);
         assert!(!is_truncated(&whole) && is_truncated(&[0, 0, 0x83]));

@@ -9,7 +9,7 @@
 //! - When the name is denied, or has no address any more, the last ones stay for
 //!   [`GONE`] after the first such answer: zones are replaced, caches are wrong.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,10 @@ pub(crate) const GONE: Duration = Duration::from_secs(60);
 /// Names that are followed at a time: more than a workload calls.
 pub(crate) const LIMIT: usize = 1024;
 
+/// Names to follow, each since a change of what is wanted: one that was given up
+/// and is wanted again, in between two looks, is a new one.
+pub(crate) type Wanted = HashMap<Box<str>, u64>;
+
 /// The names that are followed.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
@@ -39,6 +43,7 @@ pub(crate) struct Names {
 
 #[derive(Debug)]
 struct Name {
+    since: u64,
     /// By family.
     questions: [Question; 2],
     /// The addresses that were told last; `None` until every family was asked for once.
@@ -59,10 +64,10 @@ struct Question {
 
 impl Names {
     /// Follows these names and no others. Those that there is no room for.
-    pub(crate) fn follow(&mut self, wanted: &HashSet<Box<str>>, now: Instant) -> Vec<Box<str>> {
-        self.names.retain(|name, _| wanted.contains(name));
+    pub(crate) fn follow(&mut self, wanted: &Wanted, now: Instant) -> Vec<Box<str>> {
+        self.names.retain(|name, entry| wanted.get(name) == Some(&entry.since));
         let mut refused = Vec::new();
-        for name in wanted {
+        for (name, since) in wanted {
             if self.names.contains_key(name) {
                 continue;
             }
@@ -77,7 +82,8 @@ impl Names {
                 setbacks: 0,
                 gone: None,
             };
-            self.names.insert(name.clone(), Name { questions: [question(), question()], told: None });
+            let entry = Name { since: *since, questions: [question(), question()], told: None };
+            self.names.insert(name.clone(), entry);
         }
         refused
     }
@@ -168,8 +174,8 @@ mod tests {
         names
     }
 
-    fn set(names: &[&str]) -> HashSet<Box<str>> {
-        names.iter().map(|name| (*name).into()).collect()
+    fn set(names: &[&str]) -> Wanted {
+        names.iter().map(|name| ((*name).into(), 1)).collect()
     }
 
     fn at(last: u8) -> IpAddr {
@@ -212,6 +218,21 @@ mod tests {
         let many: Vec<String> = (0..=LIMIT).map(|i| format!("{i}.example")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(names.follow(&set(&many), now).len(), 1);
+    }
+
+    #[test]
+    fn a_name_that_is_wanted_anew_is_told_anew() {
+        let (now, rng) = (Instant::now(), Rng::new(1));
+        let mut names = names(&[NAME], now);
+        let told = |names: &mut Names| {
+            names.answered(NAME, Family::V6, Answer::Nothing, &rng, now);
+            names.answered(NAME, Family::V4, one(1, 9), &rng, now)
+        };
+        assert_eq!(told(&mut names), Some(vec![at(1)]));
+        names.follow(&set(&[NAME]), now);
+        assert_eq!(told(&mut names), None);
+        names.follow(&[(NAME.into(), 2)].into(), now);
+        assert_eq!(told(&mut names), Some(vec![at(1)]));
     }
 
     proptest! {

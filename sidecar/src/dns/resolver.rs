@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::answer::{self, Answer, Family};
 use super::forward::{Forwarder, Transport, host_has_ipv6};
 use super::message::Query;
-use super::names::{LIMIT, Names};
+use super::names::{LIMIT, Names, Wanted};
 use crate::policy::rng::Rng;
 use crate::telemetry::metrics::Registry;
 
@@ -25,17 +25,25 @@ pub(crate) type Resolution = (Box<str>, Vec<IpAddr>);
 /// The other end of a [`Resolver`].
 #[derive(Debug)]
 pub(crate) struct Resolutions {
-    wanted: watch::Sender<HashSet<Box<str>>>,
+    wanted: watch::Sender<Wanted>,
+    /// Changes of what is wanted.
+    changes: u64,
     found: mpsc::Receiver<Resolution>,
 }
 
 impl Resolutions {
-    /// Has these names followed and no others.
-    pub(crate) fn follow(&self, names: HashSet<Box<str>>) {
+    /// Has these names followed and no others. One that is new among them is told even if its
+    /// addresses are those that it had when it was followed before.
+    pub(crate) fn follow(&mut self, names: HashSet<Box<str>>) {
+        let changes = &mut self.changes;
         self.wanted.send_if_modified(|wanted| {
-            let changed = *wanted != names;
-            *wanted = names;
-            changed
+            if names.len() == wanted.len() && names.iter().all(|name| wanted.contains_key(name)) {
+                return false;
+            }
+            *changes += 1;
+            let since = |name: &str| wanted.get(name).copied().unwrap_or(*changes);
+            *wanted = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
+            true
         });
     }
 
@@ -51,7 +59,7 @@ impl Resolutions {
 
 /// Resolves names until nobody listens.
 pub(crate) struct Resolver {
-    wanted: watch::Receiver<HashSet<Box<str>>>,
+    wanted: watch::Receiver<Wanted>,
     found: mpsc::Sender<Resolution>,
     forwarder: Forwarder,
     ipv6: fn() -> bool,
@@ -62,10 +70,10 @@ pub(crate) struct Resolver {
 /// A resolver that asks by `forwarder`, and its other end.
 pub(crate) fn resolver(forwarder: Forwarder, metrics: Registry) -> (Resolver, Resolutions) {
     use std::hash::{BuildHasher, RandomState};
-    let ((wanting, wanted), (found, finds)) = (watch::channel(HashSet::new()), mpsc::channel(QUESTIONS));
+    let ((wanting, wanted), (found, finds)) = (watch::channel(Wanted::new()), mpsc::channel(QUESTIONS));
     let rng = Rng::new(RandomState::new().hash_one(0_u8));
     let resolver = Resolver { wanted, found, forwarder, ipv6: host_has_ipv6, metrics, rng };
-    (resolver, Resolutions { wanted: wanting, found: finds })
+    (resolver, Resolutions { wanted: wanting, changes: 0, found: finds })
 }
 
 impl Resolver {
@@ -96,7 +104,7 @@ impl Resolver {
                         return;
                     }
                     let wanted = self.wanted.borrow_and_update().clone();
-                    failing.retain(|(name, _)| wanted.contains(name));
+                    failing.retain(|(name, _)| wanted.contains_key(name));
                     for refused in names.follow(&wanted, Instant::now()) {
                         tracing::warn!(name = %refused, "{LIMIT} names are resolved already; this one is not");
                         if self.found.send((refused, Vec::new())).await.is_err() {
@@ -190,5 +198,9 @@ mod tests {
         assert!(asked.load(Ordering::SeqCst) >= 2);
         resolutions.follow(["b.example".into()].into());
         assert_eq!(&*resolutions.next().await.0, "b.example");
+        // Though the resolver sees only the last of these changes.
+        resolutions.follow(HashSet::new());
+        resolutions.follow(["b.example".into()].into());
+        assert_eq!(resolutions.next().await, ("b.example".into(), vec![[192, 0, 2, 2].into()]));
     }
 }
