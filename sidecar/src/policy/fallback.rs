@@ -2,7 +2,7 @@
 //! needs it counts as degraded.
 //!
 //! [`FallbackPolicy`] says which errors are replaced and by what; carrying a
-//! step out is left to [`crate::fallback`]. [`Degraded`] sees every request under
+//! step out is left to `crate::fallback`. [`Degraded`] sees every request under
 //! such a policy and changes slowly: it skips nothing and is there to be seen.
 
 use std::time::{Duration, Instant};
