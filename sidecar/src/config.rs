@@ -139,7 +139,7 @@ pub struct Port {
     pub protocol: AppProtocol,
     /// How to treat its traffic; `None`: as all of the service's.
     pub policy: Option<Arc<TrafficPolicy>>,
-    /// TLS that we begin with endpoints outside the mesh that ask for it.
+    /// TLS that we begin with endpoints that have no sidecar.
     pub tls: Option<Arc<Origination>>,
 }
 
@@ -180,8 +180,6 @@ pub struct Endpoint {
     pub priority: u32,
     /// What discovery says about it.
     pub health: EndpointHealth,
-    /// Whether the TLS of its ports is begun with it; never with one inside the mesh.
-    pub originate_tls: bool,
 }
 
 /// Endpoints at the addresses of a name.
@@ -212,7 +210,6 @@ impl DnsEndpoint {
             score: 100,
             priority: self.priority,
             health: EndpointHealth::Healthy,
-            originate_tls: true,
         }
     }
 }

@@ -123,8 +123,7 @@ impl Service {
         let message = v1::Service::decode(bytes).map_err(|error| refused(error.to_string()))?;
         let told =
             agent::valid_service(name, message, None).map_err(|invalid| refused(invalid.to_string()))?;
-        let service = told.service;
-        Ok(Self(service))
+        Ok(Self(told.service))
     }
 
     /// The numbers of its ports.

@@ -317,6 +317,33 @@ fn servers_that_prove_something_else_get_nothing() {
 }
 
 #[test]
+fn what_a_service_lists_outside_the_mesh_is_not_reached_in_plaintext() {
+    let authority = Authority::new("outside");
+    let server = Server::start_tls(&authority.certificate(HOST), &["http/1.1"]);
+    let listed = format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: listed, namespace: default}}
+spec: {{ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: listed-1, namespace: default, labels: {{kubernetes.io/service-name: listed}}}}
+addressType: IPv4
+ports: [{{name: http, port: {}, protocol: TCP}}]
+endpoints: [{{addresses: [127.0.0.1]}}]
+---
+",
+        server.port()
+    );
+    let tls = format!(", tls: {{caCertificates: {}}}", quoted(&authority.pem()));
+    let spec = http(1, &tls) + "  endpoints: [{service: {name: listed}}]";
+    let client = Client::start_with(&ControlPlane::start, &spec, &listed, &[], &[]);
+    assert_eq!(client.who(), format!("{HOST} http/1.1"));
+}
+
+#[test]
 fn names_and_roots_of_tls_are_those_that_are_said() {
     let authority = Authority::new("outside");
     let server = Server::start_tls(&authority.certificate("other.example"), &[]);

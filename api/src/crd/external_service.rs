@@ -52,8 +52,8 @@ pub struct ExternalPort {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<ExternalProtocol>,
     /// Sidecars wrap what clients send into TLS, and verify the server. Absent: bytes go as
-    /// clients send them, which may be TLS of their own. Services of the registry among the
-    /// endpoints are reached as always.
+    /// clients send them, which may be TLS of their own. Endpoints that have a sidecar are
+    /// reached by mutual TLS all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsOrigination>,
 }
@@ -292,7 +292,7 @@ impl ExternalServiceSpec {
         }
     }
 
-    fn validate_endpoints(&self, violations: &mut Vec<Violation>) {
+    fn validate_endpoints(&self, namespace: &str, violations: &mut Vec<Violation>) {
         if self.endpoints.len() > 64 {
             violations.push(Violation::new("spec.endpoints", "has more than 64 endpoints"));
         }
@@ -306,18 +306,37 @@ impl ExternalServiceSpec {
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let path = format!("spec.endpoints[{index}]");
             endpoint.validate(&path, self.ports.len(), violations);
-            let same = |other: &ExternalEndpoint| match &endpoint.address {
-                Some(_) => other.address == endpoint.address && other.port == endpoint.port,
-                None => other.dns == endpoint.dns && other.service == endpoint.service,
-            };
-            if self.endpoints[..index].iter().any(same) {
+            let place = endpoint.place(namespace);
+            if place.is_some() && self.endpoints[..index].iter().any(|other| other.place(namespace) == place)
+            {
                 violations.push(Violation::new(path, "is named twice"));
             }
         }
     }
 }
 
+/// What no two endpoints of a service share, however they are written.
+#[derive(PartialEq)]
+enum Place<'a> {
+    Address(IpAddr, Option<PortNumber>),
+    Dns(&'a DnsName),
+    Service { namespace: &'a str, name: &'a str },
+}
+
 impl ExternalEndpoint {
+    /// Where it leads from `namespace`; `None` if that cannot be read.
+    fn place<'a>(&'a self, namespace: &'a str) -> Option<Place<'a>> {
+        if let Some(address) = &self.address {
+            return Some(Place::Address(address.parse::<IpAddr>().ok()?.to_canonical(), self.port));
+        }
+        if let Some(name) = &self.dns {
+            return Some(Place::Dns(name));
+        }
+        let service = self.service.as_ref()?;
+        let namespace = service.namespace.as_deref().unwrap_or(namespace);
+        Some(Place::Service { namespace, name: &service.name })
+    }
+
     fn validate(&self, path: &str, ports: usize, violations: &mut Vec<Violation>) {
         let mut add = |field: &str, message: String| {
             violations.push(Violation::new(format!("{path}{field}"), message));
@@ -366,7 +385,7 @@ impl Kind for ExternalServiceSpec {
         }
         self.validate_hosts(&mut violations);
         self.validate_ports(&mut violations);
-        self.validate_endpoints(&mut violations);
+        self.validate_endpoints(metadata.namespace(), &mut violations);
         violations
     }
 }

@@ -6,7 +6,7 @@
 //! References are followed within the registry alone, so that none leads in a
 //! circle. Names of the DNS are left to the sidecars.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -118,18 +118,20 @@ pub(super) fn add(accepted: &Versions, services: &mut Services) {
         .values()
         .filter_map(|object| {
             let name = service_name(&object.name)?;
-            let service = service(&name, &object.value.spec, services);
+            let service = service(&name, &object.value.spec, services)?;
             Some((name, service))
         })
         .collect();
     services.resources.extend(made);
 }
 
-fn service(name: &ServiceName, spec: &ExternalServiceSpec, registry: &Services) -> v1::Service {
+/// `None` if the roots of a port cannot be read, which its validation has excluded: without them
+/// others would be trusted.
+fn service(name: &ServiceName, spec: &ExternalServiceSpec, registry: &Services) -> Option<v1::Service> {
     let mut made = v1::Service {
         namespace: name.namespace().into(),
         name: name.name().into(),
-        ports: spec.ports.iter().map(|said| port(said, spec)).collect(),
+        ports: spec.ports.iter().map(|said| port(said, spec)).collect::<Option<_>>()?,
         ..v1::Service::default()
     };
     if let Some(hybrid) = registry.resources.get(name) {
@@ -163,10 +165,13 @@ fn service(name: &ServiceName, spec: &ExternalServiceSpec, registry: &Services) 
             v1::Endpoint { id, priority, bindings, ..member.clone() }
         }));
     }
+    // What a Service of the same name has as well is the endpoint that is said first.
+    let mut ids = HashSet::new();
+    made.endpoints.retain(|endpoint| ids.insert(endpoint.id.clone()));
     if !dns.is_empty() {
         made.external = Some(v1::External { dns });
     }
-    made
+    Some(made)
 }
 
 /// An endpoint at an address that does not change.
@@ -182,7 +187,6 @@ fn fixed(address: IpAddr, said: &ExternalEndpoint, spec: &ExternalServiceSpec) -
         zone: said.zone.clone().unwrap_or_default(),
         weight: said.weight.map_or(0, |weight| weight.get()),
         priority: said.priority.map_or(0, |priority| priority.get().into()),
-        originate_tls: true,
         ..v1::Endpoint::default()
     }
 }
@@ -213,7 +217,7 @@ fn rebound(
     bound.collect()
 }
 
-fn port(port: &ExternalPort, spec: &ExternalServiceSpec) -> v1::ServicePort {
+fn port(port: &ExternalPort, spec: &ExternalServiceSpec) -> Option<v1::ServicePort> {
     let protocol = match port.protocol {
         None => v1::AppProtocol::Unspecified,
         Some(ExternalProtocol::Http) => v1::AppProtocol::Http,
@@ -222,24 +226,27 @@ fn port(port: &ExternalPort, spec: &ExternalServiceSpec) -> v1::ServicePort {
         Some(ExternalProtocol::Tcp) => v1::AppProtocol::Tcp,
         Some(ExternalProtocol::Tls) => v1::AppProtocol::Tls,
     };
-    v1::ServicePort {
+    let tls = match &port.tls {
+        Some(tls) => Some(origination(tls, spec)?),
+        None => None,
+    };
+    Some(v1::ServicePort {
         port: port.port.get().into(),
         name: port.name.clone(),
         protocol: protocol.into(),
-        tls: port.tls.as_ref().map(|tls| origination(tls, spec)),
+        tls,
         ..v1::ServicePort::default()
-    }
+    })
 }
 
-fn origination(tls: &TlsOrigination, spec: &ExternalServiceSpec) -> v1::TlsOrigination {
+fn origination(tls: &TlsOrigination, spec: &ExternalServiceSpec) -> Option<v1::TlsOrigination> {
     // Without a server's name there is one host, or the object would have been refused.
-    let server_name = tls.server_name.as_ref().or(spec.hosts.first());
-    v1::TlsOrigination {
-        server_name: server_name.map(|name| name.as_str().into()).unwrap_or_default(),
+    let server_name = tls.server_name.as_ref().or(spec.hosts.first())?;
+    Some(v1::TlsOrigination {
+        server_name: server_name.as_str().into(),
         subject_names: tls.subject_alt_names.iter().map(|name| name.as_str().into()).collect(),
-        // They were read before, or the object would have been refused.
-        roots: tls.roots().unwrap_or_default().iter().map(|root| root.to_vec()).collect(),
-    }
+        roots: tls.roots().ok()?.iter().map(|root| root.to_vec()).collect(),
+    })
 }
 
 /// The hosts of each namespace, and where they lead.

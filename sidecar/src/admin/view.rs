@@ -205,7 +205,7 @@ fn ports(ports: &[Port]) -> Vec<Value> {
             AppProtocol::Tls => "tls",
         };
         let policy = port.policy.as_ref().map(|policy| policy.source.as_str());
-        let tls = port.tls.as_ref().map(|tls| tls.server_name().to_str());
+        let tls = port.tls.as_ref().map(|tls| tls.terms().server_name.to_str());
         json!({"port": port.number, "protocol": protocol, "policy": policy, "originatesTlsAs": tls})
     });
     shown.collect()

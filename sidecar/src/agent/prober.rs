@@ -107,7 +107,7 @@ impl Prober {
 
     async fn probe(&self, key: &CheckKey, probe: &Probe) -> io::Result<()> {
         let host = match &key.target {
-            Target::Tls { origination, .. } => origination.server_name().to_str().into_owned(),
+            Target::Tls { origination, .. } => origination.terms().server_name.to_str().into_owned(),
             _ => format!("{}.{}", key.service.name(), key.service.namespace()),
         };
         let speaks_http2 = key.protocol == AppProtocol::Http2;

@@ -67,7 +67,8 @@ pub(crate) fn service(
     named(name, &message.namespace, &message.name)?;
     let mut ports = Vec::with_capacity(message.ports.len());
     for (index, port) in message.ports.iter().enumerate() {
-        ports.push(service_port(port, &ports).map_err(|e| e.within(&format!("ports[{index}]")))?);
+        let valid = service_port(port, &ports, before.map_or(&[], |before| &before.ports));
+        ports.push(valid.map_err(|e| e.within(&format!("ports[{index}]")))?);
     }
     let mut ids = HashSet::new();
     let mut endpoints = Vec::with_capacity(message.endpoints.len());
@@ -94,10 +95,14 @@ pub(crate) fn service(
     let (usage, stale) =
         before.map(|before| (before.usage.clone(), before.stale.clone())).unwrap_or_default();
     let faults = fault::faults(message.faults, &ports)?.into();
-    let mut dns = Vec::new();
+    let (mut dns, mut names) = (Vec::new(), HashSet::new());
     for (index, wire) in message.external.unwrap_or_default().dns.into_iter().enumerate() {
         let within = |e: Invalid| e.within(&format!("external.dns[{index}]"));
-        dns.push(external::dns_endpoint(wire, &ports).map_err(within)?);
+        let valid = external::dns_endpoint(wire, &ports).map_err(within)?;
+        if !names.insert(valid.name.clone()) {
+            return Err(within(Invalid::new("name", format!("{:?} is not unique", valid.name))));
+        }
+        dns.push(valid);
     }
     let service = Service { name: name.clone(), ports, endpoints, policy, routes, faults, usage, stale };
     Ok(ToldService { service, addresses, dns })
@@ -114,7 +119,7 @@ pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
         .map_err(|e| Invalid::new("service", e.to_string()))?;
     let mut ports = Vec::with_capacity(message.ports.len());
     for (index, port) in message.ports.iter().enumerate() {
-        ports.push(service_port(port, &ports).map_err(|e| e.within(&format!("ports[{index}]")))?);
+        ports.push(service_port(port, &ports, &[]).map_err(|e| e.within(&format!("ports[{index}]")))?);
     }
     let telemetry = message.telemetry.clone().unwrap_or_default();
     if !(0.0..=1.0).contains(&telemetry.sampling) {
@@ -175,9 +180,10 @@ fn named(expected: &ServiceName, namespace: &str, name: &str) -> Result<(), Inva
     }
 }
 
-fn service_port(wire: &v1::ServicePort, before: &[Port]) -> Result<Port, Invalid> {
+/// A port besides `others`. From `former`, those of the version before, is kept what did not change.
+fn service_port(wire: &v1::ServicePort, others: &[Port], former: &[Port]) -> Result<Port, Invalid> {
     let number = port("port", wire.port)?;
-    if before.iter().any(|p| p.number == number) {
+    if others.iter().any(|p| p.number == number) {
         return Err(Invalid::new("port", format!("{number} is not unique")));
     }
     let protocol = match v1::AppProtocol::try_from(wire.protocol) {
@@ -189,12 +195,13 @@ fn service_port(wire: &v1::ServicePort, before: &[Port]) -> Result<Port, Invalid
         Err(_) => return Err(unknown("protocol", wire.protocol)),
     };
     let policy = wire.policy.clone().map(policy::traffic_policy).transpose();
-    let tls = wire.tls.as_ref().map(external::origination).transpose();
+    let former = former.iter().find(|port| port.number == number).and_then(|port| port.tls.as_ref());
+    let tls = wire.tls.as_ref().map(|tls| external::origination(tls, former)).transpose();
     Ok(Port {
         number,
         protocol,
         policy: policy.map_err(|e| e.within("policy"))?.map(Arc::new),
-        tls: tls.map_err(|e| e.within("tls"))?.map(Arc::new),
+        tls: tls.map_err(|e| e.within("tls"))?,
     })
 }
 
@@ -204,9 +211,6 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
     }
     let address = ip("address", &wire.address)?;
     let bindings = bindings(&wire.bindings, ports)?;
-    if wire.originate_tls && !wire.identity.is_empty() {
-        return Err(Invalid::new("originate_tls", "it is said of an endpoint inside the mesh"));
-    }
     let mesh = match (wire.identity.as_str(), wire.mesh_port) {
         ("", 0) => None,
         ("", _) => return Err(Invalid::new("identity", "it is empty, but there is a mesh_port")),
@@ -236,7 +240,6 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
         score,
         priority: wire.priority,
         health,
-        originate_tls: wire.originate_tls,
     })
 }
 
@@ -355,11 +358,17 @@ mod tests {
             (|s| s.endpoints[0].mesh_port = 0, "endpoints[0].mesh_port: "),
             (|s| s.endpoints[0].health = 9, "endpoints[0].health: "),
             (|s| s.endpoints[0].score = 101, "endpoints[0].score: "),
-            (|s| s.endpoints[0].originate_tls = true, "endpoints[0].originate_tls: "),
             (|s| s.ports[0].tls = Some(v1::TlsOrigination::default()), "ports[0].tls.server_name: "),
             (
                 |s| s.external = Some(v1::External { dns: vec![v1::DnsEndpoint::default()] }),
                 "external.dns[0].name: ",
+            ),
+            (
+                |s| {
+                    let named = v1::DnsEndpoint { name: "a.example".into(), ..Default::default() };
+                    s.external = Some(v1::External { dns: vec![named.clone(), named] });
+                },
+                "external.dns[1].name: ",
             ),
             (|s| s.addresses.push("x".into()), "addresses[1]: "),
         ] {

@@ -243,7 +243,7 @@ impl fmt::Display for Expected<'_> {
         match target {
             Target::Mesh { inbound, identity, .. } => write!(f, "{inbound}, endpoint {id} of {identity}"),
             Target::Tls { address, origination } => {
-                write!(f, "{address}, endpoint {id}, as {}", origination.server_name().to_str())
+                write!(f, "{address}, endpoint {id}, as {}", origination.terms().server_name.to_str())
             }
             Target::App(_) | Target::Plain(_) => f.write_str(id),
         }

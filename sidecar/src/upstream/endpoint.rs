@@ -56,8 +56,9 @@ impl Target {
         let address = SocketAddr::new(endpoint.address, port);
         Some(match (&endpoint.mesh, &declared.tls) {
             (Some(peer), _) => Self::Mesh { inbound: peer.inbound, identity: peer.identity.clone(), port },
-            (None, Some(tls)) if endpoint.originate_tls => Self::Tls { address, origination: tls.clone() },
-            (None, _) => Self::Plain(address),
+            // Never in plaintext, wherever the endpoint comes from.
+            (None, Some(tls)) => Self::Tls { address, origination: tls.clone() },
+            (None, None) => Self::Plain(address),
         })
     }
 }

@@ -79,10 +79,11 @@ impl Origination {
         let inner = WebPkiServerVerifier::builder_with_provider(roots, provider())
             .build()
             .map_err(|error| error.to_string())?;
-        let verifier: Arc<dyn ServerCertVerifier> = match terms.subject_names.as_slice() {
-            [] => inner,
-            names => Arc::new(OneOf { names: names.into(), inner }),
+        let names = match terms.subject_names.as_slice() {
+            [] => std::slice::from_ref(&terms.server_name),
+            names => names,
         };
+        let verifier = Arc::new(OneOf { names: names.into(), inner });
         let configs = MeshProtocol::ALL.map(|protocol| {
             let mut config = ClientConfig::builder_with_provider(provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])
@@ -96,9 +97,9 @@ impl Origination {
         Ok(Self { terms, configs })
     }
 
-    /// What servers are asked for.
-    pub fn server_name(&self) -> &ServerName<'static> {
-        &self.terms.server_name
+    /// What servers have to prove.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// Begins TLS on a new connection.
@@ -169,7 +170,7 @@ pub(super) fn refusal(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// Demands one of several names where rustls would demand that of the server.
+/// Demands one of these names, whichever the server was asked for.
 #[derive(Debug)]
 struct OneOf {
     names: Box<[ServerName<'static>]>,
@@ -181,20 +182,18 @@ impl ServerCertVerifier for OneOf {
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
+        _server_name: &ServerName<'_>,
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let mut last = None;
+        let mut refused = rustls::Error::InvalidCertificate(CertificateError::NotValidForName);
         for name in &self.names {
             match self.inner.verify_server_cert(leaf, intermediates, name, ocsp, now) {
                 Ok(verified) => return Ok(verified),
-                Err(error) => last = Some(error),
+                Err(error) => refused = error,
             }
         }
-        // It is made with at least one name.
-        let none = || self.inner.verify_server_cert(leaf, intermediates, server_name, ocsp, now);
-        last.map_or_else(none, Err)
+        Err(refused)
     }
 
     fn verify_tls12_signature(

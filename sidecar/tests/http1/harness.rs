@@ -78,7 +78,6 @@ impl Sidecar {
                     score: 100,
                     priority: 0,
                     health: EndpointHealth::Healthy,
-                    originate_tls: false,
                 })
                 .collect(),
             policy: Arc::new(policy),

@@ -95,6 +95,11 @@ fn what_contradicts_itself_is_refused_with_its_path() {
         (with("endpoints: [{address: 0.0.0.0}]"), "spec.endpoints[0].address"),
         (with("endpoints: [{address: '224.0.0.1'}]"), "spec.endpoints[0].address"),
         (with("endpoints: [{address: 192.0.2.1}, {address: 192.0.2.1}]"), "spec.endpoints[1]"),
+        (with("endpoints: [{address: 192.0.2.1}, {address: '::ffff:192.0.2.1'}]"), "spec.endpoints[1]"),
+        (
+            with("endpoints: [{service: {name: a}}, {service: {name: a, namespace: default}}]"),
+            "spec.endpoints[1]",
+        ),
         (with("endpoints: [{dns: b.example, port: 1}, {dns: b.example}]"), "spec.endpoints[1]"),
         (with("endpoints: [{address: 192.0.2.1, zone: ''}]"), "spec.endpoints[0].zone"),
         (with("endpoints: [{service: {name: a_b}}]"), "spec.endpoints[0].service"),

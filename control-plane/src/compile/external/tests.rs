@@ -59,10 +59,10 @@ fn endpoints_of_all_kinds_stand_at_their_levels() {
     let made = service(&model, "shop/payments");
     let [direct, registered] = &made.endpoints[..] else { panic!("{made:?}") };
     assert_eq!((direct.address.as_str(), direct.weight, direct.zone.as_str()), ("192.0.2.1", 3, "a"));
-    assert!(direct.originate_tls && direct.identity.is_empty());
+    assert!(direct.identity.is_empty());
     assert_eq!(bound(direct), [(80, 443), (5000, 5000)]);
     assert_eq!((registered.id.as_str(), registered.priority), ("shop/users/a", 2));
-    assert!(!registered.originate_tls && registered.mesh_port != 0 && !registered.identity.is_empty());
+    assert!(registered.mesh_port != 0 && !registered.identity.is_empty());
     // By number; users has neither a port 5000 nor one named raw, and more than one.
     assert_eq!(bound(registered), [(80, 3000)]);
     assert_eq!(made.external.unwrap().dns[0].priority, 1);
@@ -90,6 +90,25 @@ fn an_external_service_of_a_services_name_has_to_lead_to_it() {
         (made.endpoints[1].id.as_str(), bound(&made.endpoints[1])),
         ("a", vec![(80, 3000), (9090, 9090)])
     );
+}
+
+#[test]
+fn an_address_that_a_service_lists_too_is_one_endpoint() {
+    let slice = "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: users-1, namespace: shop, labels: {kubernetes.io/service-name: users}}
+addressType: IPv4
+ports: [{name: web, port: 8080, protocol: TCP}]
+endpoints: [{addresses: [192.0.2.1]}]
+---
+";
+    let spec = "  ports: [{name: web, port: 80}]
+  endpoints: [{address: 192.0.2.1, port: 8080, weight: 7}, {service: {name: users}, priority: 1}]";
+    let model = model(&(USERS.to_owned() + slice + &external("users", "shop", spec)), &[]);
+    let made = service(&model, "shop/users").endpoints;
+    let known: Vec<_> = made.iter().map(|endpoint| (endpoint.id.as_str(), endpoint.weight)).collect();
+    assert_eq!(known, [("192.0.2.1:8080", 7)]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What reaches outside the mesh: names to resolve, TLS to begin, hosts.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
@@ -20,7 +21,11 @@ pub(super) fn dns_endpoint(wire: v1::DnsEndpoint, ports: &[Port]) -> Result<DnsE
     })
 }
 
-pub(super) fn origination(wire: &v1::TlsOrigination) -> Result<Origination, Invalid> {
+/// TLS as it is told; `former` if that is the same, with the sessions that it can resume.
+pub(super) fn origination(
+    wire: &v1::TlsOrigination,
+    former: Option<&Arc<Origination>>,
+) -> Result<Arc<Origination>, Invalid> {
     let server_name = |path: &str, text: &str| {
         let name = dns_name(path, text)?.to_owned();
         ServerName::try_from(name).map_err(|error| Invalid::new(path, error.to_string()))
@@ -34,7 +39,10 @@ pub(super) fn origination(wire: &v1::TlsOrigination) -> Result<Origination, Inva
         subject_names,
         roots: wire.roots.iter().map(|root| root.clone().into()).collect(),
     };
-    Origination::new(terms).map_err(|reason| Invalid::new("roots", reason))
+    if let Some(former) = former.filter(|former| *former.terms() == terms) {
+        return Ok(former.clone());
+    }
+    Origination::new(terms).map(Arc::new).map_err(|reason| Invalid::new("roots", reason))
 }
 
 pub(super) fn hosts(wire: &[v1::Host]) -> Result<HashMap<Box<str>, ServiceName>, Invalid> {
@@ -104,11 +112,14 @@ mod tests {
             subject_names: vec!["b.example".into()],
             roots: vec![root()],
         };
-        assert!(origination(&good).is_ok());
+        let made = origination(&good, None).unwrap();
+        assert!(Arc::ptr_eq(&origination(&good, Some(&made)).unwrap(), &made));
+        let other = v1::TlsOrigination { subject_names: Vec::new(), ..good.clone() };
+        assert_ne!(origination(&other, Some(&made)).unwrap(), made);
         let refused = |change: fn(&mut v1::TlsOrigination)| {
             let mut wire = good.clone();
             change(&mut wire);
-            error(origination(&wire))
+            error(origination(&wire, None))
         };
         assert!(refused(|tls| tls.server_name.clear()).starts_with("server_name: "));
         assert!(refused(|tls| tls.subject_names.push("B".into())).starts_with("subject_names[1]: "));

@@ -155,7 +155,6 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         score: 100,
         priority: 0,
         health: EndpointHealth::Healthy,
-        originate_tls: false,
     });
     let service = Service {
         name: name.clone(),
