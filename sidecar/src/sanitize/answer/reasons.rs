@@ -58,8 +58,8 @@ pub const fn meaning(reason: Reason) -> Meaning {
             "Check the network and `timeouts.connect`. The request was not processed.",
         ),
         Reason::TlsRefused => (
-            "mutual TLS with the service failed",
-            "Check the certificates and identities of both sides with `heddle check`. The request was not processed.",
+            "TLS with the service failed",
+            "Check the certificates and identities of both sides with `heddle check`; outside the mesh, what the server proves against the `tls` of the ExternalService. The request was not processed.",
         ),
         Reason::RefusedStream => (
             "the service refused the stream",
