@@ -17,6 +17,7 @@ pub mod fallback;
 pub mod fault;
 pub mod hash_key;
 pub mod health_check;
+pub mod pace;
 pub mod request_match;
 pub mod retry;
 pub mod rng;

@@ -3,12 +3,15 @@
 //!
 //! Inside the mesh a probe goes the way of requests: mutual TLS, to the identity
 //! that was announced, for the application's port. Each endpoint is probed by a
-//! task of its own, of which only some have a probe under way at any time.
+//! task of its own, of which only some have a probe under way at any time, and
+//! which take turns: where there is more to probe than is good for the thread,
+//! intervals become longer.
 
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::Credentials;
@@ -22,6 +25,7 @@ use super::reconnect::seeded;
 use crate::config::AppProtocol;
 use crate::io::{BufferedTcp, Connection, ReadBuffer, Transport};
 use crate::policy::health_check::{HealthCheck, HealthCheckPolicy, Probe, Verdict};
+use crate::policy::pace::Pace;
 use crate::policy::rng::Rng;
 use crate::tcp;
 use crate::telemetry::metrics::{Registry, SharedCounter};
@@ -30,18 +34,28 @@ use crate::upstream::{Check, CheckKey, Checks, MeshProtocol, Target, server_name
 /// Probes under way: handshakes of more would hold up what else this thread does.
 const IN_FLIGHT: usize = 64;
 
+/// Between the beginnings of two probes, which makes 200 a second: with a handshake of a
+/// millisecond each they take a fifth of the thread.
+const GAP: Duration = Duration::from_millis(5);
+
+/// How late a timer may be noticed on a thread that keeps up. Later than that, the answer may
+/// have lain there in time.
+const PUNCTUAL: Duration = Duration::from_millis(20);
+
 /// Makes the probes.
 pub(crate) struct Prober {
     checks: Checks,
     credentials: Arc<Credentials>,
     metrics: Registry,
     slots: Semaphore,
+    pace: Pace,
     rng: Rng,
 }
 
 impl Prober {
     pub(crate) fn new(checks: Checks, credentials: Arc<Credentials>, metrics: Registry) -> Self {
-        Self { checks, credentials, metrics, slots: Semaphore::new(IN_FLIGHT), rng: seeded() }
+        let (slots, pace) = (Semaphore::new(IN_FLIGHT), Pace::new(GAP));
+        Self { checks, credentials, metrics, slots, pace, rng: seeded() }
     }
 
     /// Runs for ever.
@@ -65,34 +79,37 @@ impl Prober {
         loop {
             let Ok(slot) = self.slots.acquire().await else { return };
             let Some(check) = check.upgrade() else { return };
+            tokio::time::sleep_until(self.pace.turn(Instant::now()).into()).await;
             let policy = check.policy();
             if last.is_none_or(|last| !Arc::ptr_eq(&last, &policy)) {
                 health.restart();
             }
-            let result = tokio::time::timeout(policy.timeout, self.probe(&check.key, &policy.probe)).await;
+            let deadline = Instant::now() + policy.timeout;
+            let probe = self.probe(&check.key, &policy);
+            let result = tokio::time::timeout_at(deadline.into(), probe).await;
+            let late = Instant::now().saturating_duration_since(deadline);
             drop(slot);
             let error = match result {
                 Ok(Ok(())) => {
                     results.success.increment();
-                    None
+                    Some(None)
                 }
                 Ok(Err(error)) => {
                     results.failure.increment();
-                    Some(error.to_string())
+                    Some(Some(error.to_string()))
+                }
+                Err(_) if late > PUNCTUAL => {
+                    results.late.increment();
+                    None
                 }
                 Err(_) => {
                     results.timeout.increment();
-                    Some(format!("no answer within {:?}", policy.timeout))
+                    Some(Some(format!("no answer within {:?}", policy.timeout)))
                 }
             };
-            let verdict = health.observe(error.is_none(), &policy);
-            if let Some(verdict) = verdict {
-                tell(&check.key, verdict, error.as_deref());
-                check.set_verdict(verdict);
-            }
-            check.set_last_error(error.map(String::into_boxed_str));
-            if verdict.is_some() {
-                self.checks.announce();
+            // What was late proves nothing, for or against the endpoint.
+            if let Some(error) = error {
+                self.conclude(&check, &mut health, &policy, error);
             }
             let wait = policy.wait(&self.rng);
             last = Some(policy);
@@ -105,13 +122,32 @@ impl Prober {
         }
     }
 
-    async fn probe(&self, key: &CheckKey, probe: &Probe) -> io::Result<()> {
+    /// Notes what a probe gave, and tells the workers if that changes the verdict.
+    fn conclude(
+        &self,
+        check: &Check,
+        health: &mut HealthCheck,
+        policy: &HealthCheckPolicy,
+        error: Option<String>,
+    ) {
+        let verdict = health.observe(error.is_none(), policy);
+        if let Some(verdict) = verdict {
+            tell(&check.key, verdict, error.as_deref());
+            check.set_verdict(verdict);
+        }
+        check.set_last_error(error.map(String::into_boxed_str));
+        if verdict.is_some() {
+            self.checks.announce();
+        }
+    }
+
+    async fn probe(&self, key: &CheckKey, policy: &HealthCheckPolicy) -> io::Result<()> {
         let host = match &key.target {
             Target::Tls { origination, .. } => origination.terms().server_name.to_str().into_owned(),
             _ => format!("{}.{}", key.service.name(), key.service.namespace()),
         };
         let speaks_http2 = key.protocol == AppProtocol::Http2;
-        match probe {
+        match &policy.probe {
             Probe::Http(path) => {
                 let status = if speaks_http2 {
                     let stream = self.connect(&key.target, MeshProtocol::Http2).await?;
@@ -133,7 +169,7 @@ impl Prober {
                 let stream = self.connect(&key.target, MeshProtocol::Tcp).await?;
                 match &key.target {
                     // Its sidecar took the connection; whether the application does is for it to say.
-                    Target::Mesh { .. } => tcp::accepted(&mut Connection::new(stream)).await,
+                    Target::Mesh { .. } => tcp::accepted(&mut Connection::new(stream), policy.timeout).await,
                     Target::Plain(_) | Target::Tls { .. } | Target::App(_) => Ok(()),
                 }
             }
@@ -176,7 +212,12 @@ impl Prober {
             let help = "Probes of endpoints, by what became of them.";
             self.metrics.counter("heddle_health_checks_total", help, &labels)
         };
-        Results { success: counter("success"), failure: counter("failure"), timeout: counter("timeout") }
+        Results {
+            success: counter("success"),
+            failure: counter("failure"),
+            timeout: counter("timeout"),
+            late: counter("late"),
+        }
     }
 }
 
@@ -185,6 +226,8 @@ struct Results {
     success: SharedCounter,
     failure: SharedCounter,
     timeout: SharedCounter,
+    /// Timeouts that this thread noticed too late for them to count.
+    late: SharedCounter,
 }
 
 fn tell(key: &CheckKey, verdict: Verdict, error: Option<&str>) {
