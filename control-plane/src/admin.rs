@@ -104,7 +104,7 @@ fn workload(registration: &Registration) -> Value {
         "ready": registration.ready,
         "draining": registration.draining,
         "health": health(registration.health.state),
-        "score": if registration.health.score == 0 { 100 } else { registration.health.score },
+        "score": registration.health.share(),
         "healthCause": registration.health.cause,
     })
 }

@@ -161,6 +161,18 @@ pub struct Registration {
     pub app_address: Option<SocketAddr>,
 }
 
+impl Registration {
+    /// Whether compiling `other` in its place gives the same. The state's name and cause, the
+    /// admin listener and the process are for people.
+    pub fn compiles_like(&self, other: &Self) -> bool {
+        let compiled = |it: &Self| {
+            let health = Health { score: it.health.share(), ..Health::default() };
+            Self { health, admin: None, pid: 0, ..it.clone() }
+        };
+        compiled(self) == compiled(other)
+    }
+}
+
 /// How a workload fares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Health {
@@ -170,6 +182,13 @@ pub struct Health {
     pub score: u32,
     /// What keeps the score down, empty if nothing does.
     pub cause: String,
+}
+
+impl Health {
+    /// The percentage of its share that it gets.
+    pub fn share(&self) -> u32 {
+        if self.score == 0 { 100 } else { self.score }
+    }
 }
 
 /// A port of a registered workload.

@@ -37,6 +37,17 @@ pub(crate) struct Hold {
     stream: u64,
 }
 
+/// What became of a workload's new description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Update {
+    /// It compiles to something else.
+    Changed,
+    /// It says nothing that compiles.
+    Noted,
+    /// Another stream holds the workload meanwhile.
+    Superseded,
+}
+
 #[derive(Debug)]
 struct Entry {
     registration: Arc<Registration>,
@@ -66,17 +77,17 @@ impl Registry {
         hold
     }
 
-    /// A stream described its workload anew. False if another stream holds it meanwhile.
-    pub(crate) fn update(&mut self, hold: &Hold, registration: Registration) -> bool {
-        match self.held(hold) {
-            Some(entry) => {
-                if *entry.registration != registration {
-                    entry.registration = Arc::new(registration);
-                }
-                true
-            }
-            None => false,
+    /// A stream described its workload anew.
+    pub(crate) fn update(&mut self, hold: &Hold, registration: Registration) -> Update {
+        let Some(entry) = self.held(hold) else { return Update::Superseded };
+        let update = match entry.registration.compiles_like(&registration) {
+            true => Update::Noted,
+            false => Update::Changed,
+        };
+        if *entry.registration != registration {
+            entry.registration = Arc::new(registration);
         }
+        update
     }
 
     /// A stream ended, in whatever way.
@@ -192,10 +203,36 @@ pub(crate) mod tests {
         let (mut registry, start) = (Registry::new(GRACE), Instant::now());
         let old = registry.register(registration("a"));
         let new = registry.register(registration("a"));
-        assert!(!registry.update(&old, registration("a")));
+        assert_eq!(registry.update(&old, registration("a")), Update::Superseded);
         registry.lost(&old, start);
         assert_eq!(registry.counts(), (1, 0));
-        assert!(registry.update(&new, registration("a")));
+        assert_eq!(registry.update(&new, registration("a")), Update::Noted);
+    }
+
+    /// Each message had the whole mesh compiled, be it equal to the last.
+    #[test]
+    fn only_what_compiles_is_a_change() {
+        use heddle_api::discovery::v1::WorkloadHealth;
+
+        use crate::model::Health;
+
+        let mut registry = Registry::new(GRACE);
+        let hold = registry.register(registration("a"));
+        let health = |state, score| Health { state, score, cause: "cpu".into() };
+        let told = Registration { health: health(WorkloadHealth::Sampling, 100), ..registration("a") };
+        let moved = Registration { admin: Some("127.0.0.1:7190".parse().unwrap()), pid: 7, ..told.clone() };
+        let slow = Registration { health: health(WorkloadHealth::Degraded, 70), ..moved.clone() };
+        let unready = Registration { ready: false, ..slow.clone() };
+        for (next, update) in [
+            (registration("a"), Update::Noted),
+            (told, Update::Noted),
+            (moved, Update::Noted),
+            (slow, Update::Changed),
+            (unready, Update::Changed),
+        ] {
+            assert_eq!(registry.update(&hold, next.clone()), update, "{next:?}");
+            assert_eq!(*registry.registrations()[0], next);
+        }
     }
 
     #[test]

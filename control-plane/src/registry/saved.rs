@@ -57,6 +57,17 @@ struct Saved {
     admin: Option<SocketAddr>,
     pid: u32,
     app_address: Option<SocketAddr>,
+    /// Not written by older versions.
+    #[serde(default)]
+    health: SavedHealth,
+}
+
+/// How the workload fared, so that one that was slow is not given its whole share by our restart.
+#[derive(Serialize, Deserialize, Default)]
+struct SavedHealth {
+    state: i32,
+    score: u32,
+    cause: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,6 +97,11 @@ impl Saved {
             admin: registration.admin,
             pid: registration.pid,
             app_address: registration.app_address,
+            health: SavedHealth {
+                state: registration.health.state.into(),
+                score: registration.health.score,
+                cause: registration.health.cause.clone(),
+            },
         }
     }
 
@@ -105,8 +121,11 @@ impl Saved {
             zone: self.zone,
             ready: self.ready,
             draining: false,
-            // It is for its sidecar to say anew.
-            health: Health::default(),
+            health: Health {
+                state: v1::WorkloadHealth::try_from(self.health.state).unwrap_or_default(),
+                score: self.health.score.min(100),
+                cause: self.health.cause,
+            },
             admin: self.admin,
             pid: self.pid,
             app_address: self.app_address,
@@ -128,9 +147,14 @@ mod tests {
         full.ports = vec![RegisteredPort { name: "web".into(), port: 80, protocol: v1::AppProtocol::Grpc }];
         full.labels.insert("tier".into(), "front".into());
         full.admin = Some("127.0.0.1:7190".parse().unwrap());
+        full.health = Health { state: v1::WorkloadHealth::Warning, score: 40, cause: "cpu".into() };
         let leaving = Registration { draining: true, ..registration("b") };
         store(&path, &[Arc::new(full.clone()), Arc::new(leaving)]).unwrap();
         assert_eq!(load(&path).unwrap(), [full]);
+        let older = std::fs::read_to_string(&path).unwrap();
+        let (older, _) = older.split_once(",\"health\"").unwrap();
+        std::fs::write(&path, format!("{older}}}]")).unwrap();
+        assert_eq!(load(&path).unwrap()[0].health, Health::default(), "an older version did not say");
         std::fs::write(&path, "half a fi").unwrap();
         assert!(load(&path).is_err());
     }

@@ -18,12 +18,12 @@ use crate::alerts::SharedAlerts;
 use crate::ca::Subject;
 use crate::metrics::Metrics;
 use crate::model::Registration;
-use crate::registry::{Hold, Registry, request};
+use crate::registry::{Hold, Registry, Update, request};
 
 /// The registry as streams and the compiler share it.
 pub(crate) struct SharedRegistry {
     registry: Mutex<Registry>,
-    /// Set after each change; the compiler waits for it.
+    /// Set after each change of what compiles; the compiler waits for it.
     pub(crate) changed: Notify,
 }
 
@@ -167,11 +167,14 @@ impl Held {
                 "a stream registers one instance; open another for another",
             ));
         }
-        if self.registry.change(|registry| registry.update(&self.hold, registration)) {
-            Ok(())
-        } else {
-            Err(Status::aborted("a newer stream registered the same instance"))
+        match self.registry.with(|registry| registry.update(&self.hold, registration)) {
+            Update::Changed => self.registry.changed.notify_one(),
+            Update::Noted => {}
+            Update::Superseded => {
+                return Err(Status::aborted("a newer stream registered the same instance"));
+            }
         }
+        Ok(())
     }
 }
 

@@ -114,7 +114,8 @@ async fn comes_back_with_its_endpoints(end: impl Fn(Plane)) {
     let listen = format!("127.0.0.1:{}", free_port());
     let plane = home.start_on(&listen, &["--registration-grace", "100ms"]);
     let mut users = Sidecar::join(&home, &plane, "users").await;
-    let mut registered = users.register(users.registration("users-1")).await;
+    let slow = v1::RegisterRequest { score: 40, ..users.registration("users-1") };
+    let mut registered = users.register(slow).await;
     registered.answer().await.unwrap();
     let saved = home.path("data").join(format!("registrations-{}.json", plane.discovery.port()));
     eventually("it is remembered", || std::fs::read_to_string(&saved).is_ok_and(|s| s.contains("users-1")))
@@ -128,7 +129,9 @@ async fn comes_back_with_its_endpoints(end: impl Fn(Plane)) {
     discovery.subscribe::<v1::Service>(&["shop/users"]).await;
     let first = discovery.next().await.unwrap();
     assert_eq!(first.removed_resources, Vec::<String>::new());
-    assert_eq!(healthy(Some(&crate::harness::decode(&first.resources[0]))), 1);
+    let service: v1::Service = crate::harness::decode(&first.resources[0]);
+    assert_eq!(healthy(Some(&service)), 1);
+    assert_eq!(service.endpoints[0].score, 40, "a restart gives nobody a larger share");
     assert!((plane.metric("heddle_registrations{state=\"lost\"}") - 1.0).abs() < 0.1);
     users.register(users.registration("users-1")).await.answer().await.unwrap();
 }
