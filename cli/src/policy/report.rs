@@ -264,7 +264,7 @@ const TOLD: [&str; 10] = [
     "ports",
     "inbound",
     "identity",
-    "healthy",
+    "health",
     "circuit",
     "serviceCircuit",
     "zone",
@@ -272,11 +272,12 @@ const TOLD: [&str; 10] = [
 
 fn endpoint_line(out: &mut String, endpoint: &Value) -> std::fmt::Result {
     let id = shown(&endpoint["id"]);
-    let health = if endpoint["healthy"] == false { "unhealthy" } else { "healthy" };
+    let health = endpoint["health"].as_str().unwrap_or("healthy");
     write!(out, "    {id:<40} {health}, {}", circuit_text(&endpoint["circuit"]))?;
     // Whatever else the sidecar tells of it: in flight, limits, score.
     let rest = endpoint.as_object().into_iter().flatten();
-    for (name, value) in rest.filter(|(name, value)| !TOLD.contains(&name.as_str()) && !value.is_null()) {
+    let says_nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    for (name, value) in rest.filter(|(name, value)| !TOLD.contains(&name.as_str()) && !says_nothing(value)) {
         write!(out, ", {name} {}", shown(value))?;
     }
     writeln!(out)

@@ -15,6 +15,7 @@ use super::{Admin, Phase};
 use crate::agent::timestamp;
 use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service};
 use crate::policy::breaker::{Cause, CircuitState};
+use crate::policy::health_check::Verdict;
 use crate::policy::score::Signal;
 use crate::telemetry::metrics::{Circuit, EndpointLabels};
 use crate::upstream::Check;
@@ -101,8 +102,7 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
         by_endpoint.entry((&check.key.service, &check.key.endpoint)).or_default().push(check);
     }
     by_endpoint.values_mut().for_each(|checks| checks.sort_unstable_by_key(|check| check.key.port));
-    let checks = |service: &ServiceName, endpoint: &str| {
-        let checks = by_endpoint.get(&(service, endpoint)).map(Vec::as_slice).unwrap_or_default();
+    let checked = |checks: &[&Check]| {
         let shown = checks.iter().map(|check| {
             json!({
                 "port": check.key.port,
@@ -126,8 +126,11 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
         .collect();
     found.sort_unstable_by_key(|service| &service.name);
     let endpoints = found.into_iter().flat_map(|service| {
-        let (circuit, checks, degraded) = (&circuit, &checks, is_degraded(&service.name));
+        let (circuit, by_endpoint, degraded) = (&circuit, &by_endpoint, is_degraded(&service.name));
         service.endpoints.iter().map(move |endpoint| {
+            let checks = by_endpoint.get(&(&service.name, &*endpoint.id));
+            let checks = checks.map(Vec::as_slice).unwrap_or_default();
+            let health = health(endpoint.health, checks.iter().map(|check| check.verdict()));
             json!({
                 "service": service.name.as_str(),
                 "id": endpoint.id,
@@ -140,8 +143,8 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
                 "weight": endpoint.weight,
                 "score": endpoint.score,
                 "priority": endpoint.priority,
-                "healthy": endpoint.health == EndpointHealth::Healthy,
-                "checks": checks(&service.name, &endpoint.id),
+                "health": health,
+                "checks": checked(checks),
                 "circuit": circuit(&service.name, &endpoint.id),
                 "serviceCircuit": circuit(&service.name, ""),
                 "serviceDegraded": degraded,
@@ -149,6 +152,17 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
         })
     });
     endpoints.collect()
+}
+
+/// Whether an endpoint may get new requests: neither discovery nor checks, at any port, may be
+/// against it. Circuits are told apart.
+fn health(discovered: EndpointHealth, mut verdicts: impl Iterator<Item = Verdict>) -> &'static str {
+    match discovered {
+        EndpointHealth::Draining => "draining",
+        EndpointHealth::Unhealthy => "unhealthy",
+        EndpointHealth::Healthy if verdicts.any(|verdict| verdict == Verdict::Unhealthy) => "unhealthy",
+        EndpointHealth::Healthy => "healthy",
+    }
 }
 
 /// `/certs`: our certificate and the roots we trust. Keys are nowhere shown.
@@ -209,4 +223,24 @@ fn ports(ports: &[Port]) -> Vec<Value> {
         json!({"port": port.number, "protocol": protocol, "policy": policy, "originatesTlsAs": tls})
     });
     shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Discovery's word was shown as if checks had no say, and draining as if it were illness.
+    #[test]
+    fn the_word_shown_is_that_of_discovery_and_checks_together() {
+        use EndpointHealth::{Draining, Healthy, Unhealthy};
+        for (discovered, verdicts, word) in [
+            (Healthy, &[][..], "healthy"),
+            (Healthy, &[Verdict::Unknown, Verdict::Healthy], "healthy"),
+            (Healthy, &[Verdict::Healthy, Verdict::Unhealthy], "unhealthy"),
+            (Unhealthy, &[Verdict::Healthy], "unhealthy"),
+            (Draining, &[Verdict::Unhealthy], "draining"),
+        ] {
+            assert_eq!(health(discovered, verdicts.iter().copied()), word, "{discovered:?} {verdicts:?}");
+        }
+    }
 }
