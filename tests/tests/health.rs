@@ -78,10 +78,19 @@ fn check(front: &Front, port: u16) -> Value {
     endpoint.expect("it is known")["checks"][0].clone()
 }
 
-/// Waits until the checks of the endpoint at this port have said so.
-fn becomes(front: &Front, port: u16, state: &str) -> Value {
-    eventually(&format!("{port} is {state}"), || {
-        Some(check(front, port)).filter(|check| check["state"] == state)
+/// Waits until the endpoint at this port passes its checks, the last one included.
+fn passes(front: &Front, port: u16) {
+    eventually(&format!("{port} is healthy"), || {
+        let check = check(front, port);
+        (check["state"] == "healthy" && check["lastError"].is_null()).then_some(())
+    });
+}
+
+/// Waits until the endpoint at this port fails its checks, the last one with this error.
+fn fails(front: &Front, port: u16, error: &str) -> Value {
+    eventually(&format!("{port} is unhealthy for {error}"), || {
+        let told = |check: &Value| check["lastError"].as_str().is_some_and(|last| last.contains(error));
+        Some(check(front, port)).filter(|check| check["state"] == "unhealthy" && told(check))
     })
 }
 
@@ -95,18 +104,16 @@ fn metric(front: &Front, parts: &[&str]) -> f64 {
 #[test]
 fn an_endpoint_that_fails_its_checks_is_left_and_comes_back() {
     let (bad, good) = (Patient::start(200), Patient::start(204));
-    let spec = checked(
-        "http: {path: /healthz?full}, interval: 100ms, timeout: 100ms, healthyAfter: 4, unhealthyAfter: 3",
-    );
+    let spec =
+        checked("http: {path: /healthz?full}, interval: 1s, timeout: 1s, healthyAfter: 3, unhealthyAfter: 2");
     let mut front = Front::start(&spec, "http", &[bad.app.port(), good.app.port()]);
     assert!(bad.probes().is_empty(), "nobody has used the service");
     front.get("");
-    becomes(&front, bad.app.port(), "healthy");
+    passes(&front, bad.app.port());
     bad.becomes(500);
     let failing = bad.probes().len();
-    let shown = becomes(&front, bad.app.port(), "unhealthy");
-    assert!(bad.probes().len() >= failing + 2, "three in a row, one of which may have been under way");
-    assert_eq!(shown["lastError"], "GET /healthz?full was answered with 500");
+    let shown = fails(&front, bad.app.port(), "GET /healthz?full was answered with 500");
+    assert!(bad.probes().len() > failing, "two in a row, one of which may have been under way");
     assert_eq!(shown["port"], 80);
     eventually("it is left", || {
         (metric(&front, &["heddle_endpoints{", "\"unhealthy\""]) == 1.0).then_some(())
@@ -115,7 +122,7 @@ fn an_endpoint_that_fails_its_checks_is_left_and_comes_back() {
     (0..20).for_each(|_| assert_eq!(front.get("").status, 200));
     assert_eq!(bad.requests(), before);
     assert!(
-        metric(&front, &["heddle_health_checks_total{", "\"users\"", "\"default\"", "\"failure\""]) >= 3.0
+        metric(&front, &["heddle_health_checks_total{", "\"users\"", "\"default\"", "\"failure\""]) >= 2.0
     );
     assert!(metric(&front, &["heddle_health_checks_total{", "\"success\""]) >= 3.0);
 
@@ -126,8 +133,8 @@ fn an_endpoint_that_fails_its_checks_is_left_and_comes_back() {
 
     let well = bad.probes().len();
     bad.becomes(200);
-    let shown = becomes(&front, bad.app.port(), "healthy");
-    assert!(bad.probes().len() >= well + 3 && shown["lastError"].is_null(), "{shown}");
+    passes(&front, bad.app.port());
+    assert!(bad.probes().len() >= well + 2, "three in a row, one of which may have been under way");
     eventually("it gets its share", || {
         let before = (bad.requests(), good.requests());
         (0..20).for_each(|_| drop(front.get("")));
@@ -158,14 +165,13 @@ fn the_first_check_is_at_once_and_others_keep_to_the_interval() {
     front.get("");
     let probes = eventually("some", || Some(patient.probes()).filter(|probes| probes.len() >= 6));
     let waits: Vec<Duration> = probes[1..].windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(waits.iter().all(|wait| *wait >= 249 * MS), "{waits:?}");
+    // A sixth less than the interval, and less by as much as one came late.
+    assert!(waits.iter().all(|wait| *wait >= 200 * MS), "{waits:?}");
 
     front.change("none", IN_TURN);
-    let shown = front.shows("/endpoints");
-    assert_eq!(shown[0]["checks"], Value::Array(Vec::new()));
-    let done = patient.probes().len();
-    thread::sleep(700 * MS);
-    assert!(patient.probes().len() <= done + 1, "one may have been under way");
+    eventually("nobody holds the check any more", || {
+        (front.shows("/endpoints")[0]["checks"] == Value::Array(Vec::new())).then_some(())
+    });
 }
 
 #[test]
@@ -175,9 +181,8 @@ fn a_check_that_takes_too_long_has_failed() {
     let front = Front::start(&spec, "http", &[patient.app.port()]);
     let begun = Instant::now();
     front.get("");
-    let shown = becomes(&front, patient.app.port(), "unhealthy");
-    assert_eq!(shown["lastError"], "no answer within 150ms");
-    assert!(begun.elapsed() < 1500 * MS, "{:?}", begun.elapsed());
+    fails(&front, patient.app.port(), "no answer within 150ms");
+    assert!(begun.elapsed() < 3000 * MS, "the answer takes as long: {:?}", begun.elapsed());
     assert!(metric(&front, &["heddle_health_checks_total{", "\"timeout\""]) >= 1.0);
     assert_eq!(front.get("").error.as_deref(), Some("no_healthy_endpoint"));
 }
@@ -185,11 +190,11 @@ fn a_check_that_takes_too_long_has_failed() {
 #[test]
 fn below_the_panic_threshold_checks_are_ignored() {
     let patient = Patient::start(500);
-    let spec = checked("http: {path: /healthz?full}, interval: 100ms, unhealthyAfter: 1")
+    let spec = checked("http: {path: /healthz?full}, interval: 1s, unhealthyAfter: 1")
         .replace("RoundRobin", "RoundRobin, panicThreshold: 50");
     let front = Front::start(&spec, "http", &[patient.app.port()]);
     front.get("");
-    becomes(&front, patient.app.port(), "unhealthy");
+    fails(&front, patient.app.port(), "answered with 500");
     assert_eq!(front.get("").status, 200);
 }
 
@@ -199,14 +204,13 @@ fn tcp_checks_want_their_connection_accepted() {
     let closed = closed.expect("there is a port").port();
     let good = Backend::always(200);
     let front = Front::start(
-        &checked("tcp: {}, interval: 100ms, unhealthyAfter: 2, healthyAfter: 1"),
+        &checked("tcp: {}, interval: 1s, unhealthyAfter: 2, healthyAfter: 1"),
         "http",
         &[closed, good.port()],
     );
     front.get("");
-    let shown = becomes(&front, closed, "unhealthy");
-    assert!(shown["lastError"].as_str().is_some_and(|error| error.contains("refused")), "{shown}");
-    becomes(&front, good.port(), "healthy");
+    fails(&front, closed, "refused");
+    passes(&front, good.port());
     assert!(good.hits().len() <= 1, "a connection is no request");
     (0..10).for_each(|_| assert_eq!(front.get("").status, 200));
 }
@@ -264,21 +268,18 @@ fn grpc_checks_ask_for_their_service() {
     let status = Arc::new(AtomicI32::new(1));
     let (known, other) =
         (grpc_server("shop.Users", status.clone()), grpc_server("shop.Other", status.clone()));
-    let spec = checked(
-        "grpc: {service: shop.Users}, interval: 100ms, timeout: 100ms, unhealthyAfter: 1, healthyAfter: 1",
-    );
+    let spec =
+        checked("grpc: {service: shop.Users}, interval: 1s, timeout: 1s, unhealthyAfter: 1, healthyAfter: 1");
     let front = Front::start(&spec, "kubernetes.io/h2c", &[known, other]);
     runtime().block_on(async {
         let mut connection = front.http2().await;
         heddle_tests::backend::call(&mut connection, true).await;
     });
-    becomes(&front, known, "healthy");
-    let shown = becomes(&front, other, "unhealthy");
-    assert!(shown["lastError"].is_string(), "{shown}");
+    passes(&front, known);
+    fails(&front, other, "");
     // NOT_SERVING.
     status.store(2, Ordering::SeqCst);
-    let shown = becomes(&front, known, "unhealthy");
-    assert_eq!(shown["lastError"], "grpc.health.v1.Health/Check says status 2");
+    fails(&front, known, "grpc.health.v1.Health/Check says status 2");
 }
 
 #[test]
@@ -286,14 +287,14 @@ fn http_checks_speak_the_version_of_the_port() {
     let told =
         |status| Http2Backend::start(move |_| Told { status, time: Duration::ZERO, grpc_status: None });
     let (good, bad) = (told(200), told(503));
-    let spec = checked("http: {path: /healthz}, interval: 100ms, unhealthyAfter: 1, healthyAfter: 1");
+    let spec = checked("http: {path: /healthz}, interval: 1s, unhealthyAfter: 1, healthyAfter: 1");
     let front = Front::start(&spec, "kubernetes.io/h2c", &[good.port(), bad.port()]);
     runtime().block_on(async {
         let mut connection = front.http2().await;
         heddle_tests::backend::call(&mut connection, false).await;
     });
-    becomes(&front, good.port(), "healthy");
-    becomes(&front, bad.port(), "unhealthy");
+    passes(&front, good.port());
+    fails(&front, bad.port(), "answered with 503");
 }
 
 /// The sidecar of a workload of `users` that answers 500 to its callers' checks alone.
@@ -318,7 +319,7 @@ kind: TrafficPolicy
 metadata: {{name: told, namespace: default}}
 spec:
   targetRefs: [{{group: '', kind: Service, name: users}}]
-  healthCheck: {{{probe}, interval: 500ms, unhealthyAfter: 1, healthyAfter: 1}}
+  healthCheck: {{{probe}, interval: 1s, unhealthyAfter: 1, healthyAfter: 1}}
 "
         )
     };
@@ -329,20 +330,21 @@ spec:
     client.said("the sidecar is ready");
     let call = || get(client.listening("outbound"), "users:8080", "/").map(|(status, _)| status);
     eventually("it is reached", || (call() == Some(200)).then_some(()));
-    let state = |wanted: &str| {
-        eventually(&format!("the endpoint is {wanted}"), || {
+    let state = |wanted: &str, error: Value| {
+        eventually(&format!("the endpoint is {wanted}: {error}"), || {
             let (_, shown) = get(client.listening("admin"), "localhost", "/endpoints")?;
-            let shown: Value = serde_json::from_str(&shown).ok()?;
-            Some(shown[0]["checks"][0].clone()).filter(|check| check["state"] == wanted)
-        })
+            let endpoint = serde_json::from_str::<Value>(&shown).ok()?[0].clone();
+            let check = &endpoint["checks"][0];
+            (check["state"] == wanted && check["lastError"] == error && endpoint["health"] == wanted)
+                .then_some(())
+        });
     };
-    state("healthy");
+    state("healthy", Value::Null);
     status.store(500, Ordering::SeqCst);
-    let shown = state("unhealthy");
-    assert_eq!(shown["lastError"], "GET /healthz was answered with 500");
+    state("unhealthy", "GET /healthz was answered with 500".into());
     eventually("both workers left it", || (0..8).all(|_| call() == Some(503)).then_some(()));
     control_plane.apply("policy.yaml", &policy("tcp: {}"));
-    state("healthy");
+    state("healthy", Value::Null);
     eventually("both workers are back", || (0..8).all(|_| call() == Some(200)).then_some(()));
 }
 
@@ -354,7 +356,7 @@ fn impossible_checks_are_refused_by_their_path() {
         ("interval: 1s", "spec.healthCheck"),
         ("http: {path: healthz}", "spec.healthCheck.http.path"),
         ("http: {}", "spec.healthCheck.http"),
-        ("tcp: {port: 1}", "spec.healthCheck.tcp"),
+        ("tcp: {port: 1}", "spec.healthCheck.tcp.port"),
         ("grpc: {service: ''}", "spec.healthCheck.grpc.service"),
         ("tcp: {}, interval: 50ms", "spec.healthCheck.interval"),
         ("tcp: {}, timeout: 0s", "spec.healthCheck.timeout"),
@@ -372,10 +374,15 @@ spec:
 "
         );
         control_plane.apply("policy.yaml", &text);
-        eventually(&format!("{fields}: {path}"), || {
-            let errors = control_plane.shows("/errors");
-            let error = errors["errors"].as_array()?.first()?.clone();
-            error["field"].as_str()?.starts_with(path).then_some(())
+        let errors = eventually(&format!("{fields} is refused"), || {
+            let errors = control_plane.shows("/errors")["errors"].clone();
+            (!errors.as_array()?.is_empty()).then_some(errors)
+        });
+        assert_eq!(errors[0]["field"], path, "{fields}: {errors}");
+        // Or the next one would be satisfied by this one's error.
+        control_plane.apply("policy.yaml", "");
+        eventually("nothing is wrong", || {
+            control_plane.shows("/errors")["errors"].as_array()?.is_empty().then_some(())
         });
     }
     let route = "apiVersion: heddle.dev/v1alpha1
