@@ -222,7 +222,8 @@ impl Asked<'_> {
                 (Some(routed), _) if own.contains(&path.as_str()) => {
                     Field::of_route(path, force.unwrap_or_default(), routed)
                 }
-                (_, Some(said)) => Field::said(path, said.value, said.object, said.level),
+                // Compiling may change what an object says; what is in force is what counts.
+                (_, Some(said)) => Field::said(path, force.unwrap_or(said.value), said.object, said.level),
                 (_, None) => Field::default(path, force.unwrap_or_default()),
             });
         }

@@ -91,7 +91,7 @@ spec:
             "on-service",
             "shop",
             users_target,
-            "  timeouts: {request: 14s, connect: 4s, idle: 4m}\n  circuitBreaker: {consecutiveFailures: 2, maxEjectedPercent: 100, open: {base: 1h, max: 1h}}",
+            "  timeouts: {request: 14s, connect: 4s, idle: 4m}\n  circuitBreaker: {consecutiveFailures: 2, maxEjectedPercent: 100, open: {base: 1h, max: 1h}}\n  healthCheck: {tcp: {}, interval: 1h}",
         ),
         // Later by name than the one before it, which files order by.
         policy("on-service-too", "shop", users_target, "  timeouts: {idle: 9m}\n  limits: {requests: 77}"),
@@ -214,6 +214,8 @@ fn each_field_is_told_with_the_object_that_says_it() {
     assert!(plain["route"].is_null(), "{plain}");
     is(&plain, "timeouts.request", "14s", "shop/on-service service");
     is(&plain, "timeouts.connect", "4s", "shop/on-service service");
+    is(&plain, "healthCheck.interval", "1h", "shop/on-service service");
+    is(&plain, "healthCheck.healthyAfter", 2, "default");
     is(&plain, "retry.methods", vec!["GET", "HEAD", "OPTIONS", "PUT", "DELETE"], "default");
 
     // Faults are told of the requests that they are about.
@@ -286,6 +288,7 @@ fn an_open_breaker_is_told_with_its_reason_and_its_end() {
     assert!(circuit["reason"].is_string() && circuit["until"].is_string(), "{circuit}");
     let text = mesh.text(&[&["policy", "explain"], args.as_slice()].concat());
     assert!(text.contains("seen by default/client") && text.contains("circuit open, "), "{text}");
+    assert_eq!(caller["endpoints"][0]["health"], "healthy", "nobody but the breaker is against it");
     // Somebody else's sidecars are not asked.
     let other = mesh.explain(&["shop/users", "--port", "81", "--from", "default/other"]);
     assert_eq!(other["backends"][0]["callers"].as_array().map(Vec::len), Some(0));

@@ -1,4 +1,5 @@
 use heddle_api::crd::field_paths_of_traffic_policy;
+use serde_json::json;
 
 use super::*;
 
@@ -103,11 +104,60 @@ fn what_cannot_be_asked_is_said_with_its_reason() {
     assert!(error.contains("name: it is shop/orders"), "{error}");
 }
 
+/// A policy that says whatever it can be made to say.
+fn full() -> TrafficPolicy {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::policy::breaker::{BreakerPolicy, SlowCall, SlowShare};
+    use crate::policy::fallback::{FallbackPolicy, StaleCache, Step, Trigger};
+    use crate::policy::health_check::{HealthCheckPolicy, Probe};
+
+    let second = Duration::from_secs(1);
+    let cache = StaleCache { max_age: 60 * second, max_bytes: 1 << 20 };
+    let step = Step::Service("shop/spare".parse().unwrap());
+    TrafficPolicy {
+        concurrency: Some(Default::default()),
+        health_check: Some(HealthCheckPolicy::new(Probe::Http("/healthz".into()))),
+        breaker: BreakerPolicy {
+            failure_percent: Some(40),
+            slow_call: Some(SlowCall { duration: 2 * second, share: SlowShare::Percentile(95) }),
+            ..BreakerPolicy::default()
+        },
+        fallback: Some(Arc::new(FallbackPolicy {
+            on: [Trigger::Timeout].into_iter().collect(),
+            steps: [Step::StaleCache(cache), step].into(),
+        })),
+        ..TrafficPolicy::default()
+    }
+}
+
 #[test]
 fn what_is_shown_in_force_are_fields_that_manifests_have() {
     let known = field_paths_of_traffic_policy();
-    let policy = TrafficPolicy { concurrency: Some(Default::default()), ..TrafficPolicy::default() };
-    for (field, _) in fields(&policy) {
+    for (field, _) in fields(&full()) {
         assert!(known.iter().any(|known| known == field), "{field} is not in {known:?}");
+    }
+}
+
+/// Health checks and fallbacks were not shown, and breakers as if they looked at no shares.
+#[test]
+fn each_part_of_a_policy_is_shown() {
+    let shown = fields(&full());
+    let of = |path: &str| shown.iter().find(|(field, _)| *field == path).unwrap().1.clone();
+    for (path, value) in [
+        ("healthCheck.http", json!({"path": "/healthz"})),
+        ("healthCheck.interval", json!("10s")),
+        ("healthCheck.unhealthyAfter", json!(3)),
+        ("circuitBreaker.failureRate", json!({"percent": 40, "minRequests": 20, "window": "10s"})),
+        ("circuitBreaker.slowCall", json!({"duration": "2s", "percentile": 95})),
+        ("fallback.on", json!(["Timeout"])),
+        (
+            "fallback.steps",
+            json!([{"staleCache": {"maxAge": "1m", "maxBytes": "1Mi"}}, {"service": {"name": "spare"}}]),
+        ),
+        ("retry.bufferBytes", json!("64Ki")),
+    ] {
+        assert_eq!(of(path), value, "{path}");
     }
 }
