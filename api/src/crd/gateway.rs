@@ -14,7 +14,7 @@ mod http_route;
 mod matching;
 mod reference_grant;
 mod session;
-mod text;
+pub(super) mod text;
 
 use serde::Deserialize;
 

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::gateway::text::path_value;
 use super::{HeaderName, Violation, header_value};
 
 /// Requests of which all that is said here holds.
@@ -50,11 +51,12 @@ pub(super) fn validate(path: &str, matches: &[RequestMatch], violations: &mut Ve
         if let Some(method) = wanted.method.as_ref().filter(|method| !super::is_token(method)) {
             violations.push(Violation::new(format!("{path}.method"), format!("{method:?} is no method")));
         }
-        if let Some(prefix) = &wanted.path_prefix
-            && (!prefix.starts_with('/') || prefix.contains(['?', '#']) || prefix.len() > 1024)
-        {
-            let message = format!("{prefix:?} is no path; it begins with / and has no query");
-            violations.push(Violation::new(format!("{path}.pathPrefix"), message));
+        if let Some(prefix) = &wanted.path_prefix {
+            let path = format!("{path}.pathPrefix");
+            match prefix.starts_with('/') {
+                true => path_value(&path, prefix, violations),
+                false => violations.push(Violation::new(path, format!("{prefix:?} does not begin with /"))),
+            }
         }
         if wanted.headers.len() > 16 {
             violations.push(Violation::new(format!("{path}.headers"), "has more than 16 items"));

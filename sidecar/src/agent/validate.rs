@@ -90,6 +90,12 @@ pub(crate) fn service(
         Some(before) if *before.policy == policy => before.policy.clone(),
         _ => Arc::new(policy),
     };
+    for port in &mut ports {
+        let same = before.and_then(|before| before.ports.iter().find(|old| old.number == port.number));
+        if let Some(old) = same.filter(|old| old.policy == port.policy) {
+            port.policy.clone_from(&old.policy);
+        }
+    }
     let routes = route::routes(message.routes, &ports, before.map_or(&[], |before| &before.routes))?;
     // The time of last use and what is kept outlive the version.
     let (usage, stale) =

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use crate::fallback::Keep;
 use crate::http1::body::{BadBody, Body};
@@ -69,6 +70,8 @@ pub(super) struct Exchange {
     pub(super) passed_on: bool,
     /// Whether anything moved since this was last reset.
     pub(super) moved: bool,
+    /// When the response's head came, if its body was waited for.
+    pub(super) head_at: Option<Instant>,
     /// Keeps the response for bad times.
     pub(super) keep: Option<Box<Keep>>,
 }

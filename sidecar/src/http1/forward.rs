@@ -221,7 +221,6 @@ impl Request {
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
         self.progress.deadline = self.limits.request;
         self.limits.idle = policy.idle_timeout;
-        destination.budget.borrow_mut().deposit(started);
         if destination.has_affinity() {
             let head = Http1Head::new(&client.to_upstream.bytes);
             let address = client.session.client_address();
@@ -237,6 +236,7 @@ impl Request {
                 Err(next) => return next,
             }
         }
+        destination.budget.borrow_mut().deposit(now);
         self.mirror(client);
         loop {
             let rng = &client.session.worker.rng;
@@ -264,7 +264,7 @@ impl Request {
                     let failure = failure_of(&response, &policy);
                     match failure {
                         Some(failure) => aim.load.failed(failure, now),
-                        None => aim.load.answered(now),
+                        None => aim.load.answered(exchange.head_at.unwrap_or(now)),
                     }
                     let retry = failure.and_then(|failure| {
                         let advice = response::advice(failure, &client.to_client.bytes);
@@ -355,17 +355,22 @@ impl Request {
                         .await;
                 }
             };
-            drop((aim.metrics, aim.load, lease));
+            let Aim { endpoint, metrics, load } = aim;
+            drop((load, lease));
             self.note_retry(destination, false);
             self.progress.retries += 1;
             client.to_upstream.rewind();
             if !after.is_zero() {
                 match self.pause(client, now + after).await {
                     Ok(()) => now = Instant::now(),
-                    Err(Gone) => return Next::Abort,
+                    Err(Gone) => {
+                        let outcome = Outcome::default();
+                        self.finish(client, Some(destination), Some(&endpoint), metrics, outcome, 0);
+                        return Next::Abort;
+                    }
                 }
             }
-            failed = Some(aim.endpoint);
+            failed = Some(endpoint);
         }
     }
 
@@ -412,7 +417,8 @@ impl Request {
                         return (Tried::Failed(Failure::Mesh(error.reason)), None, exchange);
                     }
                     Err(Stop::Reason(Reason::PerTryTimeout)) => {
-                        return (Tried::Failed(Failure::Mesh(Reason::ConnectTimeout)), None, exchange);
+                        let reason = late_connecting(destination);
+                        return (Tried::Failed(Failure::Mesh(reason)), None, exchange);
                     }
                     Err(stop) => return (Tried::Stopped(stop, None), None, exchange),
                 }
@@ -430,7 +436,7 @@ impl Request {
         })
         .await;
         let ended = match ended {
-            Ok(Ok(response)) => match self.held_back(client, policy, &response, &lease) {
+            Ok(Ok(response)) => match self.held_back(client, policy, &response, (&lease, &exchange)) {
                 None => Ok(Ok(response)),
                 // Boxed because it is rare: its size would be every connection's.
                 Some(length) => {
@@ -626,6 +632,18 @@ impl Request {
         .await
     }
 
+    /// Who counts it while no endpoint does.
+    fn metrics_of_nobody(
+        &self,
+        client: &Client,
+        destination: Option<&Rc<Destination>>,
+    ) -> Rc<RequestMetrics> {
+        match &self.routed {
+            Some(routed) => client.session.requests_of(&routed.way),
+            None => client.session.requests(destination.map(|d| &**d), None),
+        }
+    }
+
     /// Answers in place of an endpoint that was never chosen.
     async fn refuse(
         &mut self,
@@ -634,11 +652,7 @@ impl Request {
         reason: Reason,
         message: &str,
     ) -> Next {
-        let metrics = match &self.routed {
-            Some(routed) => client.session.requests_of(&routed.way),
-            None => client.session.requests(destination.map(|d| &**d), None),
-        };
-        let metrics = metrics.begin();
+        let metrics = self.metrics_of_nobody(client, destination).begin();
         self.answer(client, destination, None, metrics, reason, message).await
     }
 
@@ -753,6 +767,11 @@ fn tried(ended: Result<Result<ResponseHead, Broken>, Reason>, lease: &Lease, exc
         Err(Reason::PerTryTimeout) => Tried::Failed(Failure::Mesh(Reason::PerTryTimeout)),
         Err(reason) => Tried::Stopped(Stop::Reason(reason), None),
     }
+}
+
+/// Why a try's time was over before it had a connection.
+fn late_connecting(destination: &Destination) -> Reason {
+    if destination.is_full() { Reason::Overloaded } else { Reason::ConnectTimeout }
 }
 
 /// What a response that is there says about a failure.

@@ -161,11 +161,17 @@ impl Body {
     /// there, or turns out to be longer.
     pub(crate) fn poll_arrived(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<(), h2::Error>> {
         while self.chunk.len() + self.behind.len() <= most {
-            match ready!(self.from.poll_data(cx)) {
-                Some(Ok(chunk)) if self.chunk.is_empty() => self.chunk = chunk,
-                Some(Ok(chunk)) => self.behind.extend_from_slice(&chunk),
-                Some(Err(error)) => return Poll::Ready(Err(error)),
+            let chunk = match ready!(self.from.poll_data(cx)) {
+                Some(chunk) => chunk?,
                 None => break,
+            };
+            // Others on the connection must not wait for what is held here, which is bounded by `most`.
+            self.released += chunk.len() as u64;
+            let _ = self.from.flow_control().release_capacity(chunk.len());
+            if self.chunk.is_empty() {
+                self.chunk = chunk;
+            } else {
+                self.behind.extend_from_slice(&chunk);
             }
         }
         Poll::Ready(Ok(()))

@@ -241,7 +241,6 @@ impl Calls for Side {
             self.count_refused(head, Some(&destination), reason, started);
             Refusal { policy: policy.source.clone(), ..reason.into() }
         })?;
-        destination.budget.borrow_mut().deposit(started);
         let progress = Progress {
             started,
             deadline: None,
@@ -438,7 +437,7 @@ impl Call for Forward<'_> {
             hedge: self.policy.retry.hedge,
             // With no attempts too: a stale connection is no try.
             replay: Some(self.policy.retry.buffer_bytes),
-            held: self.policy.retry.holds(self.progress.method_permitted),
+            held: self.policy.retry.holds().filter(|_| self.progress.method_permitted),
         }
     }
 
@@ -455,6 +454,10 @@ impl Call for Forward<'_> {
     }
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
+        if self.endpoint.is_none() {
+            // Here, so that one that meets a fault and goes nowhere pays for nobody's retry.
+            self.destination.budget.borrow_mut().deposit(now);
+        }
         let picked = self.choose(now).map_err(|reason| Refusal {
             policy: self.policy.source.clone(),
             retry_after: self.destination.retry_after(reason, now),
@@ -470,6 +473,10 @@ impl Call for Forward<'_> {
             let endpoint = endpoint.ok_or(Reason::NoHealthyEndpoint)?;
             connect(destination, endpoint, worker).await
         }
+    }
+
+    fn late(&self) -> Reason {
+        if self.destination.is_full() { Reason::Overloaded } else { Reason::PerTryTimeout }
     }
 
     fn connector(&self) -> Connector<Leased> {
@@ -589,6 +596,9 @@ impl Call for Forward<'_> {
             if let Some(current) = &self.current {
                 current.answered(stand.now);
             }
+            if self.is_retry() {
+                self.retries().retried(RetryOutcome::Succeeded);
+            }
             return None;
         };
         self.book(failure, stand.now);
@@ -666,9 +676,6 @@ impl Call for Forward<'_> {
             _ => {
                 if let Some(current) = self.current.take() {
                     current.succeeded(now);
-                }
-                if self.is_retry() {
-                    self.retries().retried(RetryOutcome::Succeeded);
                 }
             }
         }

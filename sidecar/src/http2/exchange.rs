@@ -18,7 +18,7 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{HeaderMap, Method, Request, Response, header, request};
+use http::{Method, Request, Response, header, request, response};
 
 use crate::http2::body::{Body, Broken};
 use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal, Stand};
@@ -134,6 +134,8 @@ struct Answered {
     up: SendStream<Bytes>,
     /// The end of the try's time, if that covers the response.
     limit: Option<Deadline>,
+    /// When its head came, if its body was waited for.
+    head_at: Option<Instant>,
     /// Keeps the stream in the books of its connection.
     _slot: Slot,
 }
@@ -185,6 +187,7 @@ impl<C: Call> Exchange<'_, C> {
                 Ok(answered) => {
                     let (mut head, ()) = answered.response.into_parts();
                     let grpc_status = grpc::status(&head.headers);
+                    let stand = Stand { now: answered.head_at.unwrap_or(now), ..stand };
                     let again = self.call.answered(&mut head, grpc_status, self.head.as_ref(), stand);
                     (Ok(Answered { response: Response::from_parts(head, ()), ..answered }), again)
                 }
@@ -242,8 +245,9 @@ impl<C: Call> Exchange<'_, C> {
             let within = within(limit.as_ref(), slot);
             self.client.unless_gone(within).await?
         };
-        let mut slot = found.ok_or_else(late_try)??;
-        let request = self.request(now).ok_or_else(|| Refusal::from(Reason::Reset))?;
+        let mut slot = found.ok_or_else(|| Refusal::from(self.call.late()))??;
+        // Making a connection is no part of the latency.
+        let request = self.request(Instant::now()).ok_or_else(|| Refusal::from(Reason::Reset))?;
         let sent = slot.send.send_request(request, self.upload.is_empty());
         let (response, up) = sent.map_err(|error| failed(&error, &slot))?;
         let mut started = Started { response, up, sink: true };
@@ -261,11 +265,14 @@ impl<C: Call> Exchange<'_, C> {
         let limit = limit.filter(|_| self.limits.per_try_whole);
         let (head, body) = response.into_parts();
         let mut download = Body::new(body, None);
-        if let Some(length) = self.held_back(&head.headers) {
+        let mut head_at = None;
+        if let Some(length) = self.held_back(&head) {
+            head_at = Some(Instant::now());
             // Boxed because it is rare: its size would be every stream's.
             Box::pin(self.hold(&mut download, length, limit.as_ref())).await?;
         }
-        Ok(Answered { response: Response::from_parts(head, ()), download, up, limit, _slot: slot })
+        let response = Response::from_parts(head, ());
+        Ok(Answered { response, download, up, limit, head_at, _slot: slot })
     }
 
     /// The request for one try; a copy while there may be another.
@@ -321,11 +328,13 @@ impl<C: Call> Exchange<'_, C> {
 
     /// The length of a response's body if it is to be passed on only when it is whole: short, and
     /// worth another try should it break off.
-    fn held_back(&self, headers: &HeaderMap) -> Option<usize> {
+    fn held_back(&self, head: &response::Parts) -> Option<usize> {
         let most = self.limits.held.filter(|_| self.upload.is_done() || self.upload.is_empty())?;
         let is_free = self.head.is_some() && self.upload.is_replayable() && !self.client.informed;
-        let length: usize = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
-        (is_free && (1..=most).contains(&length)).then_some(length)
+        let length: usize = head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+        // What the head says already is not changed by the body.
+        let is_good = || self.call.judge(head.status, &head.headers, grpc::status(&head.headers)).is_none();
+        (is_free && (1..=most).contains(&length) && is_good()).then_some(length)
     }
 
     /// Waits for a response's body, but for no longer than is due to it.
@@ -361,7 +370,7 @@ impl<C: Call> Exchange<'_, C> {
         let bodiless = self.upload.sent() == 0 && self.upload.is_empty();
         self.upload.forget();
         let mesh_reason = answered.mesh_reason();
-        let Answered { response, mut download, mut up, limit, _slot } = answered;
+        let Answered { response, mut download, mut up, limit, head_at: _, _slot } = answered;
         let (mut head, ()) = response.into_parts();
         let status = head.status.as_u16();
         let grpc_status = grpc::status(&head.headers);

@@ -130,6 +130,9 @@ pub(crate) trait Call {
     /// Makes a connection to the endpoint picked last.
     fn connect(&self) -> impl Future<Output = Result<Self::Io, Refusal>> + 'static;
 
+    /// Why a try's time was over before it had a place on a connection.
+    fn late(&self) -> Reason;
+
     /// What makes connections to the endpoint picked last, also when another is picked later.
     fn connector(&self) -> Connector<Self::Io>;
 

@@ -96,8 +96,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.link.streams.set(self.link.streams.get() - 1);
-        let unused = self.link.streams.get() == 0 && self.shared.waiting.borrow().is_empty();
-        if unused && self.shared.elsewhere.get() > 0 {
+        if self.link.streams.get() == 0 && self.shared.is_in_the_way() {
             self.shared.remove(&self.link);
         }
         self.shared.wake_one();
@@ -200,6 +199,12 @@ impl Shared {
         let (sender, receiver) = oneshot::channel();
         waiting.push_back(sender);
         Ok(Waiting { receiver, shared: self.clone() })
+    }
+
+    /// Whether a connection that carries nothing keeps requests to other endpoints waiting.
+    fn is_in_the_way(&self) -> bool {
+        self.waiting.borrow_mut().retain(|waiter| !waiter.is_closed());
+        self.elsewhere.get() > 0 && self.waiting.borrow().is_empty()
     }
 
     fn wake_one(&self) {

@@ -25,6 +25,10 @@ use crate::reason::Reason;
 /// network; one that its server makes bit by bit is not for us to delay.
 pub const HELD_FOR: Duration = Duration::from_millis(100);
 
+/// The largest response that is held back, in bytes: more takes longer than [`HELD_FOR`] on many a
+/// network, and memory for each request in flight.
+const LARGEST_HELD: usize = 64 * 1024;
+
 /// The retry part of a traffic policy, compiled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
@@ -185,8 +189,9 @@ impl RetryPolicy {
 
     /// The largest body, in bytes, of a response that is passed on only when it is whole, so that
     /// it can be had elsewhere should it break off; `None`: that would not be tried.
-    pub fn holds(&self, method_permitted: bool) -> Option<usize> {
-        (self.on.contains(Cause::Reset) && self.attempts > 0 && method_permitted).then_some(self.buffer_bytes)
+    pub fn holds(&self) -> Option<usize> {
+        let retried = self.on.contains(Cause::Reset) && self.attempts > 0;
+        retried.then_some(self.buffer_bytes.min(LARGEST_HELD))
     }
 
     /// Whether a second try may begin beside one that is slow to answer. Charges the budget

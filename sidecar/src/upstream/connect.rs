@@ -118,6 +118,11 @@ impl Destination {
         Ok(Lease::new(Connection::new(transport), endpoint.clone(), protocol))
     }
 
+    /// Whether it has as many connections as it may: who waits for one waits for our own limit.
+    pub fn is_full(&self) -> bool {
+        self.connections.open.get() >= self.policy.borrow().limits.connections
+    }
+
     /// Has an HTTP/2 connection that carries nothing make room for one elsewhere,
     /// which it does once it is closed.
     fn end_idle_links(&self) {

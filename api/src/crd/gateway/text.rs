@@ -143,7 +143,7 @@ pub(super) fn expression(path: &str, expression: &str, limit: usize, violations:
 
 /// A path of which requests could be: what a sidecar would refuse in a request
 /// can neither be matched nor be sent.
-pub(super) fn path_value(path: &str, value: &str, violations: &mut Vec<Violation>) {
+pub(in crate::crd) fn path_value(path: &str, value: &str, violations: &mut Vec<Violation>) {
     if value.len() > 1024 {
         violations.push(Violation::new(path, "is longer than 1024 characters"));
         return;

@@ -10,6 +10,7 @@ use crate::reason::{Codes, Reason};
 use crate::route::Http1Head;
 use crate::routing::Way;
 use crate::sanitize::answer::Form;
+use crate::telemetry::metrics::Outcome;
 use crate::upstream::Destination;
 
 impl Request {
@@ -34,7 +35,11 @@ impl Request {
         if let Some(delay) = self.fault.as_ref().and_then(|fault| fault.delay) {
             match self.delay(client, delay).await {
                 Ok(()) => now = Instant::now(),
-                Err(Stop::ClientLeft) => return Err(Next::Abort),
+                Err(Stop::ClientLeft) => {
+                    let metrics = self.metrics_of_nobody(client, Some(destination)).begin();
+                    self.finish(client, Some(destination), None, metrics, Outcome::default(), 0);
+                    return Err(Next::Abort);
+                }
                 Err(Stop::Reason(reason)) => {
                     return Err(self.refuse(client, Some(destination), reason, "").await);
                 }

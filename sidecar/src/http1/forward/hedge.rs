@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use super::{Aim, Ended, Request, Tried, failure_of, tried};
+use super::{Aim, Ended, Request, Tried, failure_of, late_connecting, tried};
 use crate::config::TrafficPolicy;
 use crate::http1::connection::Client;
 use crate::http1::exchange::{Exchange, Sides, watch};
@@ -58,8 +58,10 @@ impl Request {
         };
         race.arm(now);
         let (mut tried, mut lease, mut exchange) = poll_fn(|cx| race.poll(cx)).await;
+        // The other is cut off before anything else is waited for.
+        drop(race);
         if let (Tried::Response(response), Some(lease)) = (&tried, &mut lease)
-            && let Some(length) = self.held_back(client, policy, response, lease)
+            && let Some(length) = self.held_back(client, policy, response, (lease, &exchange))
             && let Err(ended) = self.hold(client, policy, lease, &mut exchange, length).await
         {
             client.to_client.clear();
@@ -225,6 +227,10 @@ impl Race<'_> {
                 self.count(HedgeOutcome::Lost);
             }
         }
+        let left = self.first.as_mut().or(self.second.as_mut().map(|second| &mut second.runner));
+        if let Some(runner) = left {
+            runner.exchange.quiet = false;
+        }
         self.arm(now);
     }
 
@@ -278,7 +284,7 @@ impl Race<'_> {
         };
         let (which, Runner { stage, .. }) = late;
         let reason = match stage {
-            Stage::Connecting(_) => Reason::ConnectTimeout,
+            Stage::Connecting(_) => late_connecting(self.destination),
             Stage::Sent(_) => Reason::PerTryTimeout,
         };
         self.arrived(which, Tried::Failed(Failure::Mesh(reason)))

@@ -14,7 +14,7 @@ use crate::policy::retry::HELD_FOR;
 use crate::reason::Reason;
 use crate::upstream::Lease;
 
-use super::Request;
+use super::{Request, failure_of};
 
 impl Request {
     /// How many bytes of the response's body have to be there before it is passed on; `None`:
@@ -24,15 +24,18 @@ impl Request {
         client: &Client,
         policy: &TrafficPolicy,
         response: &ResponseHead,
-        lease: &Lease,
+        (lease, exchange): (&Lease, &Exchange),
     ) -> Option<usize> {
+        let most = policy.retry.holds()?;
         let left = usize::try_from(response.body.length_left()?).ok()?;
-        if left <= lease.input.data().len() || self.progress.response_started {
+        let is_here = left <= lease.input.data().len();
+        let started = self.progress.response_started || exchange.passed_on;
+        // What the head says already is not changed by the body.
+        if is_here || left > most || started || failure_of(response, policy).is_some() {
             return None;
         }
         self.look(client, policy);
-        let most = policy.retry.holds(self.progress.method_permitted)?;
-        (left <= most && self.progress.replayable).then_some(left)
+        (self.progress.method_permitted && self.progress.replayable).then_some(left)
     }
 
     /// Waits for the body of a response, `length` bytes, but for no longer than is due to it.
@@ -49,6 +52,7 @@ impl Request {
     ) -> Result<(), Result<Broken, Reason>> {
         let Client { connection, to_client, to_upstream, deadline, .. } = client;
         let (now, attempt) = (Instant::now(), self.limits.attempt);
+        exchange.head_at = Some(now);
         let patience = now.checked_add(HELD_FOR);
         self.limits.attempt = [attempt, patience].into_iter().flatten().min();
         self.limits.arm(deadline, now);

@@ -131,7 +131,9 @@ impl<C: Call> Race<'_, '_, C> {
                         }
                     }
                     Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal.into())),
-                    Poll::Pending if is_late(runner, cx) => return Poll::Ready(Err(late_try())),
+                    Poll::Pending if is_late(runner, cx) => {
+                        return Poll::Ready(Err(Refusal::from(self.exchange.call.late()).into()));
+                    }
                     Poll::Pending => return Poll::Pending,
                 },
                 Stage::Sent(started, slot) => {

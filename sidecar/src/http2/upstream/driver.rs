@@ -143,6 +143,10 @@ impl Opening<'_> {
     fn done(self, link: &Rc<Link>) {
         self.0.links.borrow_mut().push(link.clone());
         self.0.opening.set(false);
+        if self.0.is_in_the_way() {
+            // Whoever asked for it is gone.
+            return self.0.remove(link);
+        }
         self.0.wake_all(&Ok(()));
     }
 
