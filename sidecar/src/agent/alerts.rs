@@ -15,6 +15,8 @@ use crate::config::{Against, ConfigHandle, WatchedAlert};
 use crate::policy::alert::{Alert, Counts, SHORTEST_SLOT};
 use crate::telemetry::metrics::{Durations, Outcome, Registry, Side};
 
+const GAUGE: &str = "heddle_alert_firing";
+
 /// What the rules need.
 pub(crate) struct Alerts {
     pub(crate) config: ConfigHandle,
@@ -25,6 +27,7 @@ pub(crate) struct Alerts {
 
 /// A rule with what it has seen.
 struct Watched {
+    rule: WatchedAlert,
     alert: Alert,
     /// What was counted when it was last looked at.
     counted: Counts,
@@ -52,9 +55,9 @@ impl Alerts {
     fn look(&self, rules: &[WatchedAlert], watched: &mut HashMap<String, Watched>, now: Instant) {
         let before = watched.len();
         watched.retain(|id, watched| {
-            let kept = rules.iter().any(|rule| rule.id == *id && rule.rule == *watched.alert.rule());
+            let kept = rules.contains(&watched.rule);
             if !kept {
-                self.show(id, false);
+                self.metrics.forget(GAUGE, &[("alert", id)]);
             }
             kept
         });
@@ -89,9 +92,9 @@ impl Alerts {
         let watched = watched.entry(rule.id.clone()).or_insert_with(|| {
             self.show(&rule.id, false);
             // What was before the rule is none of its business.
-            Watched { alert: Alert::new(rule.rule.clone(), now), counted }
+            Watched { rule: rule.clone(), alert: Alert::new(rule.rule.clone(), now), counted }
         });
-        // A series that nobody uses any more goes, and the sum falls: nothing ended then.
+        // The sum of one service falls when more services went than are kept count of: nothing ended then.
         let ended = Counts {
             requests: counted.requests.saturating_sub(watched.counted.requests),
             against: (counted.against - watched.counted.against).max(0.0),
@@ -107,8 +110,7 @@ impl Alerts {
     }
 
     fn show(&self, id: &str, firing: bool) {
-        let gauge =
-            self.metrics.gauge("heddle_alert_firing", "Whether an alert rule fires.", &[("alert", id)]);
+        let gauge = self.metrics.gauge(GAUGE, "Whether an alert rule fires.", &[("alert", id)]);
         gauge.set(f64::from(u8::from(firing)));
     }
 }
@@ -232,9 +234,42 @@ mod tests {
         alerts.look(&rules, &mut watched, start + Duration::from_secs(2));
         assert_eq!(ids(), ["users", "any"]);
         assert!(alerts.metrics.encode().contains("heddle_alert_firing{alert=\"users\"} 1"));
-        // A rule that went fires no more.
+        // A rule that went fires no more, and shows no more.
         alerts.look(&rules[1..], &mut watched, start + Duration::from_secs(3));
         assert_eq!(ids(), ["any"]);
-        assert!(alerts.metrics.encode().contains("heddle_alert_firing{alert=\"users\"} 0"));
+        assert!(!alerts.metrics.encode().contains("alert=\"users\""));
+    }
+
+    /// The old rule's baseline once stayed, and all server errors since the process began
+    /// counted as new client errors.
+    #[test]
+    fn a_rule_that_changes_under_its_id_begins_anew() {
+        let (_, config, _) = crate::config::channel();
+        let (firing, fired) = watch::channel(Vec::new());
+        let alerts = Alerts { config, metrics: Registry::new(), firing };
+        let shard = alerts.metrics.shard();
+        let requests = shard.requests(&RequestLabels {
+            direction: Direction::Outbound,
+            service: "users".into(),
+            namespace: "shop".into(),
+            route: "".into(),
+            peer: "unknown".into(),
+            tls: Tls::None,
+        });
+        let end = |code| requests.begin().finish(Outcome { code, ..Outcome::default() }, Duration::ZERO);
+        let (mut watched, start) = (HashMap::new(), Instant::now());
+        (0..100).for_each(|_| end(404));
+        alerts.look(&[rule("a", Against::ServerErrors, None)], &mut watched, start);
+        (0..4).for_each(|_| end(200));
+        alerts.look(&[rule("a", Against::Status4xx, None)], &mut watched, start + Duration::from_secs(1));
+        (0..4).for_each(|_| end(200));
+        alerts.look(&[rule("a", Against::Status4xx, None)], &mut watched, start + Duration::from_secs(2));
+        assert!(fired.borrow().is_empty(), "{:?}", fired.borrow());
+        (0..8).for_each(|_| end(404));
+        alerts.look(&[rule("a", Against::Status4xx, None)], &mut watched, start + Duration::from_secs(3));
+        assert_eq!(fired.borrow().len(), 1);
+        let elsewhere = rule("a", Against::Status4xx, Some("shop/orders"));
+        alerts.look(&[elsewhere], &mut watched, start + Duration::from_secs(4));
+        assert!(fired.borrow().is_empty(), "{:?}", fired.borrow());
     }
 }

@@ -113,11 +113,6 @@ impl Alert {
         Self { rule, slot, started: now, newest: 0, slots, state: AlertState::Quiet }
     }
 
-    /// What it was made from.
-    pub fn rule(&self) -> &AlertRule {
-        &self.rule
-    }
-
     /// How it stands.
     pub fn state(&self) -> AlertState {
         self.state

@@ -335,7 +335,7 @@ impl Settled {
 
 /// The part that failed since `first`; `None` if there were fewer than `least`.
 fn rate(last: Tally, first: Tally, least: u64) -> Option<f64> {
-    // Counts fall when series that nobody uses are dropped.
+    // A count that fell says nothing.
     let (all, failed) = (last.all.checked_sub(first.all)?, last.failed.checked_sub(first.failed)?);
     (all >= least).then(|| part(failed, all))
 }

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use heddle_api::tls::provider;
@@ -228,9 +229,12 @@ fn system_roots() -> Result<Arc<RootCertStore>, String> {
     if let Some(roots) = ROOTS.get() {
         return Ok(roots.clone());
     }
-    let named = std::env::var(SYSTEM_ROOTS_VARIABLE).ok().filter(|path| !path.is_empty());
-    let paths = named.as_deref().map_or(&SYSTEM_ROOTS[..], |_| &[]).iter().copied().chain(named.as_deref());
-    let paths: Vec<&str> = paths.collect();
+    let named = std::env::var_os(SYSTEM_ROOTS_VARIABLE).filter(|path| !path.is_empty());
+    // Whoever names a file means that one and no other, be it readable or not.
+    let paths: Vec<PathBuf> = match named {
+        Some(named) => vec![named.into()],
+        None => SYSTEM_ROOTS.map(Into::into).into(),
+    };
     let mut store = RootCertStore::empty();
     for path in &paths {
         // What cannot be read in such a file is no reason to trust nothing.
@@ -239,6 +243,7 @@ fn system_roots() -> Result<Arc<RootCertStore>, String> {
             return Ok(ROOTS.get_or_init(|| Arc::new(store)).clone());
         }
     }
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     Err(format!("the system trusts nobody: there are no certificates in {}", paths.join(", ")))
 }
 

@@ -3,7 +3,8 @@
 //! [`Family`] is the registry's side, under a lock that only resolving, sweeping
 //! and scraping take. [`Local`] is a worker's side, a cache of handles.
 //! Sums never fall while any shard uses a label set: what a leaving shard
-//! counted stays in the group, and goes with its last user.
+//! counted stays in the group, and goes with its last user. Those in the process
+//! who take differences of sums get them with what such groups had counted.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,13 +20,26 @@ use super::cell::Cells;
 pub(super) trait Labels: Clone + Eq + Hash + Ord {
     /// The set that stands for it when the family is full.
     fn overflow(&self) -> Self;
+
+    /// The set under which its counts are kept for [`Family::sums`] when its last user has
+    /// gone; `None`: they go too.
+    fn gone(&self) -> Option<Self> {
+        None
+    }
 }
 
 /// All series of one kind.
 #[derive(Debug)]
 pub(super) struct Family<L, C> {
-    groups: Mutex<HashMap<L, Group<C>>>,
+    series: Mutex<Series<L, C>>,
     limit: usize,
+}
+
+#[derive(Debug)]
+struct Series<L, C> {
+    groups: HashMap<L, Group<C>>,
+    /// What groups without a user had counted: as bounded as the groups.
+    gone: HashMap<L, C>,
 }
 
 #[derive(Default, Debug)]
@@ -36,37 +50,43 @@ struct Group<C> {
 
 impl<L: Labels, C: Cells> Family<L, C> {
     pub(super) fn new(limit: usize) -> Self {
-        Self { groups: Mutex::default(), limit }
+        let series = Series { groups: HashMap::new(), gone: HashMap::new() };
+        Self { series: Mutex::new(series), limit }
     }
 
     /// The labels' total over all shards, in the labels' order.
     pub(super) fn totals(&self) -> Vec<(L, C)> {
-        let groups = self.groups.lock();
-        let mut totals: Vec<_> = groups
-            .iter()
-            .map(|(labels, group)| {
-                let total = C::default();
-                total.absorb(&group.retired);
-                group.live.iter().for_each(|cells| total.absorb(cells));
-                (labels.clone(), total)
-            })
-            .collect();
-        drop(groups);
+        let mut totals = self.series.lock().totals();
         totals.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
         totals
     }
 
-    /// Shows the cells of each label set that `wanted` picks, one shard's after the other.
+    /// All that was ever counted, that of label sets without a user under what [`Labels::gone`]
+    /// makes of them.
+    pub(super) fn sums(&self) -> Vec<(L, C)> {
+        let series = self.series.lock();
+        let mut sums = series.totals();
+        sums.extend(series.gone.iter().map(|(labels, cells)| {
+            let sum = C::default();
+            sum.absorb(cells);
+            (labels.clone(), sum)
+        }));
+        sums
+    }
+
+    /// Shows the cells of [`Self::sums`] that `wanted` picks, one shard's after the other.
     pub(super) fn visit(&self, wanted: impl Fn(&L) -> bool, mut look: impl FnMut(&C)) {
-        for (_, group) in self.groups.lock().iter().filter(|(labels, _)| wanted(labels)) {
+        let series = self.series.lock();
+        for (_, group) in series.groups.iter().filter(|(labels, _)| wanted(labels)) {
             look(&group.retired);
             group.live.iter().for_each(|cells| look(cells));
         }
+        series.gone.iter().filter(|(labels, _)| wanted(labels)).for_each(|(_, cells)| look(cells));
     }
 
     /// The labels to count under: the ones asked for if there is room.
     pub(super) fn admit(&self, labels: &L) -> L {
-        let groups = self.groups.lock();
+        let groups = &self.series.lock().groups;
         if groups.contains_key(labels) || groups.len() < self.limit {
             labels.clone()
         } else {
@@ -77,19 +97,35 @@ impl<L: Labels, C: Cells> Family<L, C> {
     /// New cells for a label set, which count until they [`Self::leave`].
     pub(super) fn join(&self, labels: &L) -> Arc<C> {
         let cells = Arc::<C>::default();
-        self.groups.lock().entry(labels.clone()).or_default().live.push(cells.clone());
+        self.series.lock().groups.entry(labels.clone()).or_default().live.push(cells.clone());
         cells
     }
 
     pub(super) fn leave(&self, labels: &L, cells: &Arc<C>) {
-        let mut groups = self.groups.lock();
+        let Series { groups, gone } = &mut *self.series.lock();
         let Some(group) = groups.get_mut(labels) else { return };
         group.live.retain(|other| !Arc::ptr_eq(other, cells));
-        if group.live.is_empty() {
-            groups.remove(labels);
-        } else {
-            group.retired.retire(cells);
+        group.retired.retire(cells);
+        if !group.live.is_empty() {
+            return;
         }
+        let Some(Group { retired, .. }) = groups.remove(labels) else { return };
+        if let Some(kept) = labels.gone() {
+            let has_room = gone.contains_key(&kept) || gone.len() < self.limit;
+            gone.entry(if has_room { kept } else { kept.overflow() }).or_default().absorb(&retired);
+        }
+    }
+}
+
+impl<L: Labels, C: Cells> Series<L, C> {
+    fn totals(&self) -> Vec<(L, C)> {
+        let totals = self.groups.iter().map(|(labels, group)| {
+            let total = C::default();
+            total.absorb(&group.retired);
+            group.live.iter().for_each(|cells| total.absorb(cells));
+            (labels.clone(), total)
+        });
+        totals.collect()
     }
 }
 

@@ -77,6 +77,12 @@ impl Labels for RequestLabels {
         let (service, namespace, route) = (other.clone(), other.clone(), other.clone());
         Self { direction: self.direction, service, namespace, route, peer: other, tls: self.tls }
     }
+
+    /// By service, as alert rules pick them.
+    fn gone(&self) -> Option<Self> {
+        let Self { direction, service, namespace, .. } = self.clone();
+        Some(Self { direction, service, namespace, route: "".into(), peer: "".into(), tls: Tls::None })
+    }
 }
 
 /// The labels of request durations.
@@ -100,6 +106,11 @@ impl Labels for RouteLabels {
         let other: Arc<str> = OTHER.into();
         Self { direction: self.direction, service: other.clone(), namespace: other.clone(), route: other }
     }
+
+    /// By service, as alert rules pick them.
+    fn gone(&self) -> Option<Self> {
+        Some(Self { route: "".into(), ..self.clone() })
+    }
 }
 
 /// The labels of opaque connections.
@@ -122,6 +133,13 @@ impl Labels for TcpLabels {
         let other: Arc<str> = OTHER.into();
         let (service, namespace) = (other.clone(), other.clone());
         Self { direction: self.direction, service, namespace, peer: other, tls: self.tls }
+    }
+
+    /// By direction, for the workload's score.
+    fn gone(&self) -> Option<Self> {
+        let none: Arc<str> = "".into();
+        let (service, namespace) = (none.clone(), none.clone());
+        Some(Self { direction: self.direction, service, namespace, peer: none, tls: Tls::None })
     }
 }
 

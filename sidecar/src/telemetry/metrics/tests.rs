@@ -263,6 +263,49 @@ fn a_series_goes_with_its_last_user_and_its_sum_never_falls_before() {
     assert_eq!((count(), durations()), (None, None));
 }
 
+/// Sums once fell when a series went, and the failures of those left were taken for all of
+/// the requests.
+#[test]
+fn what_a_series_had_counted_stays_in_the_sums_when_it_goes() {
+    let registry = Registry::with_limit(3);
+    let shard = registry.shard();
+    let asked = |service: &str, peer: &str| {
+        let labels = RequestLabels { direction: Direction::Outbound, ..labels(service, peer) };
+        shard.requests(&labels).begin().finish(OK, Duration::ZERO);
+    };
+    let RequestLabels { service, namespace, peer, tls, .. } = labels("db", "a");
+    let direction = Direction::Outbound;
+    let connection = TcpLabels { direction, service, namespace, peer, tls };
+    let sums = || {
+        let mut users = [0, 0];
+        for ((_, labels), counts) in registry.outcomes() {
+            let count: u64 = counts.iter().map(|(_, count)| count).sum();
+            users[usize::from(&*labels.service != "users")] += count;
+        }
+        let slow: u64 = registry.durations().iter().map(|(_, durations)| durations.total()).sum();
+        (users, slow, registry.dependencies().all)
+    };
+    asked("users", "a");
+    asked("users", "b");
+    asked("orders", "a");
+    shard.tcp(&connection).refused(Reason::Denied);
+    assert_eq!(sums(), ([2, 1], 3, 4));
+    for _ in 0..2 * SWEEPS_UNUSED {
+        shard.sweep();
+    }
+    assert!(!registry.encode().contains("users"));
+    assert_eq!(sums(), ([2, 1], 3, 4));
+    // It comes back, and goes again; and there is a bound on what is kept by name.
+    for service in ["users", "x", "y", "z"] {
+        asked(service, "a");
+        for _ in 0..2 * SWEEPS_UNUSED {
+            shard.sweep();
+        }
+    }
+    assert_eq!(sums(), ([3, 4], 7, 8));
+    assert!(registry.outcomes().len() <= 4);
+}
+
 #[test]
 fn a_worker_that_ends_leaves_its_counts_to_the_others() {
     let registry = Registry::new();

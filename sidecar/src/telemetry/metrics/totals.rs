@@ -41,9 +41,9 @@ impl Durations {
 pub type Side = (Direction, ServiceLabels);
 
 impl Registry {
-    /// Requests so far, by side and destination. An outcome beyond the bound on outcomes has no status.
+    /// Requests so far, by side and destination; a side comes several times. An outcome beyond the bound on outcomes has no status.
     pub fn outcomes(&self) -> Vec<(Side, Vec<(Outcome, u64)>)> {
-        let totals = self.0.requests.totals().into_iter();
+        let totals = self.0.requests.sums().into_iter();
         let outcomes = totals.map(|(labels, cells)| {
             let counts = cells.sorted().into_iter();
             let counts = counts.map(|(key, count)| (key.outcome().unwrap_or_default(), count)).collect();
@@ -55,7 +55,7 @@ impl Registry {
 
     /// How long requests took so far, by side and destination.
     pub fn durations(&self) -> Vec<(Side, Durations)> {
-        let totals = self.0.routes.totals().into_iter();
+        let totals = self.0.routes.sums().into_iter();
         let durations = totals.map(|(labels, cells)| {
             let service = ServiceLabels { service: labels.service, namespace: labels.namespace };
             ((labels.direction, service), Durations::of(&cells.duration))
