@@ -18,8 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use self::board::Board;
-use self::board::Key;
+use self::board::{Board, Key, TooMany};
 pub(crate) use self::board::{Reported, Shown};
 use self::outbox::{Fate, Outbox};
 use self::webhook::{Client, NotTaken};
@@ -27,6 +26,7 @@ pub(crate) use self::webhook::{direction, timestamp};
 use crate::compile::AlertRules;
 use crate::discovery::Published;
 use crate::metrics::{Metrics, Notified};
+use crate::registry::WorkloadKey;
 
 /// The board as streams and the sender share it.
 #[derive(Default)]
@@ -43,15 +43,27 @@ impl SharedAlerts {
     }
 
     /// Takes what one workload reports; what it does not, is resolved there.
-    pub(crate) fn report(&self, stream: u64, service: &ServiceName, instance: &str, alerts: Vec<Reported>) {
-        if self.board.lock().report(stream, service, instance, alerts) {
-            self.changed.notify_one();
+    pub(crate) fn report(
+        &self,
+        stream: u64,
+        workload: &WorkloadKey,
+        service: &ServiceName,
+        alerts: Vec<Reported>,
+    ) {
+        let taken = self.board.lock().report(stream, workload, service, alerts);
+        match taken {
+            Ok(true) => self.changed.notify_one(),
+            Ok(false) => {}
+            Err(TooMany) => warn!(
+                identity = %workload.0, instance = workload.1,
+                "alerts fire at too many instances of one identity; this one's are left out"
+            ),
         }
     }
 
     /// Its stream ended; what it reported last holds for a while.
-    pub(crate) fn lost(&self, stream: u64, service: &ServiceName, instance: &str) {
-        if self.board.lock().lost(stream, service, instance, Instant::now()) {
+    pub(crate) fn lost(&self, stream: u64, workload: &WorkloadKey) {
+        if self.board.lock().lost(stream, workload, Instant::now()) {
             self.changed.notify_one();
         }
     }
@@ -77,10 +89,11 @@ impl Teller {
         let mut posts: JoinSet<(Key, Result<(), NotTaken>)> = JoinSet::new();
         loop {
             let published = self.published.borrow_and_update().clone();
-            if let Some(published) = published {
+            // Without rules nothing is looked at, and what would be due stays so.
+            let look = published.and_then(|published| {
                 self.tell(&published.model.alert_rules, &mut outbox, &mut posts, &client);
-            }
-            let look = self.alerts.board.lock().next_look();
+                self.alerts.board.lock().next_look()
+            });
             let next = [look, outbox.next()].into_iter().flatten().min();
             let due = async {
                 match next {
@@ -117,13 +130,24 @@ impl Teller {
                 warn!("too many alerts wait for their webhooks; one was dropped");
             }
         }
+        outbox.keys(now, |key| {
+            let target = rules.get(&key.rule).and_then(|rule| rule.target.as_ref());
+            target.is_none_or(|target| target.key.is_some())
+        });
         for notice in outbox.due(now) {
-            let rule = rules.get(&notice.key.rule).cloned().unwrap_or_else(|| notice.rule.clone());
+            let current = rules.get(&notice.key.rule).cloned();
+            let is_gone = current.is_none();
+            let rule = current.unwrap_or_else(|| notice.rule.clone());
             let client = client.clone();
             posts.spawn(async move {
                 let result = match &rule.target {
                     Some(target) => client.post(target, &notice).await,
                     None => Err(NotTaken::Never("the rule has no webhook any more".into())),
+                };
+                let result = match result {
+                    // Nobody waits for the key of a rule that is gone.
+                    Err(NotTaken::Unsigned(reason)) if is_gone => Err(NotTaken::Never(reason)),
+                    result => result,
                 };
                 (notice.key, result)
             });
@@ -135,6 +159,7 @@ impl Teller {
             Ok(()) => (Fate::Taken, None),
             Err(NotTaken::Yet(reason)) => (Fate::Refused, Some(reason)),
             Err(NotTaken::Never(reason)) => (Fate::Final, Some(reason)),
+            Err(NotTaken::Unsigned(reason)) => (Fate::Unsigned, Some(reason)),
         };
         let given_up = outbox.done(key, fate, Instant::now(), chance());
         let (alert, service) = (&key.rule, &key.service);

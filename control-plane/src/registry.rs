@@ -37,6 +37,13 @@ pub(crate) struct Hold {
     stream: u64,
 }
 
+impl Hold {
+    /// The workload that is held.
+    pub(crate) fn workload(&self) -> &WorkloadKey {
+        &self.key
+    }
+}
+
 /// What became of a workload's new description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Update {

@@ -12,10 +12,19 @@ use heddle_api::crd::MESH_POLICY_NAMESPACE;
 use heddle_api::name::ServiceName;
 
 use crate::compile::{AlertRule, AlertRules};
+use crate::registry::WorkloadKey;
 
 /// How long the last report of a workload holds whose stream was lost: sidecars
 /// that lost their control plane are back within seconds.
 const LOST_GRACE: Duration = Duration::from_secs(30);
+
+/// Instances of one identity at which alerts fire: whoever holds its certificate
+/// names instances as they like.
+const MAX_INSTANCES: usize = 1024;
+
+/// An identity has more than [`MAX_INSTANCES`] that report.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooMany;
 
 /// A rule at a service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,11 +90,12 @@ pub(crate) struct Shown {
 
 #[derive(Default)]
 pub(super) struct Board {
-    reports: BTreeMap<(ServiceName, String), Report>,
+    reports: BTreeMap<WorkloadKey, Report>,
     firing: BTreeMap<Key, Firing>,
 }
 
 struct Report {
+    service: ServiceName,
     /// The stream that it came by: a newer one of the same workload may outlive it.
     stream: u64,
     alerts: Vec<Reported>,
@@ -108,21 +118,29 @@ impl Board {
     pub(super) fn report(
         &mut self,
         stream: u64,
+        workload: &WorkloadKey,
         service: &ServiceName,
-        instance: &str,
         alerts: Vec<Reported>,
-    ) -> bool {
-        let key = (service.clone(), instance.to_owned());
+    ) -> Result<bool, TooMany> {
         if alerts.is_empty() {
-            return self.reports.remove(&key).is_some();
+            return Ok(self.reports.remove(workload).is_some());
         }
-        self.reports.insert(key, Report { stream, alerts, until: None });
-        true
+        if !self.reports.contains_key(workload) {
+            let from = (workload.0.clone(), String::new());
+            let instances =
+                self.reports.range(from..).take_while(|((identity, _), _)| *identity == workload.0);
+            if instances.count() >= MAX_INSTANCES {
+                return Err(TooMany);
+            }
+        }
+        let report = Report { service: service.clone(), stream, alerts, until: None };
+        self.reports.insert(workload.clone(), report);
+        Ok(true)
     }
 
     /// Returns whether there is something to look at.
-    pub(super) fn lost(&mut self, stream: u64, service: &ServiceName, instance: &str, now: Instant) -> bool {
-        let report = self.reports.get_mut(&(service.clone(), instance.to_owned()));
+    pub(super) fn lost(&mut self, stream: u64, workload: &WorkloadKey, now: Instant) -> bool {
+        let report = self.reports.get_mut(workload);
         report
             .filter(|report| report.stream == stream)
             .map(|report| report.until = Some(now + LOST_GRACE))
@@ -133,7 +151,8 @@ impl Board {
     pub(super) fn look(&mut self, rules: &AlertRules, now: Instant, time: SystemTime) -> Vec<Notice> {
         self.reports.retain(|_, report| report.until.is_none_or(|until| until > now));
         let mut present: BTreeMap<Key, (Arc<AlertRule>, &Reported, usize)> = BTreeMap::new();
-        for ((service, _), report) in &self.reports {
+        for report in self.reports.values() {
+            let service = &report.service;
             for reported in &report.alerts {
                 let Some(rule) = rules.get(&reported.rule).filter(|rule| concerns(rule, service)) else {
                     continue;
@@ -254,12 +273,20 @@ pub(super) mod tests {
             Self { board: Board::default(), start: Instant::now(), rules: rules() }
         }
 
+        fn report(&mut self, stream: u64, instance: &str, of: &ServiceName, alerts: Vec<Reported>) -> bool {
+            self.board.report(stream, &workload(instance), of, alerts).unwrap()
+        }
+
         /// The statuses told when `seconds` have passed.
         fn at(&mut self, seconds: u64) -> Vec<(Status, usize)> {
             let passed = Duration::from_secs(seconds);
             let notices = self.board.look(&self.rules, self.start + passed, SystemTime::UNIX_EPOCH + passed);
             notices.iter().map(|notice| (notice.status, notice.instances)).collect()
         }
+    }
+
+    fn workload(instance: &str) -> WorkloadKey {
+        ("spiffe://mesh.local/ns/shop/sa/users".parse().unwrap(), instance.to_owned())
     }
 
     fn users() -> ServiceName {
@@ -269,23 +296,37 @@ pub(super) mod tests {
     #[test]
     fn two_workloads_are_one_alert() {
         let mut bench = Bench::new();
-        assert!(bench.board.report(1, &users(), "a", reported(10.0)));
+        assert!(bench.report(1, "a", &users(), reported(10.0)));
         assert_eq!(bench.at(0), [(Status::Firing, 1)]);
-        assert!(bench.board.report(1, &users(), "b", reported(20.0)));
+        assert!(bench.report(1, "b", &users(), reported(20.0)));
         assert_eq!(bench.at(1), []);
         assert_eq!(bench.board.firing()[0].instances, 2);
-        assert!(bench.board.report(1, &users(), "a", Vec::new()));
+        assert!(bench.report(1, "a", &users(), Vec::new()));
         assert_eq!(bench.at(2), []);
-        assert!(bench.board.report(1, &users(), "b", Vec::new()));
+        assert!(bench.report(1, "b", &users(), Vec::new()));
         assert_eq!(bench.at(3), [(Status::Resolved, 0)]);
-        assert!(!bench.board.report(1, &users(), "b", Vec::new()));
+        assert!(!bench.report(1, "b", &users(), Vec::new()));
         assert_eq!(bench.at(4), []);
+    }
+
+    #[test]
+    fn an_identity_takes_nobody_elses_report_and_no_more_than_its_room() {
+        let mut bench = Bench::new();
+        let other = ("spiffe://mesh.local/ns/shop/sa/other".parse().unwrap(), "a".to_owned());
+        bench.report(1, "a", &users(), reported(10.0));
+        assert_eq!(bench.board.report(2, &other, &users(), Vec::new()), Ok(false));
+        assert_eq!(bench.at(0), [(Status::Firing, 1)]);
+        let add =
+            |n: usize| bench.board.report(1, &workload(&n.to_string()), &users(), reported(10.0)).is_ok();
+        assert_eq!((0..2 * MAX_INSTANCES).map(add).filter(|added| *added).count(), MAX_INSTANCES - 1);
+        assert!(bench.report(1, "a", &users(), reported(20.0)), "those there are heard");
+        assert_eq!(bench.board.report(1, &other, &users(), reported(10.0)), Ok(true));
     }
 
     #[test]
     fn a_firing_alert_is_told_again_after_its_time() {
         let mut bench = Bench::new();
-        bench.board.report(1, &users(), "a", reported(10.0));
+        bench.report(1, "a", &users(), reported(10.0));
         assert_eq!(bench.at(0), [(Status::Firing, 1)]);
         assert_eq!(bench.board.next_look(), Some(bench.start + Duration::from_secs(3600)));
         assert_eq!(
@@ -297,36 +338,37 @@ pub(super) mod tests {
     #[test]
     fn a_lost_stream_resolves_nothing_until_its_workload_stays_away() {
         let mut bench = Bench::new();
-        bench.board.report(1, &users(), "a", reported(10.0));
+        bench.report(1, "a", &users(), reported(10.0));
         bench.at(0);
-        assert!(bench.board.lost(1, &users(), "a", bench.start));
+        assert!(bench.board.lost(1, &workload("a"), bench.start));
         assert_eq!(bench.at(29), []);
-        bench.board.report(1, &users(), "a", reported(10.0));
+        bench.report(1, "a", &users(), reported(10.0));
         assert_eq!(bench.at(31), []);
-        bench.board.lost(1, &users(), "a", bench.start + Duration::from_secs(31));
+        bench.board.lost(1, &workload("a"), bench.start + Duration::from_secs(31));
         assert_eq!(bench.at(61), [(Status::Resolved, 0)]);
-        assert!(!bench.board.lost(1, &users(), "nobody", bench.start));
+        assert!(!bench.board.lost(1, &workload("nobody"), bench.start));
     }
 
     #[test]
     fn an_older_stream_of_the_same_workload_takes_nothing_along() {
         let mut bench = Bench::new();
-        bench.board.report(1, &users(), "a", reported(10.0));
-        bench.board.report(2, &users(), "a", reported(10.0));
-        assert!(!bench.board.lost(1, &users(), "a", bench.start));
+        bench.report(1, "a", &users(), reported(10.0));
+        bench.report(2, "a", &users(), reported(10.0));
+        assert!(!bench.board.lost(1, &workload("a"), bench.start));
         assert_eq!((bench.at(0).len(), bench.at(60).len()), (1, 0));
-        assert!(bench.board.lost(2, &users(), "a", bench.start));
+        assert!(bench.board.lost(2, &workload("a"), bench.start));
     }
 
     #[test]
     fn only_rules_that_exist_and_concern_the_workload_count() {
         let mut bench = Bench::new();
-        bench.board.report(1, &"bank/users".parse().unwrap(), "a", reported(10.0));
+        let bank = "bank/users".parse().unwrap();
+        bench.report(1, "a", &bank, reported(10.0));
         let unknown = Reported { rule: "shop/watch/other".into(), value: 1.0, requests: 1 };
-        bench.board.report(1, &users(), "a", vec![unknown]);
+        bench.report(1, "a", &users(), vec![unknown]);
         assert_eq!(bench.at(0), []);
         // A rule that goes takes its alert along, and people hear of it.
-        bench.board.report(1, &users(), "a", reported(10.0));
+        bench.report(1, "a", &users(), reported(10.0));
         assert_eq!(bench.at(1), [(Status::Firing, 1)]);
         bench.rules.clear();
         assert_eq!(bench.at(2), [(Status::Resolved, 0)]);

@@ -24,6 +24,8 @@ pub(super) enum Fate {
     Refused,
     /// It never will be.
     Final,
+    /// There is no key to sign it with.
+    Unsigned,
 }
 
 #[derive(Default)]
@@ -32,14 +34,17 @@ pub(super) struct Outbox(BTreeMap<Key, Queue>);
 struct Queue {
     /// The first one is being tried; at most one more waits behind it.
     notices: VecDeque<Notice>,
+    /// When it was tried first, with a key to sign it.
     begun: Instant,
     next: Instant,
+    /// It waits for a key, however long that takes.
+    unsigned: bool,
     tries: u32,
     in_flight: bool,
 }
 
 impl Outbox {
-    /// Adds a notice; `false`: there is no room for it.
+    /// Adds a notice; `false`: there was no room, and it or one that waits for a key was dropped.
     pub(super) fn push(&mut self, notice: Notice, now: Instant) -> bool {
         if let Some(queue) = self.0.get_mut(&notice.key) {
             // What waits behind the first one was overtaken.
@@ -49,18 +54,32 @@ impl Outbox {
             }
             return true;
         }
-        if self.0.len() >= MAX_WAITING {
-            return false;
+        let is_full = self.0.len() >= MAX_WAITING;
+        if is_full {
+            // Those without a key may wait for ever: they take nobody's room.
+            let waits = self.0.iter().find(|(_, queue)| queue.unsigned).map(|(key, _)| key.clone());
+            let Some(waits) = waits else { return false };
+            self.0.remove(&waits);
         }
         let key = notice.key.clone();
         let notices = VecDeque::from([notice]);
-        self.0.insert(key, Queue { notices, begun: now, next: now, tries: 0, in_flight: false });
-        true
+        let queue = Queue { notices, begun: now, next: now, unsigned: false, tries: 0, in_flight: false };
+        self.0.insert(key, queue);
+        !is_full
+    }
+
+    /// Makes due what waited for a key that is there now, or need not wait any more.
+    pub(super) fn keys(&mut self, now: Instant, is_there: impl Fn(&Key) -> bool) {
+        for (key, queue) in self.0.iter_mut().filter(|(_, queue)| queue.unsigned) {
+            if is_there(key) {
+                (queue.begun, queue.next, queue.unsigned) = (now, now, false);
+            }
+        }
     }
 
     /// What to try now. Each has to be [`Self::done`] before its successor comes.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Notice> {
-        let due = self.0.values_mut().filter(|queue| !queue.in_flight && queue.next <= now);
+        let due = self.0.values_mut().filter(|queue| queue.is_tried() && queue.next <= now);
         let due = due.filter_map(|queue| {
             queue.in_flight = true;
             queue.notices.front().cloned()
@@ -70,7 +89,7 @@ impl Outbox {
 
     /// When something is due again.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.0.values().filter(|queue| !queue.in_flight).map(|queue| queue.next).min()
+        self.0.values().filter(|queue| queue.is_tried()).map(|queue| queue.next).min()
     }
 
     /// Notes how a try ended. `chance`: 0 to 1. Returns whether the notice was given up.
@@ -80,6 +99,10 @@ impl Outbox {
         let given_up = match fate {
             Fate::Taken => false,
             Fate::Final => true,
+            Fate::Unsigned => {
+                (queue.unsigned, queue.tries) = (true, 0);
+                return false;
+            }
             Fate::Refused => now.saturating_duration_since(queue.begun) >= GIVE_UP,
         };
         if fate == Fate::Refused && !given_up {
@@ -95,6 +118,13 @@ impl Outbox {
             self.0.remove(key);
         }
         given_up
+    }
+}
+
+impl Queue {
+    /// Whether a time will come at which it is tried.
+    fn is_tried(&self) -> bool {
+        !self.in_flight && !self.unsigned
     }
 }
 
@@ -142,6 +172,35 @@ mod tests {
         }
         assert_eq!(gaps[..11], [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
         assert!(now - start >= GIVE_UP && outbox.next().is_none());
+    }
+
+    #[test]
+    fn a_notice_waits_for_its_key_and_has_its_whole_time_from_then_on() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let one = notice("shop/users", Status::Firing);
+        outbox.push(one.clone(), start);
+        assert_eq!(outbox.due(start).len(), 1);
+        assert!(!outbox.done(&one.key, Fate::Unsigned, start, 0.0));
+        let later = start + GIVE_UP * 2;
+        outbox.keys(later, |_| false);
+        assert!(outbox.due(later).is_empty() && outbox.next().is_none());
+        outbox.keys(later, |_| true);
+        assert_eq!(outbox.due(later).len(), 1);
+        assert!(!outbox.done(&one.key, Fate::Refused, later, 0.0));
+        assert_eq!(outbox.next(), Some(later + BASE));
+    }
+
+    #[test]
+    fn notices_without_a_key_make_room_for_others() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        for n in 0..MAX_WAITING {
+            assert!(outbox.push(notice(&format!("shop/s{n}"), Status::Firing), now));
+        }
+        for notice in outbox.due(now) {
+            outbox.done(&notice.key, Fate::Unsigned, now, 0.0);
+        }
+        assert!(!outbox.push(notice("shop/users", Status::Firing), now), "one was dropped");
+        assert_eq!(outbox.due(now).len(), 1);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! A connection per post, a limit on its time, no redirects followed.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +21,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tracing::warn;
 
 use super::board::Notice;
 use crate::compile::AlertTarget;
@@ -44,6 +46,8 @@ pub(super) enum NotTaken {
     Yet(String),
     /// It never will be.
     Never(String),
+    /// Not before there is a key to sign it with.
+    Unsigned(String),
 }
 
 impl NotTaken {
@@ -54,31 +58,36 @@ impl NotTaken {
 
 /// What posts share.
 pub(super) struct Client {
-    tls: TlsConnector,
+    /// Or why nobody can be verified.
+    tls: Result<TlsConnector, String>,
 }
 
 impl Client {
-    /// Trusts whom the system trusts, or whom the file `SSL_CERT_FILE` names.
+    /// Trusts whom the system trusts, or the file that `SSL_CERT_FILE` names and nobody else.
     pub(super) fn new() -> Self {
-        let named = std::env::var_os("SSL_CERT_FILE").map(std::path::PathBuf::from);
-        let mut files = named.into_iter().chain(TRUSTED.map(Into::into));
-        let certificates = files.find_map(|file| CertificateDer::pem_file_iter(file).ok());
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(certificates.into_iter().flatten().flatten());
+        let named = std::env::var_os("SSL_CERT_FILE").filter(|named| !named.is_empty()).map(PathBuf::from);
+        let roots = trusted(named.as_deref());
+        if let (Some(_), Err(reason)) = (&named, &roots) {
+            warn!(reason, "SSL_CERT_FILE is of no use; alerts go to no https webhook");
+        }
+        Self { tls: roots.map(Self::connector) }
+    }
+
+    fn connector(roots: RootCertStore) -> TlsConnector {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider supports TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self { tls: TlsConnector::from(Arc::new(config)) }
+        TlsConnector::from(Arc::new(config))
     }
 
     /// Posts `notice`.
     pub(super) async fn post(&self, target: &AlertTarget, notice: &Notice) -> Result<(), NotTaken> {
         let Some(key) = &target.key else {
             let (secret, entry) = &target.secret;
-            return Err(NotTaken::Yet(format!("Secret {secret} has no key {entry:?} to sign with")));
+            return Err(NotTaken::Unsigned(format!("Secret {secret} has no key {entry:?} to sign with")));
         };
         let body = body(notice);
         let signature = signature(&key.0, SystemTime::now(), body.as_bytes());
@@ -107,15 +116,29 @@ impl Client {
     async fn send(&self, target: &AlertTarget, request: Request<Body>) -> Result<StatusCode, NotTaken> {
         let host = target.url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let secure = target.url.scheme_str() == Some("https");
+        let tls = self.tls.as_ref().map_err(|reason| NotTaken::Never(reason.clone()));
+        let tls = if secure { Some(tls?) } else { None };
         let port = target.url.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let stream = TcpStream::connect((host, port)).await.map_err(NotTaken::unreachable)?;
-        if !secure {
-            return exchange(stream, request).await;
-        }
+        let Some(tls) = tls else { return exchange(stream, request).await };
         let name = ServerName::try_from(host.to_owned()).map_err(|e| NotTaken::Never(e.to_string()))?;
-        let stream = self.tls.connect(name, stream).await.map_err(NotTaken::unreachable)?;
+        let stream = tls.connect(name, stream).await.map_err(NotTaken::unreachable)?;
         exchange(stream, request).await
     }
+}
+
+/// The authorities of the file that is named, or else of the first one that the system has.
+fn trusted(named: Option<&Path>) -> Result<RootCertStore, String> {
+    let files = named.map_or_else(|| TRUSTED.map(Path::new).to_vec(), |named| vec![named]);
+    let mut roots = RootCertStore::empty();
+    for file in &files {
+        let certificates = CertificateDer::pem_file_iter(file).into_iter().flatten().flatten();
+        if roots.add_parsable_certificates(certificates).0 > 0 {
+            return Ok(roots);
+        }
+    }
+    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+    Err(format!("no server can be verified: there are no certificates to read in {}", files.join(", ")))
 }
 
 async fn exchange<S>(stream: S, request: Request<Body>) -> Result<StatusCode, NotTaken>
@@ -202,6 +225,15 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_named_file_without_certificates_trusts_nobody() {
+        // One that is not there, and one in which is something else.
+        for named in ["/nonexistent/ca.pem", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")] {
+            let reason = trusted(Some(Path::new(named))).unwrap_err();
+            assert!(reason.contains(named), "{reason}");
+        }
+    }
 
     #[test]
     fn the_signature_is_what_others_compute() {

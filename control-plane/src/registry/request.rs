@@ -1,7 +1,7 @@
 //! Reads what a sidecar says about its workload. Nothing of it is believed
 //! that its certificate does not allow, and everything has a bound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use heddle_api::crd;
@@ -112,9 +112,13 @@ pub(crate) fn alerts(reported: Vec<v1::FiringAlert>) -> Result<Vec<Reported>, Re
     if reported.len() > MAX_ALERTS {
         return Err(refused(format!("are {}; at most {MAX_ALERTS} are accepted", reported.len())));
     }
+    let mut ids = BTreeSet::new();
     let read = |v1::FiringAlert { id, value, requests }| {
         if id.len() > MAX_ALERT_ID || !value.is_finite() {
             return Err(refused("have an id that is too long, or a value that is no number".into()));
+        }
+        if !ids.insert(id.clone()) {
+            return Err(refused(format!("name {id:?} twice")));
         }
         Ok(Reported { rule: id, value, requests })
     };
@@ -192,7 +196,8 @@ mod tests {
         for wrong in [
             vec![alert("x".repeat(382), 1.0)],
             vec![alert("a".into(), f64::NAN)],
-            vec![alert("a".into(), 1.0); 257],
+            vec![alert("a".into(), 1.0), alert("a".into(), 2.0)],
+            (0..257).map(|n| alert(n.to_string(), 1.0)).collect(),
         ] {
             assert!(matches!(alerts(wrong), Err(Refused::Field { field: "alerts", .. })));
         }

@@ -133,7 +133,7 @@ async fn hold(
                 held
             }
         };
-        alerts.report(held.reports, &held.service, &held.instance, reported);
+        alerts.report(held.reports, held.hold.workload(), &held.service, reported);
         if responses.send(Ok(v1::RegisterResponse {})).await.is_err() {
             return Status::ok("");
         }
@@ -181,6 +181,6 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.registry.change(|registry| registry.lost(&self.hold, Instant::now()));
-        self.alerts.lost(self.reports, &self.service, &self.instance);
+        self.alerts.lost(self.reports, self.hold.workload());
     }
 }
