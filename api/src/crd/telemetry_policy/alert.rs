@@ -190,7 +190,8 @@ impl Alert {
             refuse(unknown, "service", format!("{service:?} is no NAME or NAME.NAMESPACE"));
         }
         if let Some(webhook) = &self.webhook {
-            let message = "is no http or https URL of a host, without user and fragment".to_owned();
+            let message =
+                "is no http or https URL of a host and a possible port, without user and fragment".to_owned();
             refuse(!is_url(&webhook.url), "webhook.url", message);
             let empty = |field: &str| (field.is_empty(), "is empty".to_owned());
             let (name, key) = (empty(&webhook.secret_ref.name), empty(&webhook.secret_ref.key));
@@ -267,7 +268,15 @@ fn is_url(url: &str) -> bool {
     matches!(uri.scheme_str(), Some("http" | "https"))
         && authority
             .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+        && authority.is_some_and(has_possible_port)
         && !url.contains('#')
+}
+
+/// Whether there is no port after the host or one that can be dialled: an
+/// [`http::Uri`] takes others too, and then tells of none.
+fn has_possible_port(authority: &http::uri::Authority) -> bool {
+    let after = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    after.is_empty() || authority.port_u16().is_some_and(|port| port > 0)
 }
 
 #[cfg(test)]
@@ -289,6 +298,17 @@ mod tests {
   webhook: {url: 'https://[::1]:8443/hook?x=1', secretRef: {name: s, key: k}}
 ";
         assert_eq!(violations(sound), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn ports_that_nobody_can_dial_are_refused() {
+        for sound in ["http://a", "http://a:1/x", "https://[::1]:65535", "http://[::1]/"] {
+            assert!(is_url(sound), "{sound}");
+        }
+        for wrong in ["http://a:0", "http://a:65536/x", "http://a:", "https://[::1]:99999", "http://[::1]:/"]
+        {
+            assert!(!is_url(wrong), "{wrong}");
+        }
     }
 
     #[test]
