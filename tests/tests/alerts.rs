@@ -419,7 +419,7 @@ fn a_secret_that_is_missing_is_told_and_waited_for_and_never_quoted() {
         mesh.control_plane.apply("secret.yaml", &secret(broken));
         let errors = eventually("it is refused", || errors().filter(|errors| !errors.is_empty()));
         assert_eq!(errors.len(), 1, "{errors:?}");
-        let shown = serde_json::Value::from(errors).to_string();
+        let shown = Value::from(errors).to_string();
         assert!(!shown.contains("very-secret"), "{shown}");
     }
     mesh.control_plane.apply("secret.yaml", &secret(&format!("stringData: {{key: {KEY}}}")));
