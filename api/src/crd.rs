@@ -15,6 +15,7 @@ mod kubernetes;
 mod manifest;
 mod mesh_config;
 mod number;
+mod rate_limit_policy;
 mod request_match;
 mod secret;
 mod size;
@@ -49,6 +50,7 @@ pub use kubernetes::{
 pub use manifest::{field_paths_of_traffic_policy, manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
 pub use number::{EndpointWeight, Multiplier, Percent, PortNumber, Positive, Priority, Ratio, Weight};
+pub use rate_limit_policy::{RateLimit, RateLimitKey, RateLimitPolicySpec};
 pub use request_match::{HeaderEquals, RequestMatch};
 pub use secret::Secret;
 pub use size::{ByteSize, InvalidSize};
@@ -75,6 +77,9 @@ pub type TrafficPolicy = Object<TrafficPolicySpec>;
 
 /// A `FaultPolicy` object.
 pub type FaultPolicy = Object<FaultPolicySpec>;
+
+/// A `RateLimitPolicy` object.
+pub type RateLimitPolicy = Object<RateLimitPolicySpec>;
 
 /// A `TelemetryPolicy` object.
 pub type TelemetryPolicy = Object<TelemetryPolicySpec>;

@@ -11,6 +11,7 @@ mod external;
 mod faults;
 mod policies;
 mod protocol;
+mod rate_limits;
 mod requests;
 mod routes;
 mod services;
@@ -31,6 +32,8 @@ use crate::source::{ObjectName, Objects};
 pub(crate) use external::Hosts;
 use faults::Faults;
 pub(crate) use policies::Accepted;
+pub(crate) use rate_limits::Limited;
+use rate_limits::RateLimits;
 pub(crate) use services::Declared;
 pub(crate) use telemetry::{AlertRules, Rule as AlertRule, Target as AlertTarget, Telemetry};
 pub(crate) use traffic::Attachments;
@@ -130,10 +133,22 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         |policy| requests::only_services_and_routes(&policy.spec.target_refs),
         |policy| unresolved_targets(&policy.name, &policy.value.spec.target_refs, &services, &accepted),
     );
+    accepted.rate_limits = policies::judge(
+        &inputs.objects.rate_limit_policies,
+        &previous.accepted.rate_limits,
+        &mut statuses,
+        |policy| rate_limits::unsupported(&policy.spec),
+        |policy| unresolved_targets(&policy.name, &policy.value.spec.target_refs, &services, &accepted),
+    );
     let attachments = Attachments::new(&accepted.traffic);
     let faults = Faults::new(&accepted.faults);
-    let mut bound =
-        routes::bind(&accepted, &services, &routes::Policies { traffic: &attachments, faults: &faults });
+    let rate_limits = RateLimits::new(&accepted.rate_limits);
+    let mut bound = routes::bind(
+        &accepted,
+        &services,
+        &routes::Policies { traffic: &attachments, faults: &faults, rate_limits: &rate_limits },
+    );
+    let limited = rate_limits.workloads(&services.resources, &bound.sets);
     routes::report(inputs.objects, &services, &bound, &mut statuses);
     statuses.sort_by(|a, b| (a.kind, &a.object).cmp(&(b.kind, &b.object)));
     let mut resources = Resources { previous, made: BTreeMap::new() };
@@ -169,6 +184,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         declared: services.declared,
         attachments,
         hosts: Hosts::new(&accepted.external),
+        limited,
         accepted,
     }
 }

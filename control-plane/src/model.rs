@@ -16,7 +16,7 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
 use crate::compile::{
-    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Hosts, PortRef, RuleRef, Telemetry,
+    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Hosts, Limited, PortRef, RuleRef, Telemetry,
 };
 use crate::source::{Location, ObjectName};
 
@@ -33,6 +33,7 @@ pub struct Model {
     pub(crate) declared: Declared,
     pub(crate) attachments: Attachments,
     pub(crate) hosts: Hosts,
+    pub(crate) limited: Limited,
 }
 
 impl Model {
@@ -89,6 +90,7 @@ impl Model {
             telemetry: Some(telemetry),
             zone: registration.zone.clone(),
             hosts: self.hosts.of(registration.service.namespace()),
+            rate_limits: self.limited.of(registration),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::policy::concurrency::ConcurrencyPolicy;
 use crate::policy::fallback::FallbackPolicy;
 use crate::policy::fault::Fault;
 use crate::policy::health_check::HealthCheckPolicy;
+use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::stale::Cache;
 use crate::reason::Reason;
@@ -346,6 +347,24 @@ pub struct Workload {
     pub sampling: f64,
     /// What its requests are watched for.
     pub alerts: Vec<WatchedAlert>,
+    /// The limits on requests to each port that has any.
+    pub rate_limits: Vec<PortLimits>,
+}
+
+impl Workload {
+    /// The limits on requests to a port.
+    pub fn rate_limits(&self, port: u16) -> Option<&Arc<[RateLimit]>> {
+        self.rate_limits.iter().find(|limits| limits.port == port).map(|limits| &limits.limits)
+    }
+}
+
+/// The limits on requests to one port.
+#[derive(Debug)]
+pub struct PortLimits {
+    /// The application's port.
+    pub port: u16,
+    /// All of those that are about a request have to admit it.
+    pub limits: Arc<[RateLimit]>,
 }
 
 impl Workload {

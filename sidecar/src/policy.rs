@@ -18,6 +18,7 @@ pub mod fault;
 pub mod hash_key;
 pub mod health_check;
 pub mod pace;
+pub mod rate_limit;
 pub mod request_match;
 pub mod retry;
 pub mod rng;

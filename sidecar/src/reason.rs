@@ -52,6 +52,8 @@ pub enum Reason {
     Loop,
     /// A policy asked for an error in place of sending the request.
     FaultInjected,
+    /// A policy admits no more requests as yet.
+    RateLimited,
 }
 
 /// The codes of an answer, in both languages.
@@ -65,7 +67,7 @@ pub struct Codes {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::BadRequest,
         Self::HeaderTooLarge,
         Self::RequestTimeout,
@@ -89,6 +91,7 @@ impl Reason {
         Self::Draining,
         Self::Loop,
         Self::FaultInjected,
+        Self::RateLimited,
     ];
 
     /// The word on the wire, in metrics and in logs.
@@ -117,6 +120,7 @@ impl Reason {
             Self::Draining => "draining",
             Self::Loop => "loop",
             Self::FaultInjected => "fault_injected",
+            Self::RateLimited => "rate_limited",
         }
     }
 
@@ -132,6 +136,7 @@ impl Reason {
             Self::Denied => 403,
             Self::UnknownService | Self::UnknownPort | Self::NoRoute => 404,
             Self::RequestTimeout => 408,
+            Self::RateLimited => 429,
             Self::HeaderTooLarge => 431,
             Self::NoBackend => 500,
             Self::Reset | Self::BadResponse => 502,
@@ -153,7 +158,7 @@ impl Reason {
     pub const fn grpc_status(self) -> u8 {
         match self {
             Self::BadRequest => 13,
-            Self::HeaderTooLarge | Self::Overloaded => 8,
+            Self::HeaderTooLarge | Self::Overloaded | Self::RateLimited => 8,
             Self::Denied => 7,
             Self::UnknownService | Self::UnknownPort | Self::NoRoute => 12,
             Self::RequestTimeout | Self::Timeout | Self::PerTryTimeout => 4,

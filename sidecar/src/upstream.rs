@@ -28,7 +28,7 @@ use heddle_api::name::ServiceName;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage};
+use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage, Workload};
 use crate::fallback::Watch;
 use crate::policy::balance::{Algorithm, Balancer, Balancing, Candidate, Key, Member};
 use crate::policy::breaker::Breaker;
@@ -36,13 +36,15 @@ use crate::policy::budget::RetryBudget;
 use crate::policy::concurrency::Limiter;
 use crate::policy::fault::{self, Injected};
 use crate::policy::hash_key::Affinity;
+use crate::policy::rate_limit::RateLimit;
 use crate::policy::rng::Rng;
 use crate::policy::stale::Cache;
+use crate::rate_limit::PortLimits;
 use crate::reason::Reason;
 use crate::route::{EndpointTag, Head};
 use crate::routing::{Routing, Table};
 use crate::telemetry::metrics::{
-    CircuitGauge, DestinationLabels, EndpointsGauge, RetryMetrics, ServiceLabels, Shard,
+    CircuitGauge, DestinationLabels, EndpointsGauge, Registry, RetryMetrics, ServiceLabels, Shard,
 };
 
 pub use self::admission::Admitted;
@@ -133,6 +135,8 @@ pub struct Destination {
     stale: Arc<Mutex<Cache>>,
     /// How often its requests need a fallback, once there was one that could.
     watch: RefCell<Option<Rc<Watch>>>,
+    /// The rate limits of the application's port, if it has any.
+    rate_limits: RefCell<Option<Rc<PortLimits>>>,
 }
 
 /// What binds a request to an endpoint.
@@ -260,6 +264,7 @@ impl Destination {
             faults: RefCell::default(),
             stale,
             watch: RefCell::default(),
+            rate_limits: RefCell::default(),
         })
     }
 
@@ -433,6 +438,28 @@ impl Destination {
     #[inline]
     pub fn policy(&self) -> Arc<TrafficPolicy> {
         self.policy.borrow().clone()
+    }
+
+    /// Takes over the rate limits of a newer state of the workload.
+    pub(crate) fn follow_limits(&self, workload: &Workload, registry: &Registry) {
+        let limits = workload.rate_limits(self.port());
+        let mut known = self.rate_limits.borrow_mut();
+        let same = match (&*known, limits) {
+            (Some(known), Some(limits)) => known.is_of(limits),
+            (known, limits) => known.is_none() && limits.is_none(),
+        };
+        if !same {
+            let made = |limits: &Arc<[RateLimit]>| {
+                Rc::new(PortLimits::new(limits.clone(), &self.service, &self.namespace, registry))
+            };
+            *known = limits.map(made);
+        }
+    }
+
+    /// The rate limits that requests to it meet.
+    #[inline]
+    pub(crate) fn rate_limits(&self) -> Option<Rc<PortLimits>> {
+        self.rate_limits.borrow().clone()
     }
 
     /// Whether any request to it may meet a fault, so that its head is worth a look.

@@ -272,9 +272,10 @@ impl Worker {
                     Some(Lookup::Pending) => true,
                     Some(Lookup::Absent) | None => false,
                 },
-                DestinationKey::App(port) => {
-                    snapshot.workload.as_ref().is_some_and(|w| w.ports.iter().any(|p| p.number == *port))
-                }
+                DestinationKey::App(port) => snapshot.workload.as_ref().is_some_and(|workload| {
+                    destination.follow_limits(workload, &self.registry);
+                    workload.ports.iter().any(|p| p.number == *port)
+                }),
                 DestinationKey::Direct(_) => true,
             };
             if !kept {

@@ -8,8 +8,8 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::{
-    ExternalServiceSpec, FaultPolicySpec, GROUP, Kind, MeshConfigSpec, TelemetryPolicySpec,
-    TrafficPolicySpec, VERSION,
+    ExternalServiceSpec, FaultPolicySpec, GROUP, Kind, MeshConfigSpec, RateLimitPolicySpec,
+    TelemetryPolicySpec, TrafficPolicySpec, VERSION,
 };
 
 /// The definition of each kind, with the name of the file that holds it.
@@ -18,6 +18,7 @@ pub fn manifests() -> Vec<(String, Value)> {
         manifest::<ExternalServiceSpec>(),
         manifest::<FaultPolicySpec>(),
         manifest::<MeshConfigSpec>(),
+        manifest::<RateLimitPolicySpec>(),
         manifest::<TelemetryPolicySpec>(),
         manifest::<TrafficPolicySpec>(),
     ]
@@ -266,6 +267,7 @@ mod tests {
         check("ExternalService.spec", &structural_schema::<ExternalServiceSpec>());
         check("FaultPolicy.spec", &structural_schema::<FaultPolicySpec>());
         check("MeshConfig.spec", &structural_schema::<MeshConfigSpec>());
+        check("RateLimitPolicy.spec", &structural_schema::<RateLimitPolicySpec>());
         check("TelemetryPolicy.spec", &structural_schema::<TelemetryPolicySpec>());
         check("TrafficPolicy.spec", &structural_schema::<TrafficPolicySpec>());
     }

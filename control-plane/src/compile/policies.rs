@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use heddle_api::crd::{
     ExternalServiceSpec, FaultPolicySpec, GrpcRoute, HttpRoute, Kind, MeshConfigSpec, Metadata, Object,
-    Route, RouteSpec, TcpRoute, TelemetryPolicySpec, TrafficPolicySpec, Violation,
+    RateLimitPolicySpec, Route, RouteSpec, TcpRoute, TelemetryPolicySpec, TrafficPolicySpec, Violation,
 };
 
 use crate::model::{InForce, PolicyStatus, Refusal};
@@ -46,6 +46,7 @@ pub(super) type Policies<S> = Versions<Object<S>>;
 pub(crate) struct Accepted {
     pub(super) traffic: Policies<TrafficPolicySpec>,
     pub(super) faults: Policies<FaultPolicySpec>,
+    pub(super) rate_limits: Policies<RateLimitPolicySpec>,
     pub(super) telemetry: Policies<TelemetryPolicySpec>,
     pub(super) mesh: Policies<MeshConfigSpec>,
     pub(super) external: Policies<ExternalServiceSpec>,

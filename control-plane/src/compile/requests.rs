@@ -47,6 +47,11 @@ impl<'a, S: Kind> Attached<'a, S> {
         self.at(&Target::Service(service.clone()))
     }
 
+    /// Everything that policies are attached to.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Target, &[&'a Sourced<Object<S>>])> {
+        self.0.iter().map(|(target, policies)| (target, policies.as_slice()))
+    }
+
     fn at(&self, target: &Target) -> &[&'a Sourced<Object<S>>] {
         self.0.get(target).map(Vec::as_slice).unwrap_or_default()
     }

@@ -19,6 +19,7 @@ use heddle_api::name::ServiceName;
 
 use super::faults::Faults;
 use super::policies::{Accepted, Judged, Versions, oldest_first};
+use super::rate_limits::RateLimits;
 use super::services::Services;
 use super::traffic::{Attachments, RuleRef};
 use crate::model::{Condition, PolicyStatus};
@@ -38,6 +39,7 @@ pub(super) struct Bound {
 pub(super) struct Policies<'a> {
     pub(super) traffic: &'a Attachments,
     pub(super) faults: &'a Faults<'a>,
+    pub(super) rate_limits: &'a RateLimits<'a>,
 }
 
 /// A route by its kind and name.
@@ -257,11 +259,13 @@ fn merged(
             Rules::Http(rules) => http.extend(rules.iter().enumerate().map(|(index, rule)| v1::HttpRule {
                 policy: policies.traffic.rule(service, port, place(index)),
                 faults: policies.faults.rule(place(index)),
+                mark: policies.rate_limits.mark(place(index), index, &rule.backends),
                 ..rule.clone()
             })),
             Rules::Grpc(rules) => grpc.extend(rules.iter().enumerate().map(|(index, rule)| v1::GrpcRule {
                 policy: policies.traffic.rule(service, port, place(index)),
                 faults: policies.faults.rule(place(index)),
+                mark: policies.rate_limits.mark(place(index), index, &rule.backends),
                 ..rule.clone()
             })),
             Rules::Tcp(rule) => tcp = Some(rule.clone()),

@@ -82,6 +82,7 @@ impl Reader<'_> {
             }
             (CUSTOM, "TrafficPolicy") => self.custom(node, Object::TrafficPolicy),
             (CUSTOM, "FaultPolicy") => self.custom(node, Object::FaultPolicy),
+            (CUSTOM, "RateLimitPolicy") => self.custom(node, Object::RateLimitPolicy),
             (CUSTOM, "TelemetryPolicy") => self.custom(node, Object::TelemetryPolicy),
             (CUSTOM, "ExternalService") => self.custom(node, Object::ExternalService),
             (CUSTOM, "MeshConfig") => self.custom(node, Object::MeshConfig),

@@ -30,6 +30,8 @@ pub struct Objects {
     pub traffic_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TrafficPolicy>>>,
     /// `FaultPolicy`.
     pub fault_policies: BTreeMap<ObjectName, Arc<Sourced<crd::FaultPolicy>>>,
+    /// `RateLimitPolicy`.
+    pub rate_limit_policies: BTreeMap<ObjectName, Arc<Sourced<crd::RateLimitPolicy>>>,
     /// `TelemetryPolicy`.
     pub telemetry_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TelemetryPolicy>>>,
     /// `ExternalService`.
@@ -50,6 +52,9 @@ impl Objects {
             Object::TcpRoute(object) => insert(&mut self.tcp_routes, "TCPRoute", object),
             Object::TrafficPolicy(object) => insert(&mut self.traffic_policies, "TrafficPolicy", object),
             Object::FaultPolicy(object) => insert(&mut self.fault_policies, "FaultPolicy", object),
+            Object::RateLimitPolicy(object) => {
+                insert(&mut self.rate_limit_policies, "RateLimitPolicy", object)
+            }
             Object::TelemetryPolicy(object) => {
                 insert(&mut self.telemetry_policies, "TelemetryPolicy", object)
             }
@@ -88,6 +93,7 @@ pub(super) enum Object {
     TcpRoute(Arc<Sourced<crd::TcpRoute>>),
     TrafficPolicy(Arc<Sourced<crd::TrafficPolicy>>),
     FaultPolicy(Arc<Sourced<crd::FaultPolicy>>),
+    RateLimitPolicy(Arc<Sourced<crd::RateLimitPolicy>>),
     TelemetryPolicy(Arc<Sourced<crd::TelemetryPolicy>>),
     ExternalService(Arc<Sourced<crd::ExternalService>>),
     MeshConfig(Arc<Sourced<crd::MeshConfig>>),

@@ -244,7 +244,8 @@ impl Knowledge {
             }
             Name::Workload => {
                 let message: v1::Workload = decode(body)?;
-                self.workload = Some(Arc::new(validate::workload(&message).map_err(text)?));
+                let valid = validate::workload(&message, self.workload.as_deref()).map_err(text)?;
+                self.workload = Some(Arc::new(valid));
             }
             Name::Service(service) => {
                 let before = match (self.resolved.waiting(service), self.services.get(service)) {

@@ -20,6 +20,7 @@ mod balancing;
 mod external;
 mod fault;
 mod policy;
+mod rate_limit;
 mod route;
 
 /// A resource that this version cannot put into force.
@@ -119,8 +120,8 @@ pub(crate) fn address(message: &v1::Address) -> Result<ServiceName, Invalid> {
     ServiceName::new(&message.namespace, &message.name).map_err(|e| Invalid::new("name", e.to_string()))
 }
 
-/// The workload's own side.
-pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
+/// The workload's own side. What `before` has counted goes on to count.
+pub(crate) fn workload(message: &v1::Workload, before: Option<&Workload>) -> Result<Workload, Invalid> {
     let service = ServiceName::new(&message.namespace, &message.service)
         .map_err(|e| Invalid::new("service", e.to_string()))?;
     let mut ports = Vec::with_capacity(message.ports.len());
@@ -142,6 +143,7 @@ pub(crate) fn workload(message: &v1::Workload) -> Result<Workload, Invalid> {
         access_log: telemetry.access_log,
         sampling: telemetry.sampling,
         alerts: alert::alerts(telemetry.alerts).map_err(|e| e.within("telemetry"))?,
+        rate_limits: rate_limit::rate_limits(&message.rate_limits, before)?,
     })
 }
 
@@ -447,9 +449,9 @@ mod tests {
             telemetry: Some(v1::Telemetry { access_log: true, sampling, alerts: Vec::new() }),
             ..v1::Workload::default()
         };
-        assert!(workload(&message(1.0)).unwrap().access_log);
+        assert!(workload(&message(1.0), None).unwrap().access_log);
         for bad in [-0.1, 1.1, f64::NAN] {
-            assert!(workload(&message(bad)).unwrap_err().to_string().starts_with("telemetry.sampling"));
+            assert!(workload(&message(bad), None).unwrap_err().to_string().starts_with("telemetry.sampling"));
         }
     }
 }

@@ -345,6 +345,7 @@ mod tests {
             service: "shop/web".parse().unwrap(),
             ports: Vec::new(),
             zone: "".into(),
+            rate_limits: Vec::new(),
             hosts: [("api.payments.example".into(), payments.clone())].into(),
             access_log: false,
             sampling: 0.0,

@@ -6,7 +6,7 @@ use httparse::Header;
 use crate::http1::BadHead;
 use crate::sanitize::answer::ERROR_HEADER;
 use crate::sanitize::chain::{ATTEMPT_HEADER, RETRY_HEADER};
-use crate::sanitize::headers::{Known, elements, is_valid_name, may_be_nominated};
+use crate::sanitize::headers::{Known, ROUTE_HEADER, elements, is_valid_name, may_be_nominated};
 
 /// Where a head comes from: decides whether `heddle-*` fields are believed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +35,8 @@ pub(crate) enum Field {
     HopByHop,
     /// Believed only from a sidecar.
     Mesh,
+    /// Between sidecars; ends here.
+    HeddleRoute,
     Priority,
     ProxyAuthenticate,
     ProxyAuthorization,
@@ -74,6 +76,7 @@ impl Field {
             12 if is("content-type") => return Self::ContentType,
             12 if is(ERROR_HEADER) => return Self::HeddleError,
             12 if is(RETRY_HEADER) => return Self::HeddleRetry,
+            12 if is(ROUTE_HEADER) => return Self::HeddleRoute,
             12 if is("x-b3-traceid") => return Self::Trace(TraceField::B3TraceId),
             12 if is("x-b3-sampled") => return Self::Trace(TraceField::B3Sampled),
             14 if is(ATTEMPT_HEADER) => return Self::HeddleAttempt,

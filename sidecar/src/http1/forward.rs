@@ -10,6 +10,8 @@ mod fallback;
 mod fault;
 mod hedge;
 mod held;
+mod hop;
+mod limited;
 mod routed;
 
 use std::future::poll_fn;
@@ -17,6 +19,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use self::hop::HeadEnd;
 use self::routed::Detour;
 use crate::config::TrafficPolicy;
 use crate::fallback::Fallback;
@@ -31,6 +34,7 @@ use crate::http1::{Method, Origin, Span, Version};
 use crate::policy::fault::Injected;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
+use crate::rate_limit::Word;
 use crate::reason::Reason;
 use crate::route::{Http1Head, Reply};
 use crate::routing::Routed;
@@ -46,7 +50,8 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
     let started = Instant::now();
     let (trace, in_flight) = trace(client, &head);
     head.finish(&mut client.to_upstream.bytes);
-    let head_end = client.to_upstream.bytes.len();
+    let mark = head.mark.map(|mark| mark.of(client.connection.input.data()).into());
+    let head_end = HeadEnd::new(client.to_upstream.bytes.len());
     client.connection.input.consume(head.consumed);
     let mut request = Request {
         sending: Sending {
@@ -65,8 +70,9 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         plain: None,
         fault: None,
         fallback: None,
+        mark,
+        word: None,
         attempts: 0,
-        numbered: 0,
         progress: Progress {
             started,
             deadline: None,
@@ -102,6 +108,11 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         }
         Err(Detour::ClientLeft) => return Next::Abort,
     };
+    if let Some(limits) = destination.rate_limits()
+        && !request.is_admitted(client, &limits)
+    {
+        return request.refuse(client, Some(&destination), Reason::RateLimited, "").await;
+    }
     match destination.admit(request.head.urgency) {
         Ok(_admitted) => request.serve(client, &destination).await,
         Err(reason) => request.refuse(client, Some(&destination), reason, "").await,
@@ -118,14 +129,12 @@ struct Request {
     affinity: Affinity,
     /// How often it was sent.
     attempts: u32,
-    /// The length of the field in its head that says which retry it is.
-    numbered: usize,
     /// Its span, where tracing is on.
     trace: Option<SpanContext>,
     /// Says that it is in flight to the application.
     _in_flight: Option<InboundInFlight>,
-    /// The length of its head, as it is sent.
-    head_end: usize,
+    /// Where its head ends, as it is sent.
+    head_end: HeadEnd,
     /// The rule that it fell to, where its destination has routes.
     routed: Option<Box<Routed>>,
     /// Its head for copies, where the backend's own filters changed it further.
@@ -134,6 +143,10 @@ struct Request {
     fault: Option<Box<Injected>>,
     /// What is done in place of errors, where its policy says that something is.
     fallback: Option<Box<Fallback>>,
+    /// What the client's sidecar said of the rule that it fell to.
+    mark: Option<Box<[u8]>>,
+    /// What rate limits say about it.
+    word: Option<Box<Word>>,
     /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
     told: Option<Told>,
 }
@@ -211,11 +224,11 @@ impl Request {
     async fn serve(&mut self, client: &mut Client, destination: &Rc<Destination>) -> Next {
         let policy = self.policy(destination);
         let started = self.progress.started;
-        self.sending.held = self.head_end.saturating_add(policy.retry.buffer_bytes);
+        self.sending.held = self.head_end.at().saturating_add(policy.retry.buffer_bytes);
         // Some of the body came along with the head.
         self.sending.replayable = client.to_upstream.bytes.len() <= self.sending.held;
         if policy.fallback.is_some() && self.fallback.is_none() {
-            let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end]);
+            let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end.at()]);
             self.fallback = Fallback::of(&head, &policy, destination, &client.session.worker);
         }
         self.limits.request = policy.request_timeout.and_then(|timeout| started.checked_add(timeout));
@@ -244,9 +257,7 @@ impl Request {
                 Ok(endpoint) => endpoint,
                 Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
             };
-            if self.progress.retries > 0 {
-                self.number(client, &endpoint);
-            }
+            self.tell(&mut client.to_upstream, &endpoint);
             let mut aim = self.aim(client, destination, endpoint, now);
             let (tried, mut lease, exchange) = match self.hedge(&policy) {
                 None => self.attempt(client, destination, &aim.load, &policy, now).await,
@@ -473,6 +484,9 @@ impl Request {
         }
         if let Some(cookie) = &self.affinity.set_cookie {
             write_field(&mut client.to_client.bytes, b"set-cookie", cookie.as_bytes());
+        }
+        for (name, value) in self.word.iter().flat_map(|word| &word.fields) {
+            write_field(&mut client.to_client.bytes, name.as_bytes(), value.as_bytes());
         }
         if let Some(routed) = &self.routed {
             routed.edit_http1_response(lease.endpoint(), &mut client.to_client.bytes);
@@ -708,14 +722,20 @@ impl Request {
         let trace_id = self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default();
         let own = policy.as_ref().map_or("", |policy| &policy.source);
         let (codes, source) = self.injected(reason).unwrap_or((reason.codes(), own));
+        let limited = self.word.as_ref().filter(|_| reason == Reason::RateLimited);
+        let now = Instant::now();
         let answer = Answer {
             codes,
-            message,
+            message: limited.map_or(message, |word| &word.message),
             service: &service,
-            policy: source,
+            policy: limited.map_or(source, |word| &word.policy),
             trace_id: &trace_id,
-            retry_after: destination
-                .map_or(reason.retry_after(), |destination| destination.retry_after(reason, Instant::now())),
+            retry_after: match (limited, destination) {
+                (Some(word), _) => word.retry_after,
+                (None, Some(destination)) => destination.retry_after(reason, now),
+                (None, None) => reason.retry_after(),
+            },
+            fields: self.word.as_ref().map_or(&[], |word| &word.fields),
             ..Answer::new(reason)
         };
         let how = Http1 { head: self.head.method == Method::Head, close: !stays };

@@ -47,6 +47,8 @@ pub struct RequestHead {
     pub upgrade: bool,
     /// The trace context, in the input; withheld from the output.
     pub trace: TraceFields,
+    /// What a sidecar said of the rule that it fell to, in the input; withheld from the output.
+    pub mark: Option<Span>,
     /// The form of an answer that the mesh makes itself.
     pub form: Form,
     /// How urgent the client says that it is.
@@ -173,6 +175,7 @@ fn parse_complete(input: &[u8], origin: Origin, out: &mut Vec<u8>) -> Result<Req
         upgrade: false,
         trace: TraceFields::default(),
         form: Form::Plain,
+        mark: None,
         urgency: Urgency::default(),
         is_retry: false,
     };
@@ -203,6 +206,12 @@ fn parse_complete(input: &[u8], origin: Origin, out: &mut Vec<u8>) -> Result<Req
                 continue;
             }
             Field::HeddleRetry => continue,
+            Field::HeddleRoute => {
+                if origin == Origin::Mesh {
+                    head.mark = Some(Span::within(input, field.value));
+                }
+                continue;
+            }
             Field::Mesh | Field::HeddleError if origin == Origin::Outside => continue,
             // Meant for the proxy that a client chose; for CONNECT that is the upstream.
             Field::ProxyAuthorization if method != Method::Connect => continue,

@@ -191,6 +191,8 @@ fn parse_complete(input: &[u8], exchange: &Exchange, out: &mut Vec<u8>) -> Resul
                 continue;
             }
             Field::Mesh | Field::HeddleError if exchange.origin == Origin::Outside => continue,
+            // It belongs to requests.
+            Field::HeddleRoute => continue,
             Field::HeddleError => head.mesh_error = Reason::from_wire(field.value),
             _ => {}
         }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::TrafficPolicy;
 use crate::fallback::{Fallback, Keep};
+use crate::hop::HopFields;
 use crate::http2::body::Body;
 use crate::http2::chain;
 use crate::http2::head::{secure, strip, strip_mesh};
@@ -29,9 +30,11 @@ use crate::policy::concurrency::Urgency;
 use crate::policy::fault::{Fault, Injected};
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
+use crate::rate_limit::Word;
 use crate::reason::Reason;
 use crate::routing::{Routed, Routing, Selected, Turn};
 use crate::sanitize::answer::{Answer, ERROR_HEADER, Form};
+use crate::sanitize::headers::ROUTE_HEADER;
 use crate::session::Session;
 use crate::session::record::Exchange;
 use crate::telemetry::metrics::{
@@ -218,6 +221,8 @@ impl Calls for Side {
     }
 
     async fn begin(&self, head: &mut request::Parts, started: Instant) -> Result<Forward<'_>, Detour> {
+        // Nobody behind a sidecar is told; one look at a map that a request of the mesh has anyway.
+        let mark = if self.session.is_from_mesh() { head.headers.remove(ROUTE_HEADER) } else { None };
         let (trace, in_app) = self.trace(head);
         chain::receive(&self.session, head, trace.as_ref(), started);
         let recorded = self.session.is_recorded(trace.as_ref());
@@ -236,6 +241,13 @@ impl Calls for Side {
         };
         let destination = routed.as_ref().map_or(front, |routed| routed.way.destination.clone());
         let policy = routed.as_ref().map_or_else(|| destination.policy(), |routed| routed.way.policy());
+        let word = destination
+            .rate_limits()
+            .and_then(|limits| limits.ask(head, &self.session, mark.as_ref().map(HeaderValue::as_bytes)));
+        if let Some(word) = word.as_ref().filter(|word| word.retry_after.is_some()) {
+            self.count_refused(head, Some(&destination), Reason::RateLimited, started);
+            return Err(Refusal::limited(word).into());
+        }
         let urgency = head.headers.get("priority").map(|value| Urgency::of_field(value.as_bytes()));
         let admitted = destination.admit(urgency.unwrap_or_default()).map_err(|reason| {
             self.count_refused(head, Some(&destination), reason, started);
@@ -260,6 +272,7 @@ impl Calls for Side {
         Ok(Forward {
             side: self,
             fault,
+            word,
             affinity: destination.affinity(head, address, &worker.rng),
             recorded,
             routed,
@@ -274,6 +287,7 @@ impl Calls for Side {
             endpoint: None,
             current: None,
             counted: None,
+            retry: 0,
             beside: None,
             _admitted: admitted,
         })
@@ -291,6 +305,8 @@ pub(super) struct Forward<'a> {
     policy: Arc<TrafficPolicy>,
     /// The fault that it meets.
     fault: Option<Box<Injected>>,
+    /// What rate limits say about it.
+    word: Option<Box<Word>>,
     progress: Progress,
     /// What ties it to an endpoint.
     affinity: Affinity,
@@ -299,6 +315,8 @@ pub(super) struct Forward<'a> {
     /// The try under way.
     current: Option<upstream::InFlight>,
     counted: Option<InFlight>,
+    /// Which retry it is; 0: the first try.
+    retry: u32,
     /// The other one of two tries. Boxed because it is rare.
     beside: Option<Box<Beside>>,
     /// The rule that it fell to, where its destination has routes.
@@ -320,6 +338,7 @@ struct Beside {
     endpoint: Option<Rc<Endpoint>>,
     current: Option<upstream::InFlight>,
     counted: Option<InFlight>,
+    retry: u32,
 }
 
 impl Forward<'_> {
@@ -368,6 +387,7 @@ impl Forward<'_> {
             None => self.side.metrics(&self.destination, &endpoint),
         };
         self.counted = Some(metrics.begin());
+        self.retry = self.progress.retries;
         let terms = terms(worker, &self.policy);
         let links = endpoint.http2.clone();
         self.endpoint = Some(endpoint);
@@ -507,7 +527,8 @@ impl Call for Forward<'_> {
         self.progress.retries += 1;
         self.progress.hedged = true;
         let (current, counted) = (self.current.take(), self.counted.take());
-        self.beside = Some(Box::new(Beside { endpoint: Some(first), current, counted }));
+        let beside = Beside { endpoint: Some(first), current, counted, retry: self.retry };
+        self.beside = Some(Box::new(beside));
         Some(self.aim(other, now))
     }
 
@@ -516,6 +537,7 @@ impl Call for Forward<'_> {
             std::mem::swap(&mut self.endpoint, &mut beside.endpoint);
             std::mem::swap(&mut self.current, &mut beside.current);
             std::mem::swap(&mut self.counted, &mut beside.counted);
+            std::mem::swap(&mut self.retry, &mut beside.retry);
         }
     }
 
@@ -535,8 +557,8 @@ impl Call for Forward<'_> {
             (None, None) => {}
         }
         if let Some(other) = self.beside.take() {
-            let Beside { endpoint, current, counted } = *other;
-            (self.endpoint, self.current, self.counted) = (endpoint, current, counted);
+            let Beside { endpoint, current, counted, retry } = *other;
+            (self.endpoint, self.current, self.counted, self.retry) = (endpoint, current, counted, retry);
         }
     }
 
@@ -563,11 +585,11 @@ impl Call for Forward<'_> {
         if let Some(current) = &self.current {
             current.sent(now);
         }
-        if self.progress.retries > 0 && self.is_from_mesh() {
-            Self::number(&mut head.headers, self.progress.retries);
-        }
-        if self.endpoint.as_ref().is_some_and(|endpoint| endpoint.tls() == Tls::Originated) {
-            secure(&mut head.uri);
+        if let Some(endpoint) = &self.endpoint {
+            HopFields::new(self.routed.as_ref(), self.retry, endpoint).insert(&mut head.headers);
+            if endpoint.tls() == Tls::Originated {
+                secure(&mut head.uri);
+            }
         }
         let Some(trace) = &self.trace else { return };
         let headers = &mut head.headers;
@@ -648,6 +670,11 @@ impl Call for Forward<'_> {
     fn incoming(&mut self, headers: &mut HeaderMap) {
         if let Some(Ok(cookie)) = self.affinity.set_cookie.as_deref().map(HeaderValue::from_str) {
             headers.append(SET_COOKIE, cookie);
+        }
+        for (name, value) in self.word.iter().flat_map(|word| &word.fields) {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.append(*name, value);
+            }
         }
         if let (Some(routed), Some(endpoint)) = (&self.routed, &self.endpoint) {
             routed.edit_response(endpoint, headers);

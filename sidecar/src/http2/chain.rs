@@ -74,9 +74,4 @@ impl Forward<'_> {
             headers.insert(RETRY, HeaderValue::from_static("no"));
         }
     }
-
-    /// Says which retry this is, to sidecars alone.
-    pub(super) fn number(headers: &mut HeaderMap, retries: u32) {
-        headers.insert(ATTEMPT, retries.into());
-    }
 }

@@ -615,6 +615,7 @@ impl Client<'_> {
             policy: &refusal.policy,
             trace_id,
             retry_after: refusal.retry_after,
+            fields: &refusal.fields,
         };
         let (head, body) = answer.http2(self.form);
         // Fails only if the client is gone.

@@ -17,6 +17,7 @@ use crate::http2::body::Body;
 use crate::http2::upstream::{Links, Terms};
 use crate::policy::fault::Injected;
 use crate::policy::retry::Failure;
+use crate::rate_limit::Word;
 use crate::reason::{Codes, Reason};
 use crate::route::Reply;
 use crate::sanitize::answer::Form;
@@ -35,6 +36,8 @@ pub(crate) struct Refusal {
     pub(crate) policy: String,
     /// After how many seconds to try again, if that can be said.
     pub(crate) retry_after: Option<u32>,
+    /// Further fields of the answer.
+    pub(crate) fields: Vec<(&'static str, String)>,
 }
 
 /// Why a request becomes no call.
@@ -60,6 +63,17 @@ impl Refusal {
             message: message.into(),
             policy: String::new(),
             retry_after: reason.retry_after(),
+            fields: Vec::new(),
+        }
+    }
+
+    /// The refusal of a request that a rate limit does not admit.
+    pub(crate) fn limited(word: &Word) -> Self {
+        Self {
+            policy: word.policy.as_ref().into(),
+            retry_after: word.retry_after,
+            fields: word.fields.to_vec(),
+            ..Self::new(Reason::RateLimited, word.message.as_str())
         }
     }
 }

@@ -296,7 +296,7 @@ impl RetryPolicy {
                 let named = match reason {
                     Reason::Reset => self.on.contains(Cause::Reset),
                     Reason::PerTryTimeout => self.on.contains(Cause::PerTryTimeout),
-                    Reason::BadResponse | Reason::Overloaded => false,
+                    Reason::BadResponse | Reason::Overloaded | Reason::RateLimited => false,
                     // The same request would fail the same way, or no time is left.
                     _ => return false,
                 };

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use crate::config::TrafficPolicy;
 use crate::policy::backoff::Backoff;
 use crate::policy::fault::Fault;
@@ -30,6 +32,8 @@ pub struct Rule {
     pub policy: Option<Arc<TrafficPolicy>>,
     /// Faults that its requests meet, before those of the service they go to.
     pub faults: Box<[Fault]>,
+    /// What its requests carry to the sidecars of its backends, for their rate limits.
+    pub mark: Option<HeaderValue>,
     /// How long requests may take, before what the policy says.
     pub timeouts: Timeouts,
     /// When to try again, before what the policy says.

@@ -36,6 +36,8 @@ pub struct Answer<'a> {
     /// After how many seconds to try again, if that can be said: `retry-after`, or for
     /// gRPC the pushback of its proposal A6.
     pub retry_after: Option<u32>,
+    /// Further fields, their values in ASCII.
+    pub fields: &'a [(&'static str, String)],
 }
 
 /// What the client understands.
@@ -93,6 +95,7 @@ impl<'a> Answer<'a> {
             policy: "",
             trace_id: "",
             retry_after: reason.retry_after(),
+            fields: &[],
         }
     }
 
@@ -127,6 +130,9 @@ impl<'a> Answer<'a> {
         if let Some((name, value)) = self.retry_field(form) {
             put(&[name.as_bytes(), b": ", digits.format(value).as_bytes(), b"\r\n"]);
         }
+        for (name, value) in self.fields {
+            put(&[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+        }
         if !self.is_bodiless(form) {
             put(&[b"content-length: ", digits.format(body.len()).as_bytes(), b"\r\n"]);
         }
@@ -157,6 +163,9 @@ impl<'a> Answer<'a> {
         }
         if let Some((name, value)) = self.retry_field(form) {
             headers.insert(HeaderName::from_static(name), value.into());
+        }
+        for (name, value) in self.fields {
+            headers.insert(HeaderName::from_static(name), HeaderValue::try_from(value).expect("it is ASCII"));
         }
         (response, body.into())
     }

@@ -37,6 +37,9 @@ pub enum Known {
 /// What the names of the mesh's own headers begin with.
 pub const MESH_PREFIX: &[u8] = b"heddle-";
 
+/// Names the rule that a request fell to, between sidecars, where rate limits ask for it.
+pub const ROUTE_HEADER: &str = "heddle-route";
+
 impl Known {
     /// What the name, in any case, stands for; `None` for most headers.
     #[inline]

@@ -170,6 +170,7 @@ impl Worker {
         let policy = self.inbound_policy.clone();
         let destination =
             Destination::of_app(&workload.service, port, declared.protocol, policy, &self.metrics);
+        destination.follow_limits(workload, &self.registry);
         self.destinations.borrow_mut().insert(key, destination.clone());
         Ok(destination)
     }

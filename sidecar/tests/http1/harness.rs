@@ -94,6 +94,7 @@ impl Sidecar {
             access_log: false,
             sampling: 0.0,
             alerts: Vec::new(),
+            rate_limits: Vec::new(),
         };
         let mesh = Mesh {
             trust_domain: DOMAIN.into(),

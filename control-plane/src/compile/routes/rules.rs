@@ -43,6 +43,7 @@ impl RouteKind for HttpRoute {
                 canary: policies.canary(place).map(canary),
                 policy: None,
                 faults: Vec::new(),
+                mark: String::new(),
             }
         });
         Rules::Http(rules.collect())
@@ -83,6 +84,7 @@ impl RouteKind for GrpcRoute {
                 canary: policies.canary(place).map(canary),
                 policy: None,
                 faults: Vec::new(),
+                mark: String::new(),
             }
         });
         Rules::Grpc(rules.collect())

@@ -7,7 +7,7 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 use prost::Message;
 
-use super::{Invalid, fault, policy, port};
+use super::{Invalid, fault, policy, port, rate_limit};
 use crate::config::{Port, PortRoutes};
 use crate::policy::retry::StatusSet;
 use crate::route::{
@@ -109,8 +109,10 @@ fn http_rule(wire: v1::HttpRule) -> Result<Vec<Matched<HttpMatch>>, Invalid> {
         canary,
         policy,
         faults,
+        mark,
     } = wire;
-    let parts = Parts { route, name, filters, backends, timeouts, retry, session, canary, policy, faults };
+    let parts =
+        Parts { route, name, filters, backends, timeouts, retry, session, canary, policy, faults, mark };
     if !parts.replaces_prefix() {
         return Ok(vec![(each("matches", matches, http_match)?, parts.compile(filter::Kind::Http)?)]);
     }
@@ -129,8 +131,10 @@ fn http_rule(wire: v1::HttpRule) -> Result<Vec<Matched<HttpMatch>>, Invalid> {
 }
 
 fn grpc_rule(wire: v1::GrpcRule) -> Result<Matched<GrpcMatch>, Invalid> {
-    let v1::GrpcRule { route, name, matches, filters, backends, session, canary, policy, faults } = wire;
-    let parts = Parts { route, name, filters, backends, session, canary, policy, faults, ..Parts::default() };
+    let v1::GrpcRule { route, name, matches, filters, backends, session, canary, policy, faults, mark } =
+        wire;
+    let parts =
+        Parts { route, name, filters, backends, session, canary, policy, faults, mark, ..Parts::default() };
     Ok((each("matches", matches, grpc_match)?, parts.compile(filter::Kind::Grpc)?))
 }
 
@@ -231,6 +235,7 @@ struct Parts {
     canary: Option<v1::Canary>,
     policy: Option<v1::TrafficPolicy>,
     faults: Vec<v1::Fault>,
+    mark: String,
 }
 
 impl Parts {
@@ -257,6 +262,7 @@ impl Parts {
             backends: backends.into_iter().collect(),
             policy: policy.map_err(|e| e.within("policy"))?.map(Arc::new),
             faults: each("faults", self.faults.clone(), fault::of_rule)?.into(),
+            mark: rate_limit::mark(&self.mark)?,
             timeouts: timeouts(self.timeouts.unwrap_or_default()).map_err(|e| e.within("timeouts"))?,
             retry,
             session: session.map_err(|e| e.within("session"))?,

@@ -1,7 +1,6 @@
 //! What a request knows about its chain: whether it is a retry, and whether
 //! retries further on were of no use (see [`crate::policy::chain`]).
 
-use std::io::Write;
 use std::time::Instant;
 
 use super::Request;
@@ -10,10 +9,9 @@ use crate::http1::fields::write_field;
 use crate::policy::chain::Mark;
 use crate::policy::retry::GiveUp;
 use crate::route::{lines, split_line};
-use crate::sanitize::chain::{ATTEMPT_HEADER, NO_RETRY, RETRY_HEADER};
+use crate::sanitize::chain::{NO_RETRY, RETRY_HEADER};
 use crate::telemetry::metrics::Direction;
 use crate::telemetry::trace::Incoming;
-use crate::upstream::Endpoint;
 
 impl Request {
     /// The trace that it belongs to, as far as its head is still there to tell.
@@ -21,7 +19,7 @@ impl Request {
         if let Some(span) = &self.trace {
             return Some(span.trace_id);
         }
-        let head = client.to_upstream.bytes.get(..self.head_end).filter(|_| self.sending.replayable)?;
+        let head = client.to_upstream.bytes.get(..self.head_end.at()).filter(|_| self.sending.replayable)?;
         let fields = lines(split_line(head).1).filter_map(|line| {
             let colon = line.iter().position(|byte| *byte == b':')?;
             Some((&line[..colon], line[colon + 1..].trim_ascii()))
@@ -58,25 +56,4 @@ impl Request {
             write_field(&mut client.to_client.bytes, RETRY_HEADER.as_bytes(), NO_RETRY);
         }
     }
-
-    /// Says in its head which retry this is, to sidecars alone.
-    pub(super) fn number(&mut self, client: &mut Client, endpoint: &Endpoint) {
-        let mut field = Vec::new();
-        if endpoint.is_mesh() {
-            // Writing to memory does not fail.
-            let _ = write!(field, "{ATTEMPT_HEADER}: {}\r\n", self.progress.retries);
-        }
-        // Before the empty line that ends the head.
-        let end = self.head_end - 2;
-        let numbered = std::mem::replace(&mut self.numbered, field.len());
-        self.head_end = end - numbered + field.len() + 2;
-        client.to_upstream.bytes.splice(end - numbered..end, field);
-    }
-}
-
-/// A request as it is sent, for those whom the number of a retry is no business of: it stands in
-/// the last `numbered` bytes of the head, before the empty line.
-pub(super) fn unnumbered(sent: &[u8], head_end: usize, numbered: usize) -> Vec<u8> {
-    let end = head_end - 2;
-    [&sent[..end - numbered], &sent[end..]].concat()
 }

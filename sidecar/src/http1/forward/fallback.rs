@@ -94,7 +94,7 @@ impl Request {
         let Some(fallback) = &mut self.fallback else { return Turn::Nothing };
         let repeatable = self.sending.replayable && fallback.may_repeat(permitted);
         let head =
-            self.sending.replayable.then(|| Http1Head::new(&client.to_upstream.bytes[..self.head_end]));
+            self.sending.replayable.then(|| Http1Head::new(&client.to_upstream.bytes[..self.head_end.at()]));
         fallback.turn(head.as_ref(), self.head.form, repeatable, now)
     }
 
@@ -171,7 +171,7 @@ impl Request {
         if !self.sending.replayable || response.role != Role::Final {
             return None;
         }
-        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end]);
+        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end.at()]);
         let delay = now.saturating_duration_since(self.progress.started);
         let keep = fallback.keep(&head, response.status, || headers(out), delay, now)?;
         keep.framed(&response.body)

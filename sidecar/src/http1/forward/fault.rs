@@ -17,7 +17,7 @@ impl Request {
     /// Draws the fault of a request to `destination`, by this way if a route chose it. What
     /// decides is the head as the client wrote it, before a filter changed it.
     pub(super) fn draw(&mut self, client: &Client, way: Option<&Way>, destination: &Destination) {
-        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end]);
+        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end.at()]);
         let (grpc, rng) = (self.head.form == Form::Grpc, &client.session.worker.rng);
         let of_rule = way.map_or(Default::default(), |way| &*way.rule.faults);
         let met = destination.inject(of_rule, &head, grpc, rng);

@@ -11,8 +11,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use super::hop::HeadEnd;
 use super::{Aim, Ended, Request, Tried, failure_of, late_connecting, tried};
 use crate::config::TrafficPolicy;
+use crate::hop::HopFields;
 use crate::http1::connection::Client;
 use crate::http1::exchange::{Exchange, Sides, watch};
 use crate::http1::limits::Stop;
@@ -104,6 +106,8 @@ struct Second {
     aim: Aim,
     to_client: WriteBuffer,
     to_upstream: WriteBuffer,
+    /// Where its head ends: it is told other things than the first.
+    head_end: HeadEnd,
 }
 
 /// Which of the two.
@@ -150,7 +154,7 @@ impl Race<'_> {
         let Client { connection, to_client, to_upstream, session, .. } = &mut *self.client;
         let (runner, load, to_client, to_upstream) = match (which, &mut self.first, &mut self.second) {
             (Which::First, Some(first), _) => (first, &self.aim.load, to_client, to_upstream),
-            (Which::Second, _, Some(Second { runner, aim, to_client, to_upstream })) => {
+            (Which::Second, _, Some(Second { runner, aim, to_client, to_upstream, .. })) => {
                 (runner, &aim.load, to_client, to_upstream)
             }
             _ => return Poll::Pending,
@@ -259,9 +263,10 @@ impl Race<'_> {
         let runner = match which {
             Which::First => self.first.take(),
             Which::Second => self.second.take().map(|second| {
-                let Second { runner, aim, to_client, to_upstream } = second;
+                let Second { runner, aim, to_client, to_upstream, head_end } = second;
                 *self.aim = aim;
                 (self.client.to_client, self.client.to_upstream) = (to_client, to_upstream);
+                self.request.head_end = head_end;
                 runner
             }),
         };
@@ -324,10 +329,6 @@ impl Race<'_> {
         let Some(endpoint) = picked.ok().filter(|other| !Rc::ptr_eq(other, &self.aim.endpoint)) else {
             return false;
         };
-        if request.numbered > 0 && !endpoint.is_mesh() {
-            // Its head says which retry it is, which is for sidecars alone.
-            return false;
-        }
         request.progress.response_started |= first.exchange.passed_on;
         request.look(self.client, self.policy);
         request.progress.replayable &= request.sending.body.is_complete();
@@ -347,7 +348,11 @@ impl Race<'_> {
         runner.exchange.quiet = true;
         let mut to_upstream = WriteBuffer::default();
         to_upstream.bytes.clone_from(&self.client.to_upstream.bytes);
-        self.second = Some(Second { runner, aim, to_client: WriteBuffer::default(), to_upstream });
+        let mut head_end = request.head_end;
+        let fields = HopFields::new(request.routed.as_deref(), request.progress.retries, &aim.endpoint);
+        head_end.tell(&mut to_upstream.bytes, &fields);
+        let to_client = WriteBuffer::default();
+        self.second = Some(Second { runner, aim, to_client, to_upstream, head_end });
         self.arm(now);
         true
     }

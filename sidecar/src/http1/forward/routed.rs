@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Request;
-use super::chain::unnumbered;
+use super::hop::HeadEnd;
 use crate::config::TrafficPolicy;
 use crate::http1::connection::Client;
 use crate::http1::limits::{Stop, wait};
@@ -50,7 +50,7 @@ impl Request {
         front: Rc<Destination>,
         routing: &Routing,
     ) -> Result<Rc<Destination>, Detour> {
-        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end]);
+        let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end.at()]);
         let selected = routing.select(&head, front.port(), &client.session.worker.rng);
         let Some(Selected { rule, noted, turn }) = selected else {
             return Err(Detour::Refused(front, Reason::NoRoute, String::new()));
@@ -91,7 +91,7 @@ impl Request {
         self.edit(out, &way.rule.filters)?;
         let filters = &way.backend().filters;
         if filters.edits_request() && way.mirrors().next().is_some() {
-            self.plain = Some(out.bytes[..self.head_end].into());
+            self.plain = Some(out.bytes[..self.head_end.at()].into());
         }
         self.edit(out, filters)
     }
@@ -101,12 +101,12 @@ impl Request {
         if !filters.edits_request() {
             return Ok(());
         }
-        let (head, body) = out.bytes.split_at(self.head_end);
+        let (head, body) = out.bytes.split_at(self.head_end.at());
         let mut edited = Http1Request::new(head);
         filters.edit_request(&mut edited)?;
         let mut bytes = Vec::with_capacity(out.bytes.len() + 256);
         let places = edited.write(&mut bytes);
-        self.head_end = bytes.len();
+        self.head_end = HeadEnd::new(bytes.len());
         bytes.extend_from_slice(body);
         out.bytes = bytes;
         self.head.method_token = places.method;
@@ -126,10 +126,10 @@ impl Request {
             && self.head.method != Method::Connect
         {
             routed.mirrored = true;
-            let (sent, body) = (&client.to_upstream.bytes, &client.to_upstream.bytes[self.head_end..]);
+            let sent = &client.to_upstream.bytes;
             let whole = || match &self.plain {
-                Some(head) => (self.head.method, [head, body].concat()),
-                None => (self.head.method, unnumbered(sent, self.head_end, self.numbered)),
+                Some(head) => (self.head.method, [head, &sent[self.head_end.at()..]].concat()),
+                None => (self.head.method, self.head_end.untold(sent)),
             };
             crate::mirror::send(&client.session.worker, &routed.way, whole, mirror::carry);
         }

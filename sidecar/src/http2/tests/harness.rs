@@ -182,6 +182,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
             access_log: false,
             sampling: 0.0,
             alerts: Vec::new(),
+            rate_limits: Vec::new(),
         })),
         ..Snapshot::default()
     }

@@ -101,6 +101,10 @@ pub const fn meaning(reason: Reason) -> Meaning {
             "the request came back to where it started",
             "Look for a route or an application that sends requests back to their sender.",
         ),
+        Reason::RateLimited => (
+            "a rate limit admits no more requests now",
+            "Wait as `retry-after` says, or raise the limit of the `RateLimitPolicy` that the answer names.",
+        ),
         Reason::FaultInjected => (
             "a fault was injected on purpose",
             "Nothing, or change the `FaultPolicy`, whose status the answer has. The request was not sent.",

@@ -9,6 +9,7 @@ const ANSWER: Answer<'_> = Answer {
     message: "all 3 endpoints are ejected",
     service: "users.shop",
     policy: "shop/users-breaker",
+    fields: &[],
     trace_id: "4bf92f3577b34da6a3ce929d0e0e4736",
     retry_after: None,
 };

@@ -82,6 +82,7 @@ fn http_wire() -> v1::HttpRule {
             idle_timeout: None,
         }),
         canary: Some(v1::Canary { by: Some(v1::canary::By::Header("x-user".into())) }),
+        mark: "HTTPRoute/shop/users/#0".into(),
         faults: vec![v1::Fault {
             abort: Some(v1::FaultAbort { status: 503, grpc_status: 0, percent: 1 }),
             ..v1::Fault::default()
@@ -299,6 +300,7 @@ fn every_refusal_of_an_http_rule_names_the_field() {
         ),
         (Box::new(|r| r.canary = Some(v1::Canary { by: None })), "canary.by"),
         (Box::new(|r| r.faults[0].port = 80), "faults[0].port"),
+        (Box::new(|r| r.mark = "\n".into()), "mark"),
         (Box::new(|r| r.faults[0].abort = None), "faults[0].delay"),
         (
             Box::new(|r| r.canary = Some(v1::Canary { by: Some(v1::canary::By::Cookie("a;b".into())) })),

@@ -6,7 +6,7 @@ use super::*;
 use crate::policy::backoff::Growth;
 
 /// What a mesh reason must be for the same request to fare better elsewhere.
-const WORTH_A_TRY: [Reason; 10] = [
+const WORTH_A_TRY: [Reason; 11] = [
     Reason::ConnectFailure,
     Reason::ConnectTimeout,
     Reason::TlsRefused,
@@ -17,6 +17,7 @@ const WORTH_A_TRY: [Reason; 10] = [
     Reason::PerTryTimeout,
     Reason::BadResponse,
     Reason::Overloaded,
+    Reason::RateLimited,
 ];
 
 /// What provably reached no application.

@@ -1,0 +1,327 @@
+//! RateLimitPolicies, written for the workloads that enforce them.
+//!
+//! A limit is enforced where the requests arrive: at every workload behind the
+//! Service that it is attached to, or behind a backend of the rule. The clients'
+//! sidecars mark the requests of such rules, so that they are told apart there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use heddle_api::crd::{RateLimit, RateLimitKey, RateLimitPolicy, RateLimitPolicySpec, Violation};
+use heddle_api::discovery::v1;
+use heddle_api::name::ServiceName;
+
+use super::policies::Policies;
+use super::requests::{self, Attached};
+use super::traffic::{RuleRef, Target, duration};
+use crate::model::Registration;
+use crate::source::{ObjectName, Sourced};
+
+/// What the object asks for and this version would not do.
+pub(super) fn unsupported(spec: &RateLimitPolicySpec) -> Vec<Violation> {
+    let mut found = requests::only_services_and_routes(&spec.target_refs);
+    for (limit, key) in spec.limits.iter().enumerate().flat_map(|(at, limit)| {
+        limit.key.iter().enumerate().filter(|(_, part)| part.claim.is_some()).map(move |(part, _)| (at, part))
+    }) {
+        found.push(Violation {
+            path: format!("spec.limits[{limit}].key[{key}].claim"),
+            message: "a claim counts only in a verified token, and this version verifies none".into(),
+        });
+    }
+    found
+}
+
+/// The policies in force.
+pub(super) struct RateLimits<'a> {
+    attached: Attached<'a, RateLimitPolicySpec>,
+    /// Services with a limit whose key is the route.
+    by_route: BTreeSet<ServiceName>,
+}
+
+impl<'a> RateLimits<'a> {
+    pub(super) fn new(policies: &'a Policies<RateLimitPolicySpec>) -> Self {
+        let attached = Attached::new(policies, |spec| &spec.target_refs);
+        let asks = |policy: &&Sourced<RateLimitPolicy>| {
+            policy.value.spec.limits.iter().any(|limit| limit.key.iter().any(|part| part.route.is_some()))
+        };
+        let by_route = attached.iter().filter_map(|(target, policies)| match target {
+            Target::Service(service) | Target::Port(service, _) => {
+                policies.iter().any(asks).then(|| service.clone())
+            }
+            _ => None,
+        });
+        Self { by_route: by_route.collect(), attached }
+    }
+
+    /// The mark of a rule at this place of its route; empty if no limit asks for it.
+    pub(super) fn mark(&self, rule: RuleRef<'_>, place: usize, backends: &[v1::Backend]) -> String {
+        let asked = |backend: &v1::Backend| {
+            let name = ServiceName::new(&backend.namespace, &backend.name);
+            name.is_ok_and(|name| self.by_route.contains(&name))
+        };
+        if self.attached.rule(rule).is_empty() && !backends.iter().any(asked) {
+            return String::new();
+        }
+        mark(rule, place)
+    }
+
+    /// What each workload has to enforce, given the services and the rules in force.
+    pub(super) fn workloads(
+        &self,
+        services: &BTreeMap<ServiceName, v1::Service>,
+        sets: &BTreeMap<ServiceName, Vec<v1::RouteSet>>,
+    ) -> Limited {
+        let mut limited = Limited::default();
+        for (name, service) in services {
+            for policy in self.attached.service(name) {
+                limited.add(policy, service, None, "");
+            }
+            for port in &service.ports {
+                for policy in self.attached.port(name, &port.name) {
+                    limited.add(policy, service, Some(port.port), "");
+                }
+            }
+        }
+        for (mark, backends) in sets.values().flatten().flat_map(marked) {
+            let Some(policies) = read_mark(mark).map(|rule| self.attached.rule(rule.borrow())) else {
+                continue;
+            };
+            for backend in backends {
+                // One that is invalid is no service.
+                let service = ServiceName::new(&backend.namespace, &backend.name);
+                let Some(service) = service.ok().and_then(|name| services.get(&name)) else { continue };
+                for policy in &policies {
+                    limited.add(policy, service, Some(backend.port), mark);
+                }
+            }
+        }
+        limited
+    }
+}
+
+/// The rules of a set that have a mark, with their backends.
+fn marked(set: &v1::RouteSet) -> Vec<(&str, &[v1::Backend])> {
+    let rules: Vec<(&str, &[v1::Backend])> = match &set.rules {
+        Some(v1::route_set::Rules::Http(routes)) => {
+            routes.rules.iter().map(|rule| (rule.mark.as_str(), rule.backends.as_slice())).collect()
+        }
+        Some(v1::route_set::Rules::Grpc(routes)) => {
+            routes.rules.iter().map(|rule| (rule.mark.as_str(), rule.backends.as_slice())).collect()
+        }
+        Some(v1::route_set::Rules::Tcp(_)) | None => Vec::new(),
+    };
+    rules.into_iter().filter(|(mark, _)| !mark.is_empty()).collect()
+}
+
+/// `KIND/NAMESPACE/ROUTE/RULE`. A rule without a name is known by its place after a `#`, which no name has.
+fn mark(rule: RuleRef<'_>, place: usize) -> String {
+    let name = rule.rule.map_or_else(|| format!("#{place}"), str::to_owned);
+    format!("{}/{}/{name}", rule.kind, rule.route)
+}
+
+/// A rule, as its mark names it.
+struct Marked<'a> {
+    kind: &'a str,
+    route: ObjectName,
+    rule: Option<&'a str>,
+}
+
+impl Marked<'_> {
+    fn borrow(&self) -> RuleRef<'_> {
+        RuleRef { kind: self.kind, route: &self.route, rule: self.rule }
+    }
+}
+
+/// The rule that [`mark`] made it of.
+fn read_mark(mark: &str) -> Option<Marked<'_>> {
+    let mut parts = mark.splitn(4, '/');
+    let kind = parts.next()?;
+    let route = ObjectName { namespace: parts.next()?.into(), name: parts.next()?.into() };
+    let rule = parts.next().filter(|rule| !rule.starts_with('#'));
+    Some(Marked { kind, route, rule })
+}
+
+/// What each workload enforces, by the identity and the address that discovery announces it under.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Limited(BTreeMap<Workload, Arc<BTreeMap<LimitName, v1::RateLimit>>>);
+
+/// An identity, an address and the inbound port there.
+type Workload = (String, String, u32);
+
+/// The policy and the place in it.
+type LimitName = (ObjectName, usize);
+
+impl Limited {
+    /// Adds what a policy asks of the workloads behind a port of a service, or behind all of them,
+    /// for requests with this mark, or for all if it is empty.
+    fn add(
+        &mut self,
+        policy: &Sourced<RateLimitPolicy>,
+        service: &v1::Service,
+        port: Option<u32>,
+        mark: &str,
+    ) {
+        // Where there is no sidecar, nobody can.
+        for endpoint in service.endpoints.iter().filter(|endpoint| !endpoint.identity.is_empty()) {
+            let workload = (endpoint.identity.clone(), endpoint.address.clone(), endpoint.mesh_port);
+            let limits = Arc::make_mut(self.0.entry(workload).or_default());
+            let bindings = endpoint.bindings.iter();
+            let bindings = bindings.filter(|binding| port.is_none_or(|port| binding.service_port == port));
+            for binding in bindings {
+                let scope = v1::RateLimitScope { port: binding.target_port, mark: mark.into() };
+                for (place, limit) in policy.value.spec.limits.iter().enumerate() {
+                    let entry = limits.entry((policy.name.clone(), place));
+                    let entry = entry.or_insert_with(|| wire(policy, limit, place));
+                    if !entry.scopes.contains(&scope) {
+                        entry.scopes.push(scope.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the workload of a registration enforces.
+    pub(crate) fn of(&self, registration: &Registration) -> Vec<v1::RateLimit> {
+        let workload = (
+            registration.identity.as_str().to_owned(),
+            registration.address.to_string(),
+            u32::from(registration.inbound_port),
+        );
+        self.0.get(&workload).into_iter().flat_map(|limits| limits.values().cloned()).collect()
+    }
+}
+
+/// A limit without the requests that it is about.
+fn wire(policy: &Sourced<RateLimitPolicy>, limit: &RateLimit, place: usize) -> v1::RateLimit {
+    v1::RateLimit {
+        source: policy.name.to_string(),
+        name: limit.name(place),
+        scopes: Vec::new(),
+        matches: requests::matches(&limit.r#match),
+        key: limit.key.iter().map(key).collect(),
+        requests: limit.requests.get(),
+        per: Some(duration(limit.per.get())),
+        burst: limit.burst(),
+    }
+}
+
+fn key(part: &RateLimitKey) -> v1::RateLimitKey {
+    use v1::rate_limit_key::Key;
+    let key = match part {
+        RateLimitKey { identity: Some(_), .. } => Some(Key::Identity(true)),
+        RateLimitKey { source_address: Some(_), .. } => Some(Key::SourceAddress(true)),
+        RateLimitKey { route: Some(_), .. } => Some(Key::Route(true)),
+        RateLimitKey { header, .. } => header.as_ref().map(|name| Key::Header(name.to_string())),
+    };
+    v1::RateLimitKey { key }
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_api::discovery::v1;
+
+    use super::super::tests::{model, service, workload};
+    use super::read_mark;
+    use crate::model::Model;
+
+    const SHOP: &str = "apiVersion: v1
+kind: Service
+metadata: {name: users, namespace: shop}
+spec:
+  ports: [{name: http, port: 80, targetPort: http}, {name: admin, port: 81, targetPort: admin}]
+---
+";
+    const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: users, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: users, port: 80}]
+  rules:
+  - {backendRefs: [{name: users, port: 80}], matches: [{path: {type: PathPrefix, value: /a}}]}
+  - {name: b, backendRefs: [{name: users, port: 81}], matches: [{path: {type: PathPrefix, value: /b}}]}
+---
+";
+
+    fn policy(name: &str, target: &str, limits: &str) -> String {
+        format!(
+            "apiVersion: heddle.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  targetRefs: [{target}]\n  limits: [{limits}]\n---\n"
+        )
+    }
+
+    const USERS: &str = "{group: '', kind: Service, name: users}";
+
+    fn limits_of(text: &str) -> (Vec<v1::RateLimit>, Model) {
+        let users = workload("shop/users", "users-1", &[("http", 8080), ("admin", 8081)]);
+        let model = model(text, std::slice::from_ref(&users));
+        (model.workload_for(&users).rate_limits, model)
+    }
+
+    fn marks(model: &Model) -> Vec<String> {
+        let users = service(model, "shop/users");
+        let Some(v1::route_set::Rules::Http(rules)) = &users.routes[0].rules else { panic!() };
+        rules.rules.iter().map(|rule| rule.mark.clone()).collect()
+    }
+
+    fn scopes(limit: &v1::RateLimit) -> Vec<(u32, &str)> {
+        limit.scopes.iter().map(|scope| (scope.port, scope.mark.as_str())).collect()
+    }
+
+    #[test]
+    fn a_service_is_limited_at_each_workload_and_port_behind_it() {
+        let port = "{group: '', kind: Service, name: users, sectionName: admin}";
+        let (limits, model) = limits_of(
+            &[
+                SHOP,
+                ROUTE,
+                &policy("all", USERS, "{requests: 10, per: 1m, key: [{identity: true}, {header: X-A}]}, {name: x, requests: 1, per: 1s, burst: 3, match: [{pathPrefix: /v1}]}"),
+                &policy("port", port, "{requests: 10, per: 1m}"),
+            ]
+            .concat(),
+        );
+        let names: Vec<_> = limits.iter().map(|l| (l.source.as_str(), l.name.as_str())).collect();
+        assert_eq!(names, [("shop/all", "limit-0"), ("shop/all", "x"), ("shop/port", "limit-0")]);
+        assert_eq!(scopes(&limits[0]), [(8080, ""), (8081, "")]);
+        assert_eq!(scopes(&limits[2]), [(8081, "")]);
+        assert_eq!((limits[0].burst, limits[1].burst, limits[0].key.len()), (10, 3, 2));
+        assert_eq!(limits[1].matches[0].path_prefix, "/v1");
+        assert_eq!(marks(&model), ["", ""]);
+    }
+
+    #[test]
+    fn a_rule_is_limited_at_its_backends_by_its_mark() {
+        let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: users}";
+        let rule = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: users, sectionName: b}";
+        let one = "{requests: 1, per: 1s}";
+        let (limits, model) = limits_of(&[SHOP, ROUTE, &policy("rule", rule, one)].concat());
+        assert_eq!(scopes(&limits[0]), [(8081, "HTTPRoute/shop/users/b")]);
+        assert_eq!(marks(&model), ["", "HTTPRoute/shop/users/b"]);
+        let (limits, model) = limits_of(&[SHOP, ROUTE, &policy("route", route, one)].concat());
+        let expected = [(8080, "HTTPRoute/shop/users/#0"), (8081, "HTTPRoute/shop/users/b")];
+        assert_eq!(scopes(&limits[0]), expected);
+        assert_eq!(marks(&model), ["HTTPRoute/shop/users/#0", "HTTPRoute/shop/users/b"]);
+        let by_route = policy("key", USERS, "{requests: 1, per: 1s, key: [{route: true}]}");
+        assert_eq!(marks(&limits_of(&[SHOP, ROUTE, &by_route].concat()).1).len(), 2);
+    }
+
+    #[test]
+    fn a_claim_is_refused_while_no_token_is_verified() {
+        let text = policy(
+            "a",
+            USERS,
+            "{requests: 1, per: 1s}, {requests: 1, per: 1s, key: [{route: true}, {claim: sub}]}",
+        );
+        let model = limits_of(&[SHOP, &text].concat()).1;
+        let status = model.statuses.iter().find(|status| status.kind == "RateLimitPolicy").unwrap();
+        assert_eq!(status.refusals[0].path, "spec.limits[1].key[1].claim");
+    }
+
+    #[test]
+    fn a_mark_names_one_rule() {
+        let marked = read_mark("HTTPRoute/shop/users/b").unwrap();
+        assert_eq!(
+            (marked.kind, marked.route.to_string().as_str(), marked.rule),
+            ("HTTPRoute", "shop/users", Some("b"))
+        );
+        assert_eq!(read_mark("GRPCRoute/shop/users/#3").unwrap().rule, None);
+    }
+}
