@@ -36,6 +36,7 @@ pub const ALERT_REASONS: &[&str] = &[
     "draining",
     "loop",
     "fault_injected",
+    "rate_limited",
 ];
 
 /// Windows between these are long enough to count in and short enough to keep.
