@@ -78,7 +78,7 @@ impl Scenario {
         peer == Peer::Heddle || !self.is_routed()
     }
 
-    /// Whether requests are under the routes of [`crate::peers::routes`].
+    /// Whether requests are under the routes of `peers::routes`.
     pub(crate) fn is_routed(self) -> bool {
         matches!(self, Self::Http1Routed | Self::RoutePush)
     }
