@@ -51,6 +51,14 @@ fn whole(kind: &str) -> Value {
             "abort": {"status": 503, "grpcStatus": 14, "percent": 10},
             "match": [{"method": "GET", "pathPrefix": "/", "headers": [{"name": "x-test", "value": "1"}]}],
         }),
+        "RateLimitPolicy" => json!({
+            "targetRefs": [{"group": "", "kind": "Service", "name": "users", "sectionName": "main"}],
+            "limits": [{
+                "name": "each-client", "key": [{"identity": true}, {"header": "x-user"}],
+                "requests": 100, "per": "1m", "burst": 20,
+                "match": [{"method": "GET", "pathPrefix": "/", "headers": [{"name": "x-test", "value": "1"}]}],
+            }],
+        }),
         other => panic!("no {other}"),
     }
 }
@@ -107,6 +115,20 @@ fn in_context(kind: &str) -> Vec<(&'static [(&'static str, &'static str)], &'sta
             (&[("abort/status", "null"), ("abort/grpcStatus", "null")], "spec.abort"),
             (&[("abort/status", "199")], "spec.abort.status"),
             (&[("abort/grpcStatus", "17")], "spec.abort.grpcStatus"),
+            (&[("match/0/pathPrefix", "\"/a%2Fb\"")], "spec.match[0].pathPrefix"),
+        ],
+        "RateLimitPolicy" => vec![
+            (&[("targetRefs", "[]")], "spec.targetRefs"),
+            (&[("targetRefs/0/kind", "\"Pod\"")], "spec.targetRefs[0].kind"),
+            (&[("limits", "[]")], "spec.limits"),
+            (&[("limits/0/name", "\"A b\"")], "spec.limits[0].name"),
+            (&[("limits/0/requests", "0")], "spec.limits[0].requests"),
+            (&[("limits/0/per", "\"0s\"")], "spec.limits[0].per"),
+            (&[("limits/0/burst", "0")], "spec.limits[0].burst"),
+            (&[("limits/0/key/0/identity", "false")], "spec.limits[0].key[0].identity"),
+            (&[("limits/0/key/0/route", "true")], "spec.limits[0].key[0]"),
+            (&[("limits/0/key/1/header", "\"a b\"")], "spec.limits[0].key[1].header"),
+            (&[("limits/0/key/1", "{\"claim\": \"sub\"}")], "spec.limits[0].key[1].claim"),
         ],
         other => panic!("no {other}"),
     }
@@ -152,7 +174,10 @@ fn changed(mut spec: Value, changes: &[(&str, &str)]) -> Value {
         let parent = spec.pointer_mut(&parent).unwrap_or_else(|| panic!("no {path}"));
         match serde_json::from_str(new).expect("it is JSON") {
             Value::Null => drop(parent.as_object_mut().expect("it is an object").remove(name)),
-            new => parent[name] = new,
+            new => match (parent, name.parse::<usize>()) {
+                (Value::Array(items), Ok(at)) => items[at] = new,
+                (parent, _) => parent[name] = new,
+            },
         }
     }
     spec
@@ -206,4 +231,9 @@ fn each_wrong_field_of_a_traffic_policy_is_refused_by_its_path() {
 #[test]
 fn each_wrong_field_of_a_fault_policy_is_refused_by_its_path() {
     refuses_whatever_is_wrong("FaultPolicy");
+}
+
+#[test]
+fn each_wrong_field_of_a_rate_limit_policy_is_refused_by_its_path() {
+    refuses_whatever_is_wrong("RateLimitPolicy");
 }
