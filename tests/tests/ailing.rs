@@ -80,7 +80,11 @@ fn a_slow_replica_loses_its_share_within_ten_requests() {
 
 #[test]
 fn a_recovered_replica_is_back_in_time_and_without_a_spike() {
-    let policy = "  circuitBreaker: {consecutiveFailures: 3, open: {base: 1s, max: 1s}}\n  retry: {attempts: 2, on: ['503']}";
+    // In turn: a balancer that looks at failures would leave it before its circuit opens.
+    let policy = "
+  loadBalancer: {algorithm: RoundRobin}
+  circuitBreaker: {consecutiveFailures: 3, open: {base: 1s, max: 1s}}
+  retry: {attempts: 2, on: ['503']}";
     let trial = Trial::new(policy);
     let (ill, well) = (1000 * MS, 1300 * MS);
     let (begun, samples) = trial.run(5000 * MS, &[(ill, Condition::Unavailable), (well, Condition::Well)]);
