@@ -5,6 +5,7 @@
 //! until its response begins, so that another endpoint can be tried; a
 //! response that broke off is never passed on as complete.
 
+mod answer;
 mod chain;
 mod fallback;
 mod fault;
@@ -12,6 +13,7 @@ mod hedge;
 mod held;
 mod hop;
 mod limited;
+mod respond;
 mod routed;
 
 use std::future::poll_fn;
@@ -29,18 +31,15 @@ use crate::http1::exchange::{Broken, Exchange, Sending, Sides, watch};
 use crate::http1::fields::write_field;
 use crate::http1::limits::{Limits, Stop, wait};
 use crate::http1::request::RequestHead;
-use crate::http1::response::{self, ResponseHead, Role};
-use crate::http1::{Method, Origin, Span, Version};
+use crate::http1::response::{self, ResponseHead};
+use crate::http1::{Origin, Span};
 use crate::policy::fault::Injected;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
 use crate::rate_limit::Word;
 use crate::reason::Reason;
-use crate::route::{Http1Head, Reply};
+use crate::route::Http1Head;
 use crate::routing::Routed;
-use crate::sanitize::answer::{Answer, Http1};
-use crate::session;
-use crate::tcp::tunnel;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{self, Bound, Destination, Endpoint, Lease, MeshProtocol, broken};
@@ -465,132 +464,6 @@ impl Request {
         (tried(ended, &lease, &exchange), Some(lease), exchange)
     }
 
-    /// Passes a response on.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one exchange, taken apart here")]
-    async fn respond(
-        &mut self,
-        client: &mut Client,
-        destination: &Destination,
-        policy: &TrafficPolicy,
-        mut response: ResponseHead,
-        mut lease: Lease,
-        mut exchange: Exchange,
-        metrics: InFlight,
-        load: &upstream::InFlight,
-    ) -> Next {
-        let stays = self.head.keep_alive && !client.session.worker.is_draining();
-        if self.fallback.is_some() {
-            exchange.keep = self.passes(client, &response);
-        }
-        if let Some(cookie) = &self.affinity.set_cookie {
-            write_field(&mut client.to_client.bytes, b"set-cookie", cookie.as_bytes());
-        }
-        for (name, value) in self.word.iter().flat_map(|word| &word.fields) {
-            write_field(&mut client.to_client.bytes, name.as_bytes(), value.as_bytes());
-        }
-        if let Some(routed) = &self.routed {
-            routed.edit_http1_response(lease.endpoint(), &mut client.to_client.bytes);
-        }
-        response.finish(stays, &mut client.to_client.bytes);
-        self.sending.let_go(&mut client.to_upstream);
-        if !policy.per_try_whole {
-            self.limits.attempt = None;
-        }
-        let Client { connection, to_client, to_upstream, deadline, .. } = client;
-        let ended = poll_fn(|cx| {
-            let mut sides = Sides { client: connection, to_client, upstream: &mut lease, to_upstream };
-            match exchange.poll_body(cx, &mut sides, &mut self.sending, &mut response.body) {
-                Poll::Ready(ended) => Poll::Ready(Ok(ended)),
-                Poll::Pending => self.limits.poll(cx, deadline, &mut exchange.moved, &self.sending).map(Err),
-            }
-        })
-        .await;
-        // Whatever was sent of it, the client must not take it for complete.
-        let (next, error) = match ended {
-            Ok(Ok(())) => (None, None),
-            Ok(Err(Broken::Client)) => (Some(Next::Abort), None),
-            Ok(Err(Broken::Request(_))) => (Some(Next::Abort), Some(Reason::BadRequest)),
-            Ok(Err(Broken::Response)) => (Some(Next::Abort), Some(Reason::BadResponse)),
-            Ok(Err(Broken::Upstream(_))) => (Some(Next::Abort), Some(Reason::Reset)),
-            Err(reason) => (Some(Next::Abort), Some(reason)),
-        };
-        let endpoint = lease.endpoint().clone();
-        match (error, &next) {
-            (Some(reason), _) => load.failed(Failure::Mesh(reason), Instant::now()),
-            (None, None) => {
-                load.succeeded(Instant::now());
-                if let Some(keep) = exchange.keep.take() {
-                    keep.store();
-                }
-            }
-            (None, Some(_)) => {}
-        }
-        let outcome =
-            Outcome { code: response.status, grpc_status: None, error: error.or(response.mesh_error) };
-        let mut received = response.body.received();
-        let next = match next {
-            Some(next) => next,
-            None if response.role == Role::Tunnel => {
-                let bytes = client.session.tcp(Some(destination), Some(&endpoint)).open();
-                let deadline = client.session.worker.wheel.deadline();
-                let (client, upstream) = (&mut client.connection, &mut *lease);
-                let clean = Box::pin(tunnel(client, upstream, deadline, policy.idle_timeout, &bytes)).await;
-                received = 0;
-                if clean { Next::Close } else { Next::Abort }
-            }
-            None => {
-                let whole = exchange.request_sent(&self.sending, to_upstream);
-                if response.keep_alive && whole && lease.input.is_empty() {
-                    lease.give_back(policy.limits.requests_per_connection, Instant::now());
-                }
-                match (stays && !response.close_delimited, self.sending.body.is_complete()) {
-                    (_, false) => Next::Linger,
-                    (true, true) => Next::KeepAlive,
-                    (false, true) => Next::Close,
-                }
-            }
-        };
-        self.finish(client, Some(destination), Some(&endpoint), metrics, outcome, received);
-        next
-    }
-
-    /// Counts and records the request as ended so.
-    fn finish(
-        &mut self,
-        client: &mut Client,
-        destination: Option<&Destination>,
-        endpoint: Option<&Endpoint>,
-        metrics: InFlight,
-        outcome: Outcome,
-        bytes_out: u64,
-    ) {
-        client.now = Instant::now();
-        if let Some(failed) = self.fallback.as_mut().and_then(|fallback| fallback.failed()) {
-            failed.count(client.now);
-        }
-        let duration = client.now.saturating_duration_since(self.progress.started);
-        metrics.finish(outcome, duration);
-        if let Some(told) = &self.told {
-            client.session.record(&session::Exchange {
-                method: told.method.of(&told.bytes),
-                authority: told.authority.of(&told.bytes),
-                path: told.path.of(&told.bytes),
-                version: match self.head.version {
-                    Version::Http10 => http::Version::HTTP_10,
-                    Version::Http11 => http::Version::HTTP_11,
-                },
-                outcome,
-                duration,
-                bytes_in: self.sending.body.received(),
-                bytes_out,
-                attempts: self.attempts,
-                destination,
-                endpoint,
-                trace: self.trace.as_ref(),
-            });
-        }
-    }
-
     /// Whether the request is tried again after this failure, and after which delay.
     fn retry(
         &mut self,
@@ -644,111 +517,6 @@ impl Request {
             Poll::Pending => watch(cx, connection, &mut self.sending).map(|_| Err(Gone)),
         })
         .await
-    }
-
-    /// Who counts it while no endpoint does.
-    fn metrics_of_nobody(
-        &self,
-        client: &Client,
-        destination: Option<&Rc<Destination>>,
-    ) -> Rc<RequestMetrics> {
-        match &self.routed {
-            Some(routed) => client.session.requests_of(&routed.way),
-            None => client.session.requests(destination.map(|d| &**d), None),
-        }
-    }
-
-    /// Answers in place of an endpoint that was never chosen.
-    async fn refuse(
-        &mut self,
-        client: &mut Client,
-        destination: Option<&Rc<Destination>>,
-        reason: Reason,
-        message: &str,
-    ) -> Next {
-        let metrics = self.metrics_of_nobody(client, destination).begin();
-        self.answer(client, destination, None, metrics, reason, message).await
-    }
-
-    /// Answers as a route says.
-    async fn reply(&mut self, client: &mut Client, front: &Rc<Destination>, reply: &Reply) -> Next {
-        let whole = self.sending.body.is_complete();
-        let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
-        let metrics = client.session.requests(Some(front), None).begin();
-        reply.write_http1(!stays, &mut client.to_client.bytes);
-        let next = match (stays, whole) {
-            (true, _) => Next::KeepAlive,
-            (false, true) => Next::Close,
-            (false, false) => Next::Linger,
-        };
-        let next = client.send_answer(next).await;
-        let outcome = Outcome { code: reply.status, grpc_status: None, error: None };
-        self.finish(client, Some(front), None, metrics, outcome, 0);
-        next
-    }
-
-    /// Answers in place of the upstream: what the fallback says, or else the error.
-    async fn answer(
-        &mut self,
-        client: &mut Client,
-        destination: Option<&Rc<Destination>>,
-        endpoint: Option<&Rc<Endpoint>>,
-        metrics: InFlight,
-        reason: Reason,
-        message: &str,
-    ) -> Next {
-        match destination {
-            Some(destination) if self.falls_back(reason) => {
-                self.fall_back(client, destination, endpoint, metrics, reason).await
-            }
-            _ => self.answer_error(client, destination, endpoint, metrics, reason, message).await,
-        }
-    }
-
-    /// Answers an error.
-    async fn answer_error(
-        &mut self,
-        client: &mut Client,
-        destination: Option<&Rc<Destination>>,
-        endpoint: Option<&Rc<Endpoint>>,
-        metrics: InFlight,
-        reason: Reason,
-        message: &str,
-    ) -> Next {
-        let whole = self.sending.body.is_complete();
-        let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
-        let service = destination.map(|d| format!("{}.{}", d.service, d.namespace)).unwrap_or_default();
-        let policy = destination.map(|d| self.policy(d));
-        let trace_id = self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default();
-        let own = policy.as_ref().map_or("", |policy| &policy.source);
-        let (codes, source) = self.injected(reason).unwrap_or((reason.codes(), own));
-        let limited = self.word.as_ref().filter(|_| reason == Reason::RateLimited);
-        let now = Instant::now();
-        let answer = Answer {
-            codes,
-            message: limited.map_or(message, |word| &word.message),
-            service: &service,
-            policy: limited.map_or(source, |word| &word.policy),
-            trace_id: &trace_id,
-            retry_after: match (limited, destination) {
-                (Some(word), _) => word.retry_after,
-                (None, Some(destination)) => destination.retry_after(reason, now),
-                (None, None) => reason.retry_after(),
-            },
-            fields: self.word.as_ref().map_or(&[], |word| &word.fields),
-            ..Answer::new(reason)
-        };
-        let how = Http1 { head: self.head.method == Method::Head, close: !stays };
-        answer.write_http1(self.head.form, how, &mut client.to_client.bytes);
-        let next = match (stays, whole) {
-            (true, _) => Next::KeepAlive,
-            (false, true) => Next::Close,
-            (false, false) => Next::Linger,
-        };
-        let next = client.send_answer(next).await;
-        let outcome = Outcome { code: answer.status(self.head.form), grpc_status: None, error: Some(reason) };
-        self.finish(client, destination.map(|d| &**d), endpoint.map(|e| &**e), metrics, outcome, 0);
-        next
     }
 }
 

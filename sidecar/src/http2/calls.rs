@@ -2,20 +2,18 @@
 //! their policies and their metrics.
 
 mod fallback;
+mod lease;
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, request, response};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub(super) use self::lease::{Leased, connect, terms};
 use crate::config::TrafficPolicy;
 use crate::fallback::{Fallback, Keep};
 use crate::hop::HopFields;
@@ -25,7 +23,6 @@ use crate::http2::head::{secure, strip, strip_mesh};
 use crate::http2::mirror;
 use crate::http2::seam::{Call, Calls, Connector, Detour, End, Instead, Limits, Refusal, Stand};
 use crate::http2::upstream::{Links, Terms};
-use crate::http2::vigil::Times;
 use crate::policy::concurrency::Urgency;
 use crate::policy::fault::{Fault, Injected};
 use crate::policy::hash_key::Affinity;
@@ -41,9 +38,8 @@ use crate::telemetry::metrics::{
     Direction, HedgeOutcome, InFlight, Outcome, RequestMetrics, RetryMetrics, RetryOutcome, Tls,
 };
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext, is_replaced};
-use crate::upstream::{self, Admitted, Bound, Destination, Endpoint, Lease, MeshProtocol};
+use crate::upstream::{self, Admitted, Bound, Destination, Endpoint};
 use crate::wheel::Wheel;
-use crate::worker::Worker;
 
 /// Upstream connections without streams are kept as long as HTTP/1's are.
 const IDLE_LINK: Duration = Duration::from_secs(60);
@@ -723,69 +719,5 @@ impl Call for Forward<'_> {
             };
             self.side.record((method, uri), told);
         }
-    }
-}
-
-/// What the links to an endpoint need besides a connection.
-pub(super) fn terms(worker: &Worker, policy: &TrafficPolicy) -> Terms {
-    Terms {
-        wheel: worker.wheel.clone(),
-        times: Times { silence: SILENCE, idle: IDLE_LINK },
-        waiting: policy.limits.pending_requests,
-        requests_per_link: policy.limits.requests_per_connection,
-    }
-}
-
-/// Makes a connection to an endpoint.
-pub(super) async fn connect(
-    destination: Rc<Destination>,
-    endpoint: Rc<Endpoint>,
-    worker: Rc<Worker>,
-) -> Result<Leased, Refusal> {
-    match destination.acquire(&endpoint, MeshProtocol::Http2, &worker).await {
-        Ok(lease) => Ok(Leased(lease)),
-        Err(error) => {
-            worker.warn(format_args!("{}: {}", destination.key, error.detail));
-            Err(Refusal::new(error.reason, error.detail))
-        }
-    }
-}
-
-/// A connection that counts against its destination's limits until it ends.
-pub(super) struct Leased(Lease);
-
-impl AsyncRead for Leased {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.transport).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Leased {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.transport).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.transport).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.transport).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.transport).poll_shutdown(cx)
     }
 }

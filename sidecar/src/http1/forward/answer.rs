@@ -1,0 +1,126 @@
+//! What the client gets in place of an upstream's response: a refusal, or what a route says.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::Request;
+use crate::http1::Method;
+use crate::http1::connection::{Client, Next};
+use crate::reason::Reason;
+use crate::route::Reply;
+use crate::sanitize::answer::{Answer, Http1};
+use crate::telemetry::metrics::{InFlight, Outcome, RequestMetrics};
+use crate::telemetry::trace::SpanContext;
+use crate::upstream::{Destination, Endpoint};
+
+impl Request {
+    /// Who counts it while no endpoint does.
+    pub(super) fn metrics_of_nobody(
+        &self,
+        client: &Client,
+        destination: Option<&Rc<Destination>>,
+    ) -> Rc<RequestMetrics> {
+        match &self.routed {
+            Some(routed) => client.session.requests_of(&routed.way),
+            None => client.session.requests(destination.map(|d| &**d), None),
+        }
+    }
+
+    /// Answers in place of an endpoint that was never chosen.
+    pub(super) async fn refuse(
+        &mut self,
+        client: &mut Client,
+        destination: Option<&Rc<Destination>>,
+        reason: Reason,
+        message: &str,
+    ) -> Next {
+        let metrics = self.metrics_of_nobody(client, destination).begin();
+        self.answer(client, destination, None, metrics, reason, message).await
+    }
+
+    /// Answers as a route says.
+    pub(super) async fn reply(
+        &mut self,
+        client: &mut Client,
+        front: &Rc<Destination>,
+        reply: &Reply,
+    ) -> Next {
+        let whole = self.sending.body.is_complete();
+        let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
+        let metrics = client.session.requests(Some(front), None).begin();
+        reply.write_http1(!stays, &mut client.to_client.bytes);
+        let next = match (stays, whole) {
+            (true, _) => Next::KeepAlive,
+            (false, true) => Next::Close,
+            (false, false) => Next::Linger,
+        };
+        let next = client.send_answer(next).await;
+        let outcome = Outcome { code: reply.status, grpc_status: None, error: None };
+        self.finish(client, Some(front), None, metrics, outcome, 0);
+        next
+    }
+
+    /// Answers in place of the upstream: what the fallback says, or else the error.
+    pub(super) async fn answer(
+        &mut self,
+        client: &mut Client,
+        destination: Option<&Rc<Destination>>,
+        endpoint: Option<&Rc<Endpoint>>,
+        metrics: InFlight,
+        reason: Reason,
+        message: &str,
+    ) -> Next {
+        match destination {
+            Some(destination) if self.falls_back(reason) => {
+                self.fall_back(client, destination, endpoint, metrics, reason).await
+            }
+            _ => self.answer_error(client, destination, endpoint, metrics, reason, message).await,
+        }
+    }
+
+    /// Answers an error.
+    pub(super) async fn answer_error(
+        &mut self,
+        client: &mut Client,
+        destination: Option<&Rc<Destination>>,
+        endpoint: Option<&Rc<Endpoint>>,
+        metrics: InFlight,
+        reason: Reason,
+        message: &str,
+    ) -> Next {
+        let whole = self.sending.body.is_complete();
+        let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
+        let service = destination.map(|d| format!("{}.{}", d.service, d.namespace)).unwrap_or_default();
+        let policy = destination.map(|d| self.policy(d));
+        let trace_id = self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default();
+        let own = policy.as_ref().map_or("", |policy| &policy.source);
+        let (codes, source) = self.injected(reason).unwrap_or((reason.codes(), own));
+        let limited = self.word.as_ref().filter(|_| reason == Reason::RateLimited);
+        let now = Instant::now();
+        let answer = Answer {
+            codes,
+            message: limited.map_or(message, |word| &word.message),
+            service: &service,
+            policy: limited.map_or(source, |word| &word.policy),
+            trace_id: &trace_id,
+            retry_after: match (limited, destination) {
+                (Some(word), _) => word.retry_after,
+                (None, Some(destination)) => destination.retry_after(reason, now),
+                (None, None) => reason.retry_after(),
+            },
+            fields: self.word.as_ref().map_or(&[], |word| &word.fields),
+            ..Answer::new(reason)
+        };
+        let how = Http1 { head: self.head.method == Method::Head, close: !stays };
+        answer.write_http1(self.head.form, how, &mut client.to_client.bytes);
+        let next = match (stays, whole) {
+            (true, _) => Next::KeepAlive,
+            (false, true) => Next::Close,
+            (false, false) => Next::Linger,
+        };
+        let next = client.send_answer(next).await;
+        let outcome = Outcome { code: answer.status(self.head.form), grpc_status: None, error: Some(reason) };
+        self.finish(client, destination.map(|d| &**d), endpoint.map(|e| &**e), metrics, outcome, 0);
+        next
+    }
+}
