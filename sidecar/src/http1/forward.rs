@@ -304,44 +304,20 @@ impl Request {
                         client.to_client.clear();
                     }
                     match (retry, replaced) {
-                        (None, Some(reason)) => {
-                            return self
-                                .answer(
-                                    client,
-                                    Some(destination),
-                                    Some(&aim.endpoint),
-                                    aim.metrics,
-                                    reason,
-                                    "",
-                                )
-                                .await;
-                        }
-                        (after, _) => after.unwrap_or_default(),
+                        (None, Some(reason)) => Err((reason, None)),
+                        (after, _) => Ok(after.unwrap_or_default()),
                     }
                 }
                 Tried::Failed(failure) => {
                     aim.load.failed(failure, now);
-                    match self.retry(client, destination, &policy, (failure, Advice::None), now) {
-                        Some(after) => after,
-                        None => {
-                            self.note_retry(destination, false);
-                            drop(lease);
-                            let reason = match failure {
-                                Failure::Mesh(reason) => reason,
-                                _ => Reason::Reset,
-                            };
-                            return self
-                                .answer(
-                                    client,
-                                    Some(destination),
-                                    Some(&aim.endpoint),
-                                    aim.metrics,
-                                    reason,
-                                    "",
-                                )
-                                .await;
+                    let retry = self.retry(client, destination, &policy, (failure, Advice::None), now);
+                    retry.ok_or_else(|| {
+                        self.note_retry(destination, false);
+                        match failure {
+                            Failure::Mesh(reason) => (reason, None),
+                            _ => (Reason::Reset, None),
                         }
-                    }
+                    })
                 }
                 Tried::Stopped(Stop::ClientLeft, _) => {
                     aim.load.unanswered(now);
@@ -356,9 +332,15 @@ impl Request {
                     return Next::Abort;
                 }
                 Tried::Stopped(Stop::Reason(reason), bad) => {
-                    let message = bad.map(|bad| bad.to_string()).unwrap_or_default();
                     aim.load.failed(Failure::Mesh(reason), now);
                     self.note_retry(destination, false);
+                    Err((reason, bad))
+                }
+            };
+            let after = match after {
+                Ok(after) => after,
+                Err((reason, bad)) => {
+                    let message = bad.map(|bad| bad.to_string()).unwrap_or_default();
                     drop(lease);
                     return self
                         .answer(client, Some(destination), Some(&aim.endpoint), aim.metrics, reason, &message)
