@@ -17,6 +17,7 @@ mod mesh_config;
 mod number;
 mod rate_limit_policy;
 mod request_match;
+mod rule;
 mod secret;
 mod size;
 mod telemetry_policy;
@@ -28,6 +29,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use gateway::{header_value, is_token};
+use rule::Rule;
 
 pub use duration::{GatewayDuration, InvalidDuration};
 pub use external_service::{
@@ -98,10 +100,34 @@ pub trait Kind: JsonSchema + for<'de> Deserialize<'de> {
     const PLURAL: &'static str;
     /// Whether its objects live in namespaces or belong to the whole cluster.
     const NAMESPACED: bool;
+    /// What `kubectl` takes in place of the name.
+    const SHORT_NAMES: &'static [&'static str];
+    /// What a policy's attachment means (GEP-713); `None`: it is no policy.
+    const ATTACHMENT: Option<Attachment>;
+    /// What `kubectl get` shows of `spec`: the titles of columns, and where their values are.
+    const COLUMNS: &'static [(&'static str, &'static str)];
+
+    /// What names of its objects have to be beyond those of any object, as a schema.
+    fn name_schema() -> Option<schemars::Schema> {
+        None
+    }
 
     /// What no single field's type can say, in the object of that namespace and name.
     fn validate(&self, metadata: &Metadata) -> Vec<Violation>;
 }
+
+/// What a policy's attachment to an object means (GEP-713).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attachment {
+    /// It is about that object alone.
+    Direct,
+    /// It is merged with those of the objects above.
+    Inherited,
+}
+
+/// The columns of policies that attach by `targetRefs`.
+const TARGET_COLUMNS: &[(&str, &str)] =
+    &[("Target Kind", ".spec.targetRefs[0].kind"), ("Target", ".spec.targetRefs[0].name")];
 
 /// A value that is impossible together with others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +190,19 @@ impl Metadata {
 /// `LocalPolicyTargetReferenceWithSectionName`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new(
+        "self.group != 'heddle.dev' || self.kind != 'MeshConfig' || self.name == 'mesh'",
+        "the mesh's one MeshConfig is named mesh",
+    )
+    .at("name"),
+    Rule::new(
+        "!has(self.sectionName) || !(self.group == '' && self.kind == 'Namespace') \
+            && !(self.group == 'heddle.dev' && self.kind == 'MeshConfig')",
+        "a namespace and the mesh have no sections",
+    )
+    .at("sectionName"),
+], "x-kubernetes-map-type" = "atomic"))]
 pub struct TargetRef {
     /// The API group; empty for Kubernetes' core.
     #[schemars(length(max = 253))]

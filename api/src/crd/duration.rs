@@ -12,6 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// The grammar, as the CRD schemas carry it.
 const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
+/// Four parts of at most five digits and two letters.
+const MAX_LENGTH: usize = 28;
+
 /// A duration as manifests write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GatewayDuration(Duration);
@@ -103,7 +106,7 @@ impl JsonSchema for GatewayDuration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": PATTERN })
+        json_schema!({ "type": "string", "pattern": PATTERN, "maxLength": MAX_LENGTH })
     }
 }
 

@@ -12,7 +12,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::gateway::is_section_name;
-use super::{EndpointWeight, Kind, Metadata, PortNumber, Priority, Violation};
+use super::rule::Rule;
+use super::{Attachment, EndpointWeight, Kind, Metadata, PortNumber, Priority, Violation};
 use crate::name::ServiceName;
 
 /// Names outside the mesh and where they lead: to fixed addresses, to what DNS says, to
@@ -20,15 +21,45 @@ use crate::name::ServiceName;
 /// Service, by its name and namespace, and TrafficPolicies attach to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new(
+        format!("(has(self.endpoints) && self.endpoints.size() > 0) || {ONE_HOST}"),
+        "is needed unless there is one host, which then leads somewhere by itself",
+    )
+    .at("endpoints"),
+    Rule::new(
+        "self.ports.size() == 1 || !has(self.endpoints) || !self.endpoints.exists(endpoint, has(endpoint.port))",
+        "say a port, which stands for one port, but there are several",
+    )
+    .at("endpoints"),
+    Rule::new(
+        format!("self.ports.all(port, !has(port.tls) || has(port.tls.serverName) || {ONE_HOST})"),
+        "tls.serverName is needed unless there is one host",
+    )
+    .at("ports"),
+]))]
 pub struct ExternalServiceSpec {
     /// Further names under which clients of this namespace reach it, in full: such as
     /// `api.payments.example`. From `heddle-system` they are for clients of every namespace
     /// whose own says nothing about them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = [
+        Rule::new("self.all(host, host.contains('.'))", "names without a dot are those of services"),
+        Rule::new(
+            "!self.exists(host, host.endsWith('.svc') || host.endsWith('.localhost'))",
+            "names under svc and localhost cannot be outside the mesh",
+        ),
+    ]))]
     pub hosts: Vec<DnsName>,
     /// The ports that clients dial.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["name"],
+        "x-kubernetes-validations" = [Rule::new(
+            "self.all(port, self.exists_one(other, other.port == port.port))",
+            "two ports have one number",
+        )],
+    ))]
     pub ports: Vec<ExternalPort>,
     /// Where it leads. Default: to the addresses that DNS knows for the one host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -36,9 +67,23 @@ pub struct ExternalServiceSpec {
     pub endpoints: Vec<ExternalEndpoint>,
 }
 
+/// A condition of rules: there is one host.
+const ONE_HOST: &str = "(has(self.hosts) && self.hosts.size() == 1)";
+
+/// A condition of rules: an endpoint is no service.
+const NO_SERVICE: &str = "!has(self.service)";
+
+/// What an endpoint that is a service does not say.
+const OF_A_SERVICE: &str = "cannot be said of a service, whose endpoints have their own";
+
 /// A port that clients dial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "!has(self.tls) || !has(self.protocol) || self.protocol != 'TLS'",
+    "has no meaning with protocol TLS, where applications begin TLS themselves",
+)
+.at("tls")]))]
 pub struct ExternalPort {
     /// Its name, for `sectionName` of policies.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
@@ -95,10 +140,12 @@ pub struct TlsOrigination {
 /// Where an external service leads: exactly one of `address`, `dns` and `service`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "[has(self.address), has(self.dns), has(self.service)].filter(given, given).size() == 1",
-    "message": "exactly one of address, dns and service is needed",
-}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::exactly_one(&["address", "dns", "service"]),
+    Rule::new(format!("{NO_SERVICE} || !has(self.port)"), OF_A_SERVICE).at("port"),
+    Rule::new(format!("{NO_SERVICE} || !has(self.weight)"), OF_A_SERVICE).at("weight"),
+    Rule::new(format!("{NO_SERVICE} || !has(self.zone)"), OF_A_SERVICE).at("zone"),
+]))]
 pub struct ExternalEndpoint {
     /// An IP address.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,6 +163,7 @@ pub struct ExternalEndpoint {
     /// Its level. Endpoints of a higher number are used where those of lower ones cannot take
     /// everything. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = 0))]
     pub priority: Option<Priority>,
     /// The share of traffic of each of its addresses, relative to others of its level. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,7 +248,15 @@ impl JsonSchema for DnsName {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         const LABEL: &str = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?";
-        json_schema!({ "type": "string", "maxLength": 253, "pattern": format!(r"^{LABEL}(\.{LABEL})*$") })
+        json_schema!({
+            "type": "string",
+            "maxLength": 253,
+            "pattern": format!(r"^{LABEL}(\.{LABEL})*$"),
+            "x-kubernetes-validations": [Rule::new(
+                r"!self.matches('(^|\\.)[0-9]+$')",
+                "is no name of the DNS, no last label of which is a number",
+            )],
+        })
     }
 }
 
@@ -377,6 +433,13 @@ impl Kind for ExternalServiceSpec {
     const KIND: &'static str = "ExternalService";
     const PLURAL: &'static str = "externalservices";
     const NAMESPACED: bool = true;
+    const SHORT_NAMES: &'static [&'static str] = &["extsvc"];
+    const ATTACHMENT: Option<Attachment> = None;
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[("Hosts", ".spec.hosts")];
+
+    fn name_schema() -> Option<Schema> {
+        Some(json_schema!({ "maxLength": 63, "pattern": "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$" }))
+    }
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Vec::new();

@@ -4,18 +4,26 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GatewayDuration, Kind, Metadata, Percent, RequestMatch, TargetRef, Violation, request_match};
+use super::rule::Rule;
+use super::{
+    Attachment, GatewayDuration, Kind, Metadata, Percent, RequestMatch, TARGET_COLUMNS, TargetRef, Violation,
+    request_match,
+};
 
 /// Delays and errors for a share of the requests to a service, made by the
 /// sidecars of its clients. Of several policies whose match holds, one decides: that of the
 /// rule before those of the route, the port and the service, then the oldest.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "has(self.delay) || has(self.abort)",
+    "has neither delay nor abort; at least one is needed",
+)]))]
 pub struct FaultPolicySpec {
     /// Services of the policy's own namespace, or ports of them by `sectionName`; HTTPRoutes and
     /// GRPCRoutes, or rules of them by `sectionName`. Where routes lead a request to another service,
     /// the policies of that service count.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "set"))]
     pub target_refs: Vec<TargetRef>,
     /// Requests that wait before they are sent. The client's time limits count it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,6 +41,7 @@ pub struct FaultPolicySpec {
 /// A delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::positive("fixed")]))]
 pub struct FaultDelay {
     /// How long.
     pub fixed: GatewayDuration,
@@ -43,6 +52,10 @@ pub struct FaultDelay {
 /// An error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "has(self.status) || has(self.grpcStatus)",
+    "has neither status nor grpcStatus; at least one is needed",
+)]))]
 pub struct FaultAbort {
     /// The HTTP status of the answer. gRPC calls get the code that gRPC maps it to, unless
     /// `grpcStatus` says another.
@@ -61,6 +74,9 @@ impl Kind for FaultPolicySpec {
     const KIND: &'static str = "FaultPolicy";
     const PLURAL: &'static str = "faultpolicies";
     const NAMESPACED: bool = true;
+    const SHORT_NAMES: &'static [&'static str] = &["fpol"];
+    const ATTACHMENT: Option<Attachment> = Some(Attachment::Direct);
+    const COLUMNS: &'static [(&'static str, &'static str)] = TARGET_COLUMNS;
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Vec::new();

@@ -30,8 +30,8 @@ pub use http_route::{HttpMatch, HttpRouteSpec, HttpRule, RuleRetry, RuleTimeouts
 pub use matching::{HeaderMatch, PathMatch, QueryMatch, TextMatch};
 pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant, ReferenceGrantSpec};
 pub use session::{SessionCarrier, SessionPersistence};
+pub(super) use text::{HEADER_VALUE, header_value, is_section_name, is_token};
 pub use text::{HeaderName, InvalidHeaderName};
-pub(super) use text::{header_value, is_section_name, is_token};
 
 /// The API group of the routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";

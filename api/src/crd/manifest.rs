@@ -7,8 +7,9 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::rule::Rule;
 use super::{
-    ExternalServiceSpec, FaultPolicySpec, GROUP, Kind, MeshConfigSpec, RateLimitPolicySpec,
+    Attachment, ExternalServiceSpec, FaultPolicySpec, GROUP, Kind, MeshConfigSpec, RateLimitPolicySpec,
     TelemetryPolicySpec, TrafficPolicySpec, VERSION,
 };
 
@@ -59,10 +60,10 @@ fn yaml(definition: &Value) -> String {
 
 fn manifest<K: Kind>() -> (String, Value) {
     let name = format!("{}.{GROUP}", K::PLURAL);
-    let definition = json!({
+    let mut definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": { "name": name },
+        "metadata": { "name": name, "labels": { "app.kubernetes.io/part-of": "heddle" } },
         "spec": {
             "group": GROUP,
             "scope": if K::NAMESPACED { "Namespaced" } else { "Cluster" },
@@ -71,6 +72,7 @@ fn manifest<K: Kind>() -> (String, Value) {
                 "listKind": format!("{}List", K::KIND),
                 "plural": K::PLURAL,
                 "singular": K::KIND.to_ascii_lowercase(),
+                "shortNames": K::SHORT_NAMES,
                 "categories": ["heddle"],
             },
             "versions": [{
@@ -78,29 +80,159 @@ fn manifest<K: Kind>() -> (String, Value) {
                 "served": true,
                 "storage": true,
                 "subresources": { "status": {} },
-                "additionalPrinterColumns": [
-                    {
-                        "name": "Accepted",
-                        "type": "string",
-                        "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status",
-                    },
-                    { "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" },
-                ],
-                "schema": { "openAPIV3Schema": {
-                    "type": "object",
-                    "required": ["spec"],
-                    "properties": {
-                        "apiVersion": { "type": "string" },
-                        "kind": { "type": "string" },
-                        "metadata": { "type": "object" },
-                        "spec": structural_schema::<K>(),
-                        "status": { "type": "object", "x-kubernetes-preserve-unknown-fields": true },
-                    },
-                }},
+                "additionalPrinterColumns": columns::<K>(),
+                "schema": { "openAPIV3Schema": object_schema::<K>() },
             }],
         },
     });
+    if let Some(attachment) = K::ATTACHMENT {
+        // GEP-713: tools find the kinds of policies by it.
+        definition["metadata"]["labels"]["gateway.networking.k8s.io/policy"] = match attachment {
+            Attachment::Direct => "Direct".into(),
+            Attachment::Inherited => "Inherited".into(),
+        };
+    }
     (format!("{GROUP}_{}.yaml", K::PLURAL), definition)
+}
+
+/// What `kubectl get` shows; what has a priority, with `-o wide` only.
+fn columns<K: Kind>() -> Vec<Value> {
+    let condition = |kind: &str, field: &str| format!(".status.conditions[?(@.type==\"{kind}\")].{field}");
+    let text = |name: &str, path: String| json!({ "name": name, "type": "string", "jsonPath": path });
+    let mut columns: Vec<Value> = K::COLUMNS.iter().map(|(name, path)| text(name, (*path).into())).collect();
+    columns.push(text("Accepted", condition("Accepted", "status")));
+    columns.push(text("Enforced", condition("Enforced", "status")));
+    for (name, path) in
+        [("Reason", condition("Accepted", "reason")), ("Message", condition("Accepted", "message"))]
+    {
+        let mut column = text(name, path);
+        column["priority"] = 1.into();
+        columns.push(column);
+    }
+    columns.push(json!({ "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" }));
+    columns
+}
+
+fn object_schema<K: Kind>() -> Value {
+    let mut spec = structural_schema::<K>();
+    take_true_for_on(&mut spec);
+    let mut metadata = json!({ "type": "object" });
+    if let Some(name) = K::name_schema() {
+        let mut name = name.to_value();
+        name["type"] = "string".into();
+        metadata["properties"] = json!({ "name": name });
+    }
+    json!({
+        "type": "object",
+        "description": spec["description"],
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": { "type": "string", "description": format!("{GROUP}/{VERSION}") },
+            "kind": { "type": "string", "description": K::KIND },
+            "metadata": metadata,
+            "spec": spec,
+            "status": status_schema(),
+        },
+    })
+}
+
+/// In YAML 1.1, which `kubectl` reads, an unquoted `on` is a boolean, and the field that a person
+/// called so arrives as `true`. It is accepted under that name as well, as by the Rust types.
+fn take_true_for_on(schema: &mut Value) {
+    if let Some(Value::Object(fields)) = schema.get_mut("properties") {
+        fields.values_mut().for_each(take_true_for_on);
+        if let Some(mut on) = fields.get("on").cloned() {
+            on["description"] = "The field `on`, as kubectl reads it unquoted.".into();
+            fields.insert("true".into(), on);
+            let required = schema.get_mut("required").and_then(Value::as_array_mut);
+            let needed = required.is_some_and(|names| {
+                let before = names.len();
+                names.retain(|name| name != "on");
+                names.len() < before
+            });
+            let once =
+                if needed { Rule::exactly_one(&["on", "true"]) } else { Rule::at_most_one("on", "true") };
+            let once = serde_json::to_value(once).expect("a rule is JSON");
+            match schema.get_mut("x-kubernetes-validations").and_then(Value::as_array_mut) {
+                Some(rules) => rules.push(once),
+                None => schema["x-kubernetes-validations"] = Value::Array(vec![once]),
+            }
+        }
+    }
+    for keyword in ["items", "additionalProperties"] {
+        if let Some(inner) = schema.get_mut(keyword) {
+            take_true_for_on(inner);
+        }
+    }
+}
+
+/// What the control plane tells of an object: conditions, and for policies those of each object
+/// that they attach to (Gateway API, `PolicyStatus`). More may be in it: one control plane's
+/// definitions do not cut off what a newer one says.
+fn status_schema() -> Value {
+    let text = |description: &str, most: u32| json!({ "type": "string", "description": description, "maxLength": most });
+    let condition = json!({
+        "type": "object",
+        "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+        "properties": {
+            "type": text("What it is about: Accepted, ResolvedRefs, Enforced.", 316),
+            "status": { "type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it holds." },
+            "observedGeneration": {
+                "type": "integer", "format": "int64", "minimum": 0,
+                "description": "The metadata.generation that was looked at.",
+            },
+            "lastTransitionTime": {
+                "type": "string", "format": "date-time", "description": "When status changed last.",
+            },
+            "reason": text("Why, as a word.", 1024),
+            "message": text("Why, for people; for Enforced with how many sidecars acknowledged it.", 32768),
+        },
+    });
+    let conditions = |most: u32| {
+        json!({
+            "type": "array",
+            "description": "How it is.",
+            "maxItems": most,
+            "items": condition,
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["type"],
+        })
+    };
+    json!({
+        "type": "object",
+        "description": "What came of it, as the control plane says.",
+        "properties": {
+            "conditions": conditions(8),
+            "ancestors": {
+                "type": "array",
+                "description": "The same for each object that the policy attaches to.",
+                "maxItems": 16,
+                "x-kubernetes-list-type": "atomic",
+                "items": {
+                    "type": "object",
+                    "required": ["ancestorRef", "controllerName"],
+                    "properties": {
+                        "ancestorRef": {
+                            "type": "object",
+                            "description": "The object.",
+                            "required": ["name"],
+                            "properties": {
+                                "group": text("Its API group.", 253),
+                                "kind": text("Its kind.", 63),
+                                "namespace": text("Its namespace.", 63),
+                                "name": text("Its name.", 253),
+                                "sectionName": text("A part of it.", 253),
+                                "port": { "type": "integer", "format": "int32", "description": "A port of it." },
+                            },
+                        },
+                        "controllerName": text("Who says so: heddle.dev/control-plane.", 253),
+                        "conditions": conditions(8),
+                    },
+                },
+            },
+        },
+        "x-kubernetes-preserve-unknown-fields": true,
+    })
 }
 
 fn structural_schema<K: Kind>() -> Value {
@@ -117,6 +249,11 @@ fn make_structural(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else { return };
     for keyword in ["$schema", "title", "default"] {
         object.remove(keyword);
+    }
+    // Where nothing says otherwise, the API server writes it down. Fields that are merged with
+    // those of other policies have none: it would be taken for what somebody said.
+    if let Some(value) = object.shift_remove("x-default") {
+        object.insert("default".into(), value);
     }
     if object.get("additionalProperties") == Some(&Value::Bool(false)) {
         object.remove("additionalProperties");
@@ -197,9 +334,13 @@ mod tests {
     /// Set to write the files instead of comparing them.
     const UPDATE: &str = "HEDDLE_UPDATE_MANIFESTS";
 
+    /// What lists the files for `kubectl apply -k`.
+    const KUSTOMIZATION: &str = "kustomization.yaml";
+
     #[test]
     fn the_files_in_the_repository_are_up_to_date() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/crds");
+        let listed = std::fs::read_to_string(folder.join(KUSTOMIZATION)).unwrap();
         for (file, definition) in manifests() {
             let (path, expected) = (folder.join(&file), yaml(&definition));
             if std::env::var_os(UPDATE).is_some() {
@@ -207,6 +348,7 @@ mod tests {
                 std::fs::write(&path, &expected).unwrap();
             }
             let found = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(listed.contains(&format!("- {file}\n")), "{file} is not in {KUSTOMIZATION}");
             assert_eq!(found, expected, "{file} is old; run the tests of heddle-api with {UPDATE}=1");
         }
     }
@@ -221,10 +363,13 @@ mod tests {
     /// Structural schemas: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
     #[test]
     fn schemas_use_only_what_kubernetes_knows() {
-        const KNOWN: [&str; 19] = [
+        const KNOWN: [&str; 25] = [
             "additionalProperties",
+            "default",
             "description",
             "enum",
+            "exclusiveMaximum",
+            "exclusiveMinimum",
             "format",
             "items",
             "maxItems",
@@ -240,6 +385,9 @@ mod tests {
             "required",
             "type",
             "x-kubernetes-int-or-string",
+            "x-kubernetes-list-map-keys",
+            "x-kubernetes-list-type",
+            "x-kubernetes-map-type",
             "x-kubernetes-validations",
         ];
 

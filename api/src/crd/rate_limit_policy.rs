@@ -5,8 +5,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rule::Rule;
 use super::{
-    GatewayDuration, HeaderName, Kind, Metadata, Positive, RequestMatch, TargetRef, Violation, request_match,
+    Attachment, GatewayDuration, HeaderName, Kind, Metadata, Positive, RequestMatch, TARGET_COLUMNS,
+    TargetRef, Violation, request_match,
 };
 
 /// Limits on the rate of requests, enforced by the sidecar of each replica of a
@@ -17,16 +19,33 @@ use super::{
 pub struct RateLimitPolicySpec {
     /// Services of the policy's own namespace, or ports of them by `sectionName`; HTTPRoutes and
     /// GRPCRoutes, or rules of them by `sectionName`, whose requests are limited at their backends.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "set"))]
     pub target_refs: Vec<TargetRef>,
     /// The limits.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = [Rule::new(
+        "self.all(limit, !has(limit.name) || \
+            self.exists_one(other, has(other.name) && other.name == limit.name))",
+        "two limits have one name",
+    )]))]
     pub limits: Vec<RateLimit>,
 }
 
 /// A token bucket, or one for each value of its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new(
+        "duration(self.per) > duration('0s') && duration(self.per) <= duration('24h')",
+        "has to be longer than 0s and at most 24h",
+    )
+    .at("per"),
+    // A microsecond for each request.
+    Rule::new(
+        "duration(string(self.requests) + 'us') <= duration(self.per)",
+        "has to be at most a million per second",
+    )
+    .at("requests"),
+]))]
 pub struct RateLimit {
     /// What responses and metrics call it, unique in the policy. Default: `limit-` and its place
     /// in the list, from 0.
@@ -35,7 +54,7 @@ pub struct RateLimit {
     pub name: Option<String>,
     /// Requests that agree in all of this share a bucket. Default: all requests share one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 4))]
+    #[schemars(length(max = MAX_KEY_PARTS), extend("x-kubernetes-list-type" = "set"))]
     pub key: Vec<RateLimitKey>,
     /// How many requests are admitted in each `per`.
     pub requests: Positive,
@@ -54,18 +73,22 @@ pub struct RateLimit {
 /// A part of a bucket's key; exactly one field.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["identity", "sourceAddress", "header", "route", "claim"])], "x-kubernetes-map-type" = "atomic"))]
 pub struct RateLimitKey {
     /// The identity that the client proved. Clients without one share a bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = [true]))]
     pub identity: Option<bool>,
     /// The client's IP address.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = [true]))]
     pub source_address: Option<bool>,
     /// The values of a header. Requests without it share a bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<HeaderName>,
     /// The rule of a route that led the request here. Requests without one share a bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = [true]))]
     pub route: Option<bool>,
     /// A claim of a verified token.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,6 +184,9 @@ impl Kind for RateLimitPolicySpec {
     const KIND: &'static str = "RateLimitPolicy";
     const PLURAL: &'static str = "ratelimitpolicies";
     const NAMESPACED: bool = true;
+    const SHORT_NAMES: &'static [&'static str] = &["rlpol"];
+    const ATTACHMENT: Option<Attachment> = Some(Attachment::Direct);
+    const COLUMNS: &'static [(&'static str, &'static str)] = TARGET_COLUMNS;
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Vec::new();

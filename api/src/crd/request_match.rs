@@ -3,20 +3,26 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::gateway::HEADER_VALUE;
 use super::gateway::text::path_value;
+use super::rule::Rule;
 use super::{HeaderName, Violation, header_value};
 
 /// Requests of which all that is said here holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "has(self.method) || has(self.pathPrefix) || (has(self.headers) && self.headers.size() > 0)",
+    "says nothing; leave it out to match every request",
+)]))]
 pub struct RequestMatch {
     /// The method, case-sensitive as in HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"))]
     pub method: Option<String>,
     /// The path, or the path above it: `/v1` stands for `/v1` and `/v1/users`, not for `/v10`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^/[!-~]*$"))]
     pub path_prefix: Option<String>,
     /// Headers that the request has, with exactly this as one of their values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -31,7 +37,7 @@ pub struct HeaderEquals {
     /// Its name.
     pub name: HeaderName,
     /// The value.
-    #[schemars(length(min = 1, max = 4096))]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = HEADER_VALUE))]
     pub value: String,
 }
 

@@ -101,7 +101,7 @@ impl JsonSchema for ByteSize {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": PATTERN, "minimum": 0 })
+        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": PATTERN, "maxLength": 17, "minimum": 0 })
     }
 }
 

@@ -12,7 +12,8 @@ pub use self::alert::{
     ALERT_REASONS, Alert, AlertCondition, AlertDirection, ErrorRate, Latency, MAX_ALERTS, RequestRate,
     SecretKeyRef, Webhook,
 };
-use super::{GROUP, Kind, Metadata, Ratio, TargetRef, Violation};
+use super::rule::Rule;
+use super::{Attachment, GROUP, Kind, Metadata, Ratio, TARGET_COLUMNS, TargetRef, Violation};
 
 /// Where policies for the whole mesh live, so that nobody sets them by the
 /// right to write policies of another namespace.
@@ -22,11 +23,19 @@ pub const MESH_POLICY_NAMESPACE: &str = "heddle-system";
 /// says for whom.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "(has(self.targetRefs) && self.targetRefs.size() > 0) != has(self.selector)",
+    "exactly one of targetRefs and selector is needed",
+)]))]
 pub struct TelemetryPolicySpec {
     /// The policy's own namespace (kind `Namespace`), or from `heddle-system`
     /// the whole mesh (group `heddle.dev`, kind `MeshConfig`, name `mesh`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = [Rule::new(
+        "self.all(target, (target.group == '' && target.kind == 'Namespace') \
+            || (target.group == 'heddle.dev' && target.kind == 'MeshConfig'))",
+        "only a Namespace and the MeshConfig of heddle.dev can be targets",
+    )]))]
     pub target_refs: Vec<TargetRef>,
     /// Workloads of the policy's namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,7 +49,7 @@ pub struct TelemetryPolicySpec {
     /// What about requests somebody wants to be told. The rules of all policies
     /// for a workload hold; of two with the same name the more specific policy's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = MAX_ALERTS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub alerts: Vec<Alert>,
 }
 
@@ -65,6 +74,9 @@ impl Kind for TelemetryPolicySpec {
     const KIND: &'static str = "TelemetryPolicy";
     const PLURAL: &'static str = "telemetrypolicies";
     const NAMESPACED: bool = true;
+    const SHORT_NAMES: &'static [&'static str] = &["telpol"];
+    const ATTACHMENT: Option<Attachment> = Some(Attachment::Inherited);
+    const COLUMNS: &'static [(&'static str, &'static str)] = TARGET_COLUMNS;
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Vec::new();

@@ -10,7 +10,10 @@ mod routing;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GatewayDuration, Kind, Metadata, Percent, Positive, TargetRef, Violation};
+use super::rule::Rule;
+use super::{
+    Attachment, GatewayDuration, Kind, Metadata, Percent, Positive, TARGET_COLUMNS, TargetRef, Violation,
+};
 
 pub use fallback::{Fallback, FallbackReason, FallbackResponse, FallbackStep, ServiceRef, StaleCache};
 pub use resilience::{
@@ -27,13 +30,23 @@ pub use routing::{Canary, CanaryBy, HeaderCondition};
 /// default that is noted here.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new(format!("!has(self.canary) || {ON_ROUTES}"), "has a meaning only on routes").at("canary"),
+    Rule::new(format!("!has(self.when) || {ON_ROUTES}"), "has a meaning only on routes").at("when"),
+    Rule::new(
+        "!has(self.fallback) || self.fallback.steps.all(step, !has(step.service) || \
+            !self.targetRefs.exists(target, target.kind == 'Service' && target.name == step.service.name))",
+        "leads to a service that the fallback is for",
+    )
+    .at("fallback.steps"),
+]))]
 pub struct TrafficPolicySpec {
     /// What it attaches to, in its own namespace: Services or one of their ports, HTTPRoutes and
     /// GRPCRoutes or one of their rules (by `sectionName`), the Namespace as a whole; from
     /// `heddle-system` also the mesh (MeshConfig `mesh`). On routes it can say what concerns
     /// requests (timeouts.request, timeouts.perTry, retry without its budget, fallback); what concerns
     /// endpoints is said of the Service that the route leads to.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "set"))]
     pub target_refs: Vec<TargetRef>,
     /// How endpoints are chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,9 +82,25 @@ pub struct TrafficPolicySpec {
     pub when: Option<Vec<HeaderCondition>>,
 }
 
+/// A condition of rules: all targets are routes.
+const ON_ROUTES: &str = "self.targetRefs.all(target, target.group == 'gateway.networking.k8s.io' && \
+    target.kind in ['HTTPRoute', 'GRPCRoute'])";
+
 /// How endpoints are chosen.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new(
+        "!has(self.algorithm) || self.algorithm != 'ConsistentHash' || has(self.consistentHash)",
+        "is needed by algorithm ConsistentHash",
+    )
+    .at("consistentHash"),
+    Rule::new(
+        "!has(self.consistentHash) || (has(self.algorithm) && self.algorithm == 'ConsistentHash')",
+        "has a meaning only with algorithm ConsistentHash",
+    )
+    .at("consistentHash"),
+]))]
 pub struct LoadBalancer {
     /// Default: `PeakEwma`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,6 +138,11 @@ pub enum Algorithm {
 /// The key of `ConsistentHash`: exactly one field.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "[has(self.header), has(self.cookie), has(self.sourceIp) && self.sourceIp, has(self.query)]\
+        .filter(given, given).size() == 1",
+    "exactly one of header, cookie, sourceIp and query is needed",
+)]))]
 pub struct ConsistentHash {
     /// A request header.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +163,7 @@ pub struct ConsistentHash {
 /// A cookie that binds a client to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::positive("ttl")]))]
 pub struct Cookie {
     /// Its name.
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"))]
@@ -138,13 +173,14 @@ pub struct Cookie {
     pub ttl: Option<GatewayDuration>,
     /// Its path; absent: as the browser derives it from the request.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024), regex(pattern = r"^/[^;]*$"))]
+    #[schemars(length(max = 1024), regex(pattern = "^/[ -:<-~]*$"))]
     pub path: Option<String>,
 }
 
 /// How new endpoints ramp up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::positive("window")]))]
 pub struct SlowStart {
     /// The time until an endpoint gets its full share.
     pub window: GatewayDuration,
@@ -162,6 +198,15 @@ pub enum Locality {
 /// Limits on time. `0s` means no limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::positive("connect"),
+    Rule::new(
+        "!has(self.request) || !has(self.perTry) || duration(self.request) == duration('0s') \
+            || duration(self.perTry) <= duration(self.request)",
+        "is longer than request",
+    )
+    .at("perTry"),
+]))]
 pub struct Timeouts {
     /// On making one connection, TLS handshake included. Default: 1s; cannot be without limit.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -204,6 +249,9 @@ impl Kind for TrafficPolicySpec {
     const KIND: &'static str = "TrafficPolicy";
     const PLURAL: &'static str = "trafficpolicies";
     const NAMESPACED: bool = true;
+    const SHORT_NAMES: &'static [&'static str] = &["tpol"];
+    const ATTACHMENT: Option<Attachment> = Some(Attachment::Inherited);
+    const COLUMNS: &'static [(&'static str, &'static str)] = TARGET_COLUMNS;
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Violations::default();

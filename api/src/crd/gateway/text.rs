@@ -106,6 +106,10 @@ pub(in crate::crd) fn is_section_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
+/// The same as [`header_value`], as far as the CRD schemas can say it.
+pub(in crate::crd) const HEADER_VALUE: &str =
+    r"^[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?$";
+
 /// What a header's value may be (RFC 9110, section 5.5) and the CRDs allow.
 pub(in crate::crd) fn header_value(path: &str, value: &str, violations: &mut Vec<Violation>) {
     let visible = |byte: u8| byte == b'\t' || !byte.is_ascii_control();

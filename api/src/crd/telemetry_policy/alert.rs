@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::crd::rule::Rule;
 use crate::crd::{GatewayDuration, Violation};
 use crate::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
 
@@ -39,6 +40,14 @@ pub const ALERT_REASONS: &[&str] = &[
     "rate_limited",
 ];
 
+/// The classes of failed requests that a rule may name beside them.
+const CLASSES: [&str; 3] = ["5xx", "4xx", "grpc"];
+
+/// What `errorRate.class` may be.
+fn classes() -> Vec<&'static str> {
+    CLASSES.iter().chain(ALERT_REASONS).copied().collect()
+}
+
 /// Windows between these are long enough to count in and short enough to keep.
 const WINDOWS: [std::time::Duration; 2] =
     [std::time::Duration::from_secs(1), std::time::Duration::from_secs(3600)];
@@ -49,31 +58,47 @@ const SHORTEST_REPEAT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Who is told when, about what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::between("window", "1s", "1h"),
+    Rule::between("for", "0s", "1h"),
+    Rule::new("!has(self.repeat) || duration(self.repeat) >= duration('1m')", "is shorter than 1m").at("repeat"),
+    Rule::new(
+        "!has(self.service) || (has(self.direction) && self.direction == 'Outbound')",
+        "says something with direction Outbound only",
+    )
+    .at("service"),
+]))]
 pub struct Alert {
     /// Its name, a DNS label. A rule of the same name in a more specific policy replaces it.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
     /// What has to hold.
     pub when: AlertCondition,
     /// Whose side of requests counts. Default: `Inbound`, those that the workload serves.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "Inbound"))]
     pub direction: Option<AlertDirection>,
     /// `Outbound` only: the one service that the requests go to, as `NAME` or
     /// `NAME.NAMESPACE`. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub service: Option<String>,
     /// The time that is looked back on, `1s` to `1h`. Default: `1m`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "1m"))]
     pub window: Option<GatewayDuration>,
     /// Fewer requests in the window say nothing about shares and latencies. Default: 20.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::crd::number::unsigned", extend("x-default" = 20))]
     pub min_requests: Option<u32>,
     /// How long the condition has to hold before the alert fires, and not to
     /// hold before it is resolved; at most `1h`. Default: `0s`.
     #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "0s"))]
     pub hold: Option<GatewayDuration>,
     /// How often a firing alert is told again, at least `1m`. Default: `4h`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "4h"))]
     pub repeat: Option<GatewayDuration>,
     /// Who is told. Absent: it shows in `heddle stat` alone.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +108,7 @@ pub struct Alert {
 /// What has to hold; exactly one of the fields is given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["errorRate", "requestRate", "latency"])]))]
 pub struct AlertCondition {
     /// Too many requests fail.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,31 +126,38 @@ pub struct AlertCondition {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ErrorRate {
     /// The share of requests from which on it fires, above 0 and up to 100.
+    #[schemars(extend("minimum" = 0, "exclusiveMinimum" = true, "maximum" = 100))]
     pub percent: f64,
     /// Which requests count: `5xx`, `4xx`, `grpc` (a status that blames the
     /// server), or a reason of the mesh's own answers such as `circuit_open`.
     /// Default: `5xx` and `grpc` together.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = classes()))]
     pub class: Option<String>,
 }
 
 /// Too many requests, or too few; exactly one of the fields is given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["above", "below"])]))]
 pub struct RequestRate {
     /// It fires above so many requests per second.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0, "exclusiveMinimum" = true))]
     pub above: Option<f64>,
     /// It fires below so many requests per second.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0, "exclusiveMinimum" = true))]
     pub below: Option<f64>,
 }
 
 /// Requests take too long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::between("above", "1ms", "60s")]))]
 pub struct Latency {
     /// The percentile that is looked at, above 0 and below 100.
+    #[schemars(extend("minimum" = 0, "exclusiveMinimum" = true, "maximum" = 100, "exclusiveMaximum" = true))]
     pub percentile: f64,
     /// It fires above this, `1ms` to `60s`.
     pub above: GatewayDuration,
@@ -145,6 +178,7 @@ pub enum AlertDirection {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
     /// `http://` or `https://`, without user and fragment.
+    #[schemars(length(max = 2048), regex(pattern = "^https?://[^/?#@]+([/?][^#]*)?$"))]
     pub url: String,
     /// The key of the signature, in a Secret of the policy's namespace.
     pub secret_ref: SecretKeyRef,
@@ -155,10 +189,10 @@ pub struct Webhook {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretKeyRef {
     /// The Secret.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The key in its `data`.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
 
@@ -219,8 +253,7 @@ impl AlertCondition {
         if let Some(ErrorRate { percent, class }) = error_rate {
             let share = *percent > 0.0 && *percent <= 100.0;
             refuse(!share, "errorRate.percent", "is not above 0 and up to 100");
-            let known =
-                |class: &str| matches!(class, "5xx" | "4xx" | "grpc") || ALERT_REASONS.contains(&class);
+            let known = |class: &str| CLASSES.contains(&class) || ALERT_REASONS.contains(&class);
             let unknown = class.as_deref().is_some_and(|class| !known(class));
             refuse(unknown, "errorRate.class", "is neither 5xx, 4xx, grpc nor a reason of docs/errors.md");
         }

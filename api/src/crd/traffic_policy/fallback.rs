@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Violations;
-use crate::crd::gateway::{HeaderName, header_value};
+use crate::crd::gateway::{HEADER_VALUE, HeaderName, header_value};
+use crate::crd::rule::Rule;
 use crate::crd::{ByteSize, GatewayDuration, TargetRef};
 use crate::name::ServiceName;
 
@@ -16,10 +17,18 @@ use crate::name::ServiceName;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fallback {
     /// The errors that are replaced.
+    #[serde(alias = "true")]
     #[schemars(length(min = 1, max = 8))]
     pub on: Vec<FallbackReason>,
     /// What is tried, in order. What stands behind a `response` would never be.
-    #[schemars(length(min = 1, max = 8))]
+    #[schemars(length(min = 1, max = 8), extend("x-kubernetes-validations" = [
+        Rule::new(
+            "self.filter(step, has(step.response)).size() == 0 || \
+                (self.filter(step, has(step.response)).size() == 1 && has(self[self.size() - 1].response))",
+            "steps behind a response, which always answers, are never reached",
+        ),
+        Rule::new("self.filter(step, has(step.staleCache)).size() < 2", "staleCache is there twice"),
+    ]))]
     pub steps: Vec<FallbackStep>,
 }
 
@@ -38,6 +47,7 @@ pub enum FallbackReason {
 /// One thing to try: exactly one field.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["staleCache", "service", "response"])]))]
 pub struct FallbackStep {
     /// The last good response to the same GET.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,6 +63,15 @@ pub struct FallbackStep {
 /// Good responses that are kept for bad times, as HTTP's rules for shared caches allow it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::positive("maxAge"),
+    Rule::new(
+        "quantity(string(self.maxBytes)).compareTo(quantity('4Ki')) >= 0 \
+            && quantity(string(self.maxBytes)).compareTo(quantity('1Gi')) <= 0",
+        "has to be between 4Ki and 1Gi",
+    )
+    .at("maxBytes"),
+]))]
 pub struct StaleCache {
     /// Older ones are not used.
     pub max_age: GatewayDuration,
@@ -66,7 +85,7 @@ pub struct StaleCache {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceRef {
     /// Its name.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
 }
 
@@ -74,13 +93,20 @@ pub struct ServiceRef {
 /// `grpc-status`, or else with the one that `status` stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "!(self.status in [204, 205, 304]) || !has(self.body) || self.body.size() == 0",
+    "a response with this status has none",
+)
+.at("body")]))]
 pub struct FallbackResponse {
     /// Its status.
     #[schemars(schema_with = "status_schema")]
     pub status: u16,
     /// Its headers. The mesh sets `content-length` itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = MAX_HEADERS))]
+    #[schemars(extend("maxProperties" = MAX_HEADERS, "additionalProperties" = {
+        "type": "string", "minLength": 1, "maxLength": 4096, "pattern": HEADER_VALUE,
+    }))]
     pub headers: BTreeMap<String, String>,
     /// Its body.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Violations;
+use crate::crd::rule::Rule;
 use crate::crd::{GatewayDuration, Percent, Positive};
 
 /// When an endpoint or the service is left alone for a while. A failure is a
@@ -16,6 +17,11 @@ use crate::crd::{GatewayDuration, Percent, Positive};
 /// caller's sidecar counts for itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "!has(self.maxEjectedPercent) || !has(self.scope) || self.scope != 'Service'",
+    "has a meaning only with scope Endpoint",
+)
+.at("maxEjectedPercent")]))]
 pub struct CircuitBreaker {
     /// What is left alone. Default: `Endpoint`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,8 +61,10 @@ pub enum Scope {
 /// A share of failed requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::positive("window")]))]
 pub struct FailureRate {
     /// The share that is too much.
+    #[schemars(range(min = 1))]
     pub percent: Percent,
     /// Fewer requests than this in the window say nothing. Default: 20.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,20 +77,24 @@ pub struct FailureRate {
 /// Slow requests: exactly one of `percent` and `percentile`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::positive("duration"), Rule::exactly_one(&["percent", "percentile"])]))]
 pub struct SlowCall {
     /// A request whose response takes longer to begin is slow.
     pub duration: GatewayDuration,
     /// The share of slow requests that is too much.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub percent: Option<Percent>,
     /// The percentile of latency that must not be slow.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 99))]
     pub percentile: Option<Percent>,
 }
 
 /// How long a circuit stays open.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = Rule::growing()))]
 pub struct OpenState {
     /// The first time. Default: 30s.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,8 +123,10 @@ pub enum Growth {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HalfOpen {
     /// How many requests.
+    #[schemars(range(max = MAX_PROBES))]
     pub requests: Positive,
     /// The share of them that has to succeed.
+    #[schemars(range(min = 1))]
     pub success_percent: Percent,
 }
 
@@ -122,6 +136,10 @@ pub struct HalfOpen {
 /// (header `priority`, RFC 9218). Kept by each worker of a caller's sidecar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::positive("targetLatency"),
+    Rule::new("!has(self.min) || !has(self.max) || self.min <= self.max", "is less than min").at("max"),
+]))]
 pub struct Concurrency {
     /// How the bound is found.
     pub mode: ConcurrencyMode,
@@ -150,6 +168,13 @@ pub enum ConcurrencyMode {
 /// probes have said otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::exactly_one(&["http", "tcp", "grpc"]),
+    Rule::new("!has(self.interval) || duration(self.interval) >= duration('100ms')", "is shorter than 100ms")
+        .at("interval"),
+    Rule::positive("timeout"),
+    Rule::not_longer("timeout", "interval"),
+]))]
 pub struct HealthCheck {
     /// A GET that has to be answered with 2xx.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -179,7 +204,7 @@ pub struct HealthCheck {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpHealthCheck {
     /// What is asked for.
-    #[schemars(length(max = 1024), regex(pattern = "^/"))]
+    #[schemars(length(max = MAX_PATH), regex(pattern = r#"^/[!"$-~]*$"#))]
     pub path: String,
 }
 

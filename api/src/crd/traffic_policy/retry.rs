@@ -8,11 +8,17 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Violations;
+use crate::crd::rule::Rule;
 use crate::crd::{GatewayDuration, Multiplier, Percent, Ratio};
 
 /// When and how a failed try is repeated.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::new(
+    "!has(self.hedge) || !has(self.attempts) || self.attempts > 0",
+    "is one of the attempts, of which there are 0",
+)
+.at("hedge")]))]
 pub struct Retry {
     /// Retries after the first try; 0 disables them. Default: 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -20,7 +26,7 @@ pub struct Retry {
     pub attempts: Option<u32>,
     /// What is retried beside `ConnectFailure` and `RefusedStream`, which provably reached no
     /// application and are always among them.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "true", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     pub on: Option<Vec<RetryOn>>,
     /// The methods for which opted-in reasons count. Default: GET, HEAD, OPTIONS, PUT and DELETE.
@@ -59,6 +65,25 @@ const MAX_BUFFER_BYTES: u64 = 16 << 20;
 /// The pause before a retry.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::positive("base"),
+    Rule::positive("max"),
+    Rule::new(
+        "!has(self.base) || !has(self.max) || duration(self.base) <= duration(self.max)",
+        "is shorter than base",
+    )
+    .at("max"),
+    Rule::new(
+        "!has(self.multiplier) || !has(self.strategy) || self.strategy == 'Exponential'",
+        "has a meaning only with strategy Exponential",
+    )
+    .at("multiplier"),
+    Rule::new(
+        "!has(self.increment) || (has(self.strategy) && self.strategy == 'Linear')",
+        "has a meaning only with strategy Linear",
+    )
+    .at("increment"),
+]))]
 pub struct Backoff {
     /// How it grows. Default: `Exponential`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,6 +134,7 @@ pub struct RetryBudget {
 /// bodies within `bufferBytes` and requests with a retry left, and charged to the budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::positive("after")]))]
 pub struct Hedge {
     /// When the first one has not answered after this time.
     pub after: GatewayDuration,

@@ -5,6 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{TrafficPolicySpec, Violations};
+use crate::crd::gateway::HEADER_VALUE;
+use crate::crd::rule::Rule;
 use crate::crd::{HeaderName, is_token};
 
 /// Shares of users in place of shares of requests: the same user meets the same
@@ -20,29 +22,31 @@ pub struct Canary {
 /// How a user is told from another: exactly one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["header", "cookie"])]))]
 pub struct CanaryBy {
     /// By a request header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<HeaderName>,
     /// By a cookie that the application sets.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"))]
     pub cookie: Option<String>,
 }
 
 /// A condition on a request header: exactly one of `in` and `notIn`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["in", "notIn"])]))]
 pub struct HeaderCondition {
     /// The header.
     pub header: HeaderName,
     /// It is present with one of these values.
     #[serde(rename = "in", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = MAX_VALUES), inner(length(min = 1, max = 4096), regex(pattern = HEADER_VALUE)))]
     pub one_of: Option<Vec<String>>,
     /// It is absent or has none of these values.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = MAX_VALUES), inner(length(min = 1, max = 4096), regex(pattern = HEADER_VALUE)))]
     pub not_in: Option<Vec<String>>,
 }
 

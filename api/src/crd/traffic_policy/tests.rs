@@ -240,6 +240,18 @@ fn fallbacks_that_make_no_sense_are_named_by_their_path() {
     }
 }
 
+/// `kubectl` reads YAML 1.1, where an unquoted `on` is a boolean: what people write as `on: [Reset]`
+/// comes from the API server as `"true": ["Reset"]`.
+#[test]
+fn on_may_have_become_true_on_its_way_through_kubectl() {
+    let written = json!({"retry": {"on": ["Reset"]},
+        "fallback": {"on": ["Timeout"], "steps": [{"response": {"status": 200}}]}});
+    let read = json!({"retry": {"true": ["Reset"]},
+        "fallback": {"true": ["Timeout"], "steps": [{"response": {"status": 200}}]}});
+    assert_eq!(spec(read).unwrap(), spec(written).unwrap());
+    assert!(spec(json!({"retry": {"on": ["Reset"], "true": ["Reset"]}})).is_err());
+}
+
 #[test]
 fn what_is_retried_prints_as_it_was_written() {
     for text in ["ConnectFailure", "GrpcUnavailable", "PerTryTimeout", "503", "5xx", "4xx"] {
