@@ -23,8 +23,9 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::join_token::RootHash;
 use crate::spiffe::{SpiffeId, TrustDomain};
+
+mod introduction;
 
 /// Why a peer's certificate was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -266,24 +267,6 @@ impl Credentials {
         config
     }
 
-    /// A client without credentials that accepts only a server that proves
-    /// `expected` by a chain which includes one of `roots`. This is how the
-    /// bearer of a join token meets its control plane for the first time.
-    pub fn pinned_client_config(expected: SpiffeId, roots: Vec<RootHash>, alpn: &[&[u8]]) -> ClientConfig {
-        let provider = provider();
-        let algorithms = provider.signature_verification_algorithms;
-        let verifier = PinnedVerifier { expected, roots, algorithms };
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("the provider has TLS 1.3 cipher suites")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth();
-        config.resumption = Resumption::disabled();
-        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-        config
-    }
-
     /// A server. `anonymous` admits clients without a certificate (those that
     /// are about to ask for their first one); a certificate that is presented
     /// is verified in either case.
@@ -365,58 +348,6 @@ impl ServerCertVerifier for ServerVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.credentials.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-#[derive(Debug)]
-struct PinnedVerifier {
-    expected: SpiffeId,
-    roots: Vec<RootHash>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for PinnedVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let domain: TrustDomain =
-            self.expected.trust_domain().parse().expect("an identity's trust domain is one");
-        let pinned = intermediates.iter().filter(|c| self.roots.contains(&RootHash::of(c)));
-        let trust = TrustBundle::new(domain, pinned.map(|c| c.clone().into_owned()).collect())
-            .map_err(|e| PeerRefused::Unacceptable(e.to_string()))?;
-        let usage = webpki::KeyUsage::server_auth();
-        let found = trust.verify(leaf, intermediates, now, usage, &self.algorithms)?;
-        if found != self.expected {
-            return Err(PeerRefused::WrongIdentity { expected: self.expected.clone(), found }.into());
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, leaf, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }
 

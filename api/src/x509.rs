@@ -50,6 +50,24 @@ pub fn trust_domain(root: &CertificateDer<'_>) -> Option<TrustDomain> {
     })
 }
 
+/// The one trust domain that signing certificates name, if any of them does.
+///
+/// # Errors
+/// If they name several.
+pub fn common_trust_domain(roots: &[CertificateDer<'_>]) -> Result<Option<TrustDomain>, SeveralTrustDomains> {
+    let mut named = roots.iter().filter_map(trust_domain);
+    let Some(first) = named.next() else { return Ok(None) };
+    match named.find(|other| *other != first) {
+        Some(other) => Err(SeveralTrustDomains(first, other)),
+        None => Ok(Some(first)),
+    }
+}
+
+/// Roots of more than one trust domain in one place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the roots name two trust domains, {0} and {1}")]
+pub struct SeveralTrustDomains(TrustDomain, TrustDomain);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +85,19 @@ mod tests {
         let day = Duration::from_secs(86_400);
         assert_eq!(validity.not_after, validity.not_before + day);
         assert!(super::validity(&CertificateDer::from(vec![1, 2, 3])).is_err());
+    }
+
+    #[test]
+    fn roots_agree_on_one_trust_domain_or_are_refused() {
+        let root = |domain: Option<&str>| {
+            let mut params = rcgen::CertificateParams::default();
+            let names = domain.map(|name| rcgen::SanType::URI(name.try_into().unwrap()));
+            params.subject_alt_names = names.into_iter().collect();
+            params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone()
+        };
+        let (plain, one, two) = (root(None), root(Some("spiffe://one")), root(Some("spiffe://two")));
+        assert_eq!(common_trust_domain(std::slice::from_ref(&plain)), Ok(None));
+        assert_eq!(common_trust_domain(&[plain, one.clone()]), Ok(Some("one".parse().unwrap())));
+        assert!(common_trust_domain(&[one, two]).is_err());
     }
 }

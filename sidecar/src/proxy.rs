@@ -18,8 +18,8 @@ use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_blocking, spawn_local};
 
 use crate::admin::{self, Admin, Phase};
 use crate::agent::{
-    Alerts, ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Observer, Prober, Reconnect,
-    Registration, TokenSource, node, watch_health,
+    Alerts, ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Observer, Prober, ProofSource,
+    Reconnect, Registration, node, watch_health,
 };
 use crate::config::{self, AppProtocol, ConfigHandle};
 use crate::dns::{self, Addresses, Forwarder};
@@ -133,9 +133,9 @@ async fn life(
     let mut stop = std::pin::pin!(stop);
 
     let deadline = tokio::time::Instant::now() + START_TIMEOUT;
-    let tokens = TokenSource::new(setup.sidecar.join_token.clone(), control_plane.address(), &setup.workload);
+    let proofs = ProofSource::new(&setup.sidecar, &setup.workload)?;
     let identity = tokio::select! {
-        identity = identity(&control_plane, &tokens, &metrics, deadline) => identity?,
+        identity = identity(&control_plane, &proofs, &metrics, deadline) => identity?,
         _ = &mut stop => return Ok(()),
     };
     let credentials = identity.credentials().clone();
@@ -267,21 +267,22 @@ impl Telemetry {
 /// The first certificate. What may pass by itself is tried again until the deadline.
 async fn identity(
     control_plane: &ControlPlane,
-    tokens: &TokenSource,
+    proofs: &ProofSource,
     metrics: &Registry,
     deadline: tokio::time::Instant,
 ) -> anyhow::Result<Identity> {
     let mut reconnect = Reconnect::new();
     loop {
         let error =
-            match Identity::obtain(control_plane.clone(), tokens.clone(), metrics.certificate_expiry()).await
+            match Identity::obtain(control_plane.clone(), proofs.clone(), metrics.certificate_expiry()).await
             {
                 Ok(identity) => return Ok(identity),
                 Err(error) => error,
             };
         let wait = reconnect.next();
-        // A token does not mend itself; a control plane may only be starting.
-        if matches!(error, NoCertificate::Token(_)) || tokio::time::Instant::now() + wait > deadline {
+        // A join token does not mend itself; a control plane may only be starting.
+        let hopeless = matches!(&error, NoCertificate::Proof(missing) if !missing.may_pass());
+        if hopeless || tokio::time::Instant::now() + wait > deadline {
             return Err(error).context("no identity");
         }
         tracing::warn!(%error, "no identity yet");

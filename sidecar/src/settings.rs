@@ -65,6 +65,12 @@ pub struct SidecarArgs {
     /// A file with a join token [default: minted with the local control plane's key]
     #[arg(long, value_name = "FILE", env = "HEDDLE_JOIN_TOKEN")]
     pub join_token: Option<PathBuf>,
+    /// A file with the pod's service account token, of audience heddle.dev: proves the identity in place of a join token
+    #[arg(long, value_name = "FILE", env = "HEDDLE_SERVICE_ACCOUNT_TOKEN")]
+    pub service_account_token: Option<PathBuf>,
+    /// A PEM file with the roots of the mesh, by which the control plane proves itself to the bearer of that token
+    #[arg(long, value_name = "FILE", env = "HEDDLE_CA_CERT")]
+    pub ca_cert: Option<PathBuf>,
     /// Where the admin listener binds [default: 127.0.0.1:7190, or any free port where that is taken]
     #[arg(long, value_name = "IP:PORT", env = "HEDDLE_ADMIN")]
     pub admin: Option<SocketAddr>,
@@ -130,6 +136,12 @@ pub enum InvalidSettings {
     /// A check of a port that the workload does not have.
     #[error("--health: there is no port to check; give --port, or name one: http:/PATH:PORT")]
     NothingToCheck,
+    /// Two ways to prove one identity.
+    #[error("--join-token and --service-account-token: a workload proves its identity by one of them")]
+    TwoProofs,
+    /// A token without the roots, or roots without a token.
+    #[error("--service-account-token and --ca-cert are given together or not at all")]
+    HalfProof,
 }
 
 impl WorkloadArgs {

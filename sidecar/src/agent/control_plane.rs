@@ -7,8 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use heddle_api::join_token::JoinToken;
-use heddle_api::spiffe::{SpiffeId, TrustDomain};
+use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::Credentials;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -50,19 +49,14 @@ impl ControlPlane {
         &self.address
     }
 
-    /// A connection for the bearer of a join token, who has no certificate yet.
-    pub(crate) async fn first_contact(&self, token: &JoinToken) -> Result<Channel, Unreachable> {
-        let expected = control_plane_of(token.identity.trust_domain());
-        self.connect(Credentials::pinned_client_config(expected, token.roots.clone(), &[b"h2"])).await
-    }
-
     /// A connection with mutual authentication.
     pub(crate) async fn connect_as(&self, credentials: &Arc<Credentials>) -> Result<Channel, Unreachable> {
         let expected = SpiffeId::control_plane(credentials.trust().domain());
         self.connect(credentials.client_config(expected, &[b"h2"])).await
     }
 
-    async fn connect(&self, tls: ClientConfig) -> Result<Channel, Unreachable> {
+    /// A connection to whom `tls` accepts as the control plane.
+    pub(crate) async fn connect(&self, tls: ClientConfig) -> Result<Channel, Unreachable> {
         let unreachable = |reason| Unreachable { address: self.address.clone(), reason };
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
             .map_err(|_| unreachable("this is not HOST:PORT".into()))?
@@ -89,11 +83,6 @@ impl ControlPlane {
             Err(_) => Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
         }
     }
-}
-
-fn control_plane_of(domain: &str) -> SpiffeId {
-    let domain: TrustDomain = domain.parse().expect("an identity's trust domain is one");
-    SpiffeId::control_plane(&domain)
 }
 
 /// What lies behind a transport error, which by itself says "transport error" only.

@@ -1,5 +1,5 @@
-//! The workload's certificate: the first one by a join token, each later one
-//! by the one before.
+//! The workload's certificate: the first one by a [proof](super::proof), each
+//! later one by the one before, in a pod by a fresh proof besides.
 //!
 //! Always holds: the key is made in this process for each certificate and
 //! never leaves it; a certificate is used only if it names the identity that
@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use heddle_api::discovery::v1;
 use heddle_api::discovery::v1::identity_client::IdentityClient;
 use heddle_api::discovery::v1::sign_request::Proof;
-use heddle_api::join_token::JoinToken;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
 use heddle_api::tls::{Credentials, TrustBundle, provider, spiffe_id};
 use heddle_api::x509::{self, Validity};
@@ -23,8 +22,8 @@ use crate::policy::rng::Rng;
 use crate::telemetry::metrics::SharedGauge;
 
 use super::control_plane::{ControlPlane, Unreachable, describe};
+use super::proof::{Expected, Introduction, NoProof, ProofSource};
 use super::reconnect::{Reconnect, seeded};
-use super::token::{NoToken, TokenSource};
 use super::validate;
 
 /// The part of a certificate's lifetime in which it is renewed. Early enough
@@ -43,7 +42,7 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoCertificate {
     #[error(transparent)]
-    Token(#[from] NoToken),
+    Proof(#[from] NoProof),
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
     #[error("the control plane did not sign the certificate: {0}")]
@@ -59,25 +58,25 @@ pub(crate) struct Identity {
     id: SpiffeId,
     credentials: Arc<Credentials>,
     control_plane: ControlPlane,
-    tokens: TokenSource,
+    proofs: ProofSource,
     validity: Validity,
     expiry: SharedGauge,
 }
 
 impl Identity {
-    /// The first certificate, by a join token.
+    /// The first certificate.
     pub(crate) async fn obtain(
         control_plane: ControlPlane,
-        tokens: TokenSource,
+        proofs: ProofSource,
         expiry: SharedGauge,
     ) -> Result<Self, NoCertificate> {
-        let (text, token) = tokens.token()?;
-        let issued = by_token(&control_plane, text, &token).await?;
+        let issued = introduced(&control_plane, proofs.introduce()?).await?;
         let credentials = Credentials::new(issued.trust);
         credentials.set_certificate(issued.certificate);
         show(&expiry, issued.validity);
-        tracing::info!(id = %token.identity, until = %timestamp(issued.validity.not_after), "identity obtained");
-        Ok(Self { id: token.identity, credentials, control_plane, tokens, validity: issued.validity, expiry })
+        let id = issued.id;
+        tracing::info!(%id, until = %timestamp(issued.validity.not_after), "identity obtained");
+        Ok(Self { id, credentials, control_plane, proofs, validity: issued.validity, expiry })
     }
 
     /// What proves the identity to others.
@@ -104,21 +103,29 @@ impl Identity {
         }
     }
 
-    async fn renew(&mut self) -> Result<(), NoCertificate> {
-        let issued = if SystemTime::now() < self.validity.not_after {
-            let channel = self.control_plane.connect_as(&self.credentials).await?;
-            sign(channel, None, &self.id).await?
-        } else {
-            // An expired certificate proves nothing any more.
-            let (text, token) = self.tokens.token()?;
-            if token.identity != self.id {
-                return Err(NoCertificate::Unacceptable(format!(
-                    "the join token is for {}, but this process is {}",
-                    token.identity, self.id
-                )));
+    async fn renewed(&self) -> Result<Issued, NoCertificate> {
+        let expected = Expected::exactly(&self.id);
+        // An expired certificate proves nothing any more.
+        if SystemTime::now() < self.validity.not_after {
+            let proof = self.proofs.renewal()?;
+            match self.control_plane.connect_as(&self.credentials).await {
+                Ok(channel) => return sign(channel, proof, &expected).await,
+                Err(unreachable) if !self.proofs.knows_newer_roots() => return Err(unreachable.into()),
+                Err(_) => {}
             }
-            by_token(&self.control_plane, text, &token).await?
-        };
+        }
+        let introduction = self.proofs.introduce()?;
+        if !introduction.expected.is(&self.id) {
+            return Err(NoCertificate::Unacceptable(format!(
+                "the proof is for {}, but this process is {}",
+                introduction.expected, self.id
+            )));
+        }
+        introduced(&self.control_plane, Introduction { expected, ..introduction }).await
+    }
+
+    async fn renew(&mut self) -> Result<(), NoCertificate> {
+        let issued = self.renewed().await?;
         self.credentials.set_trust(issued.trust);
         self.credentials.set_certificate(issued.certificate);
         self.validity = issued.validity;
@@ -129,21 +136,21 @@ impl Identity {
 }
 
 struct Issued {
+    id: SpiffeId,
     certificate: CertifiedKey,
     trust: TrustBundle,
     validity: Validity,
 }
 
-async fn by_token(
+async fn introduced(
     control_plane: &ControlPlane,
-    text: String,
-    token: &JoinToken,
+    introduction: Introduction,
 ) -> Result<Issued, NoCertificate> {
-    let channel = control_plane.first_contact(token).await?;
-    sign(channel, Some(Proof::JoinToken(text)), &token.identity).await
+    let Introduction { proof, expected, tls } = introduction;
+    sign(control_plane.connect(tls).await?, Some(proof), &expected).await
 }
 
-async fn sign(channel: Channel, proof: Option<Proof>, id: &SpiffeId) -> Result<Issued, NoCertificate> {
+async fn sign(channel: Channel, proof: Option<Proof>, expected: &Expected) -> Result<Issued, NoCertificate> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(NoCertificate::Key)?;
     // Everything but the key comes from the proof, so the request names nothing.
     let csr = rcgen::CertificateParams::default().serialize_request(&key).map_err(NoCertificate::Key)?;
@@ -154,16 +161,16 @@ async fn sign(channel: Channel, proof: Option<Proof>, id: &SpiffeId) -> Result<I
         .map_err(|_| NoCertificate::Refused(format!("no answer within {SIGN_TIMEOUT:?}")))?
         .map_err(|status| NoCertificate::Refused(describe(&status)))?
         .into_inner();
-    accept(response, &key, id).map_err(NoCertificate::Unacceptable)
+    accept(response, &key, expected).map_err(NoCertificate::Unacceptable)
 }
 
 /// Takes over what was signed, if it is what was asked for.
-fn accept(response: v1::SignResponse, key: &rcgen::KeyPair, id: &SpiffeId) -> Result<Issued, String> {
+fn accept(response: v1::SignResponse, key: &rcgen::KeyPair, expected: &Expected) -> Result<Issued, String> {
     let chain: Vec<CertificateDer<'static>> = response.chain.into_iter().map(Into::into).collect();
     let leaf = chain.first().ok_or("there is no certificate in it")?;
-    let found = spiffe_id(leaf).map_err(|error| error.to_string())?;
-    if found != *id {
-        return Err(format!("the certificate is for {found} instead of {id}"));
+    let id = spiffe_id(leaf).map_err(|error| error.to_string())?;
+    if !expected.is(&id) {
+        return Err(format!("the certificate is for {id} instead of {expected}"));
     }
     let validity = x509::validity(leaf).map_err(|error| error.to_string())?;
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -173,7 +180,7 @@ fn accept(response: v1::SignResponse, key: &rcgen::KeyPair, id: &SpiffeId) -> Re
     let domain: TrustDomain = id.trust_domain().parse().expect("an identity's trust domain is one");
     let bundle = response.bundle.ok_or("there is no trust bundle in it")?;
     let trust = validate::trust_bundle(bundle, &domain).map_err(|error| format!("bundle.{error}"))?;
-    Ok(Issued { certificate, trust, validity })
+    Ok(Issued { id, certificate, trust, validity })
 }
 
 /// A random moment in the renewal part of the lifetime.
@@ -217,7 +224,7 @@ mod tests {
 
     #[test]
     fn only_a_certificate_for_our_identity_and_key_is_accepted() {
-        let id: SpiffeId = ID.parse().unwrap();
+        let id = Expected::exactly(&ID.parse().unwrap());
         let key = rcgen::KeyPair::generate().unwrap();
         let other = rcgen::KeyPair::generate().unwrap();
         assert!(accept(signed(ID, &key), &key, &id).is_ok());
