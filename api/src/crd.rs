@@ -202,7 +202,7 @@ impl Metadata {
         "a namespace and the mesh have no sections",
     )
     .at("sectionName"),
-], "x-kubernetes-map-type" = "atomic"))]
+]))]
 pub struct TargetRef {
     /// The API group; empty for Kubernetes' core.
     #[schemars(length(max = 253))]

@@ -23,7 +23,7 @@ pub struct FaultPolicySpec {
     /// Services of the policy's own namespace, or ports of them by `sectionName`; HTTPRoutes and
     /// GRPCRoutes, or rules of them by `sectionName`. Where routes lead a request to another service,
     /// the policies of that service count.
-    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = [Rule::distinct()]))]
     pub target_refs: Vec<TargetRef>,
     /// Requests that wait before they are sent. The client's time limits count it.
     #[serde(skip_serializing_if = "Option::is_none")]

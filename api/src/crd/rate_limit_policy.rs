@@ -19,7 +19,7 @@ use super::{
 pub struct RateLimitPolicySpec {
     /// Services of the policy's own namespace, or ports of them by `sectionName`; HTTPRoutes and
     /// GRPCRoutes, or rules of them by `sectionName`, whose requests are limited at their backends.
-    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = [Rule::distinct()]))]
     pub target_refs: Vec<TargetRef>,
     /// The limits.
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = [Rule::new(
@@ -39,12 +39,6 @@ pub struct RateLimitPolicySpec {
         "has to be longer than 0s and at most 24h",
     )
     .at("per"),
-    // A microsecond for each request.
-    Rule::new(
-        "duration(string(self.requests) + 'us') <= duration(self.per)",
-        "has to be at most a million per second",
-    )
-    .at("requests"),
 ]))]
 pub struct RateLimit {
     /// What responses and metrics call it, unique in the policy. Default: `limit-` and its place
@@ -54,7 +48,7 @@ pub struct RateLimit {
     pub name: Option<String>,
     /// Requests that agree in all of this share a bucket. Default: all requests share one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = MAX_KEY_PARTS), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = MAX_KEY_PARTS), extend("x-kubernetes-validations" = [Rule::distinct()]))]
     pub key: Vec<RateLimitKey>,
     /// How many requests are admitted in each `per`.
     pub requests: Positive,
@@ -73,7 +67,7 @@ pub struct RateLimit {
 /// A part of a bucket's key; exactly one field.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["identity", "sourceAddress", "header", "route", "claim"])], "x-kubernetes-map-type" = "atomic"))]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["identity", "sourceAddress", "header", "route", "claim"])]))]
 pub struct RateLimitKey {
     /// The identity that the client proved. Clients without one share a bucket.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -51,6 +51,12 @@ impl Rule {
         Self::new(rule, format!("only one of {one} and {other} may be given"))
     }
 
+    /// No item of a list is there twice. Not by `x-kubernetes-list-type: set`: server-side apply
+    /// refuses sets of objects.
+    pub(super) fn distinct() -> Self {
+        Self::new("self.all(item, self.exists_one(other, other == item))", "an item is named twice")
+    }
+
     /// A duration is longer than none.
     pub(super) fn positive(field: &str) -> Self {
         let value = path(field);

@@ -46,7 +46,7 @@ pub struct TrafficPolicySpec {
     /// `heddle-system` also the mesh (MeshConfig `mesh`). On routes it can say what concerns
     /// requests (timeouts.request, timeouts.perTry, retry without its budget, fallback); what concerns
     /// endpoints is said of the Service that the route leads to.
-    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = [Rule::distinct()]))]
     pub target_refs: Vec<TargetRef>,
     /// How endpoints are chosen.
     #[serde(skip_serializing_if = "Option::is_none")]

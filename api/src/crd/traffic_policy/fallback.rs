@@ -65,12 +65,6 @@ pub struct FallbackStep {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [
     Rule::positive("maxAge"),
-    Rule::new(
-        "quantity(string(self.maxBytes)).compareTo(quantity('4Ki')) >= 0 \
-            && quantity(string(self.maxBytes)).compareTo(quantity('1Gi')) <= 0",
-        "has to be between 4Ki and 1Gi",
-    )
-    .at("maxBytes"),
 ]))]
 pub struct StaleCache {
     /// Older ones are not used.
