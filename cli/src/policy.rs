@@ -11,12 +11,12 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use heddle_api::crd::{GatewayDuration, field_paths_of_traffic_policy};
 use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
-use heddle_sidecar::explain::{Answer, Decision, Question, Routed, Service, fields};
+use heddle_sidecar::explain::{Answer, Decision, Question, RateLimits, Routed, Service, fields};
 use heddle_sidecar::policy::fault::{Abort, Fault};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::report::{Caller, Field, Outcome, Report, Route, Target};
+use self::report::{Buckets, Caller, Field, Found, Limit, Outcome, Report, Route, Target};
 use crate::control_plane::{Admin, Location, Workload};
 
 /// Looks into policies
@@ -185,7 +185,8 @@ impl Asked<'_> {
             match backend.target {
                 _ if !meant => {}
                 Ok((name, port)) => {
-                    targets.push(self.target(&name, port, Some(routed), backend.weight, total).await?);
+                    let way = Some((routed, place));
+                    targets.push(self.target(&name, port, way, backend.weight, total).await?);
                 }
                 Err(why) => targets.push(Target::invalid(why, backend.weight, total)),
             }
@@ -197,10 +198,11 @@ impl Asked<'_> {
         &self,
         name: &ServiceName,
         port: u16,
-        routed: Option<&Routed>,
+        way: Option<(&Routed, usize)>,
         weight: u32,
         total: u64,
     ) -> anyhow::Result<Target> {
+        let routed = way.map(|(routed, _)| routed);
         let service = known(self.admin, name).await?;
         let in_force = fields(&service.policy(port, routed));
         let mut query = format!(
@@ -232,7 +234,28 @@ impl Asked<'_> {
             origins.into_iter().map(|said| Field::said(said.field, said.value, said.object, said.level)),
         );
         let fault = service.fault(port, routed, self.question)?.map(fault);
-        Ok(Target::service(name, port, weight, total, shown, fault, self.callers(name)))
+        let rate_limits = self.rate_limits(name, port, way).await?;
+        let found = Found { policy: shown, fault, rate_limits, callers: self.callers(name) };
+        Ok(Target::service(name, port, weight, total, found))
+    }
+
+    /// The limits that the request meets at the service's own sidecars, and how they stand at each.
+    async fn rate_limits(
+        &self,
+        name: &ServiceName,
+        port: u16,
+        way: Option<(&Routed, usize)>,
+    ) -> anyhow::Result<Vec<Limit>> {
+        let told = self.admin.ask(&format!("/rate-limits?service={name}&port={port}")).await?;
+        // A control plane that is older knows no such question.
+        let Some(told) = told else { return Ok(Vec::new()) };
+        let limits = RateLimits::decode(name, &told)?.of(port, way, self.question)?;
+        let standing = if limits.is_empty() { Vec::new() } else { standing(self.admin, name).await? };
+        let of = |limit| {
+            let buckets = standing.iter().filter_map(|(workload, all)| Buckets::find(workload, all, &limit));
+            Limit { buckets: buckets.collect(), limit }
+        };
+        Ok(limits.into_iter().map(of).collect())
     }
 
     /// What the sidecars that call the service say of it.
@@ -258,18 +281,36 @@ fn fault(fault: &Fault) -> Value {
     })
 }
 
-/// What the sidecars of a namespace, or of one service of it, know of endpoints;
-/// one that does not answer is left out.
+/// What the sidecars of a namespace, or of one service of it, know of endpoints.
 async fn states(admin: &Admin, from: &Client) -> anyhow::Result<Vec<(Workload, Vec<Value>)>> {
-    let workloads = admin.workloads().await?.workloads.into_iter();
-    let asked = workloads.filter(|workload| {
+    let asked = |workload: &Workload| {
         workload.namespace == from.namespace
             && from.service.as_ref().is_none_or(|service| service.name() == workload.service)
-    });
-    let answers = asked.map(|workload| async move {
-        let answer = admin.get(&format!("http://{}/endpoints", workload.admin)).await;
-        let endpoints = answer.ok().and_then(|(_, text)| serde_json::from_str(&text).ok());
-        endpoints.map(|endpoints| (workload, endpoints))
+    };
+    ask_each(admin, asked, "/endpoints", |endpoints| serde_json::from_value(endpoints).ok()).await
+}
+
+/// How the rate limits of a service's own sidecars stand.
+async fn standing(admin: &Admin, name: &ServiceName) -> anyhow::Result<Vec<(Workload, Vec<Value>)>> {
+    let asked =
+        |workload: &Workload| workload.namespace == name.namespace() && workload.service == name.name();
+    let limits = |mut config: Value| serde_json::from_value(config["workload"]["rateLimits"].take()).ok();
+    ask_each(admin, asked, "/config", limits).await
+}
+
+/// What the sidecars of these workloads say; one that does not answer is left out.
+async fn ask_each<T>(
+    admin: &Admin,
+    asked: impl Fn(&Workload) -> bool,
+    path: &str,
+    read: impl Fn(Value) -> Option<T>,
+) -> anyhow::Result<Vec<(Workload, T)>> {
+    let workloads = admin.workloads().await?.workloads.into_iter().filter(asked);
+    let read = &read;
+    let answers = workloads.map(|workload| async move {
+        let answer = admin.get(&format!("http://{}{path}", workload.admin)).await;
+        let told = answer.ok().and_then(|(_, text)| read(serde_json::from_str(&text).ok()?));
+        told.map(|told| (workload, told))
     });
     Ok(futures_util::future::join_all(answers).await.into_iter().flatten().collect())
 }

@@ -6,6 +6,7 @@
 //! is sent. Where things are said is the control plane's to know, not ours.
 
 mod fields;
+mod limits;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use heddle_api::name::ServiceName;
 use prost::Message;
 
 pub use self::fields::{Field, fields};
+pub use self::limits::{Limit as RateLimit, RateLimits};
 use crate::agent;
 use crate::config::{self, TrafficPolicy};
 use crate::http1::request::RequestHead;

@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use heddle_tests::backend::Backend;
-use heddle_tests::{ControlPlane, Process, binary, eventually, get};
+use heddle_tests::{App, ControlPlane, Process, binary, eventually, exchange, get};
 use serde_json::Value;
 
 /// `shop/users` and its canary, endpoints outside the mesh, a producer's and a
@@ -292,6 +292,96 @@ fn an_open_breaker_is_told_with_its_reason_and_its_end() {
     // Somebody else's sidecars are not asked.
     let other = mesh.explain(&["shop/users", "--port", "81", "--from", "default/other"]);
     assert_eq!(other["backends"][0]["callers"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn rate_limits_are_told_with_what_is_left_of_them() {
+    let control_plane = ControlPlane::start();
+    let app = App::start("here");
+    let address = format!("127.0.0.1:{}", app.port());
+    let ports = ["--port", "main:80:http", "--port", "other:81:http", "--app", &address];
+    let server = control_plane.sidecar("users", ports);
+    server.said("the sidecar is ready");
+    let client = control_plane.sidecar("client", [] as [&str; 0]);
+    client.said("the sidecar is ready");
+    control_plane.workloads("users", 1);
+    let policy = |name: &str, target: &str, limits: &str| {
+        format!(
+            "apiVersion: heddle.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  targetRefs: [{target}]\n  limits: [{limits}]\n---\n"
+        )
+    };
+    let route = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: users, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: users, port: 80}]
+  rules: [{name: all, backendRefs: [{name: users, port: 80}]}]
+---
+";
+    let rule = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: users, sectionName: all}";
+    let port = "{group: '', kind: Service, name: users, sectionName: main}";
+    let service = "{group: '', kind: Service, name: users}";
+    let limits = [
+        policy("on-rule", rule, "{requests: 5, per: 1h, match: [{method: PUT}]}"),
+        policy("on-port", port, "{name: few, requests: 3, per: 1h, burst: 7, match: [{pathPrefix: /v1}]}"),
+        policy(
+            "on-service",
+            service,
+            "{name: each, requests: 1, per: 1h, key: [{header: x-user}, {identity: true}]}",
+        ),
+    ];
+    control_plane.apply("mesh.yaml", &[route.to_owned(), limits.concat()].concat());
+    let outbound = client.listening("outbound");
+    let ask = |path: &str, user: &str| {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: users\r\nx-user: {user}\r\nconnection: close\r\n\r\n");
+        exchange(outbound, &request).unwrap_or_default()
+    };
+    // Until the limits are in force no token is taken.
+    eventually("both limits hold", || ask("/v1", "ann").contains("ratelimit: ").then_some(()));
+    eventually("the one of the user is empty", || ask("/", "ann").starts_with("HTTP/1.1 429").then_some(()));
+    let admin = control_plane.admin().to_string();
+    let explain = |args: &[&str]| {
+        let mut command = std::process::Command::new(binary("heddle"));
+        let output =
+            command.args(["policy", "explain", "default/users", "--control-plane-admin", &admin]).args(args);
+        let output = output.output().expect("the command runs");
+        String::from_utf8(output.stdout).expect("it is text")
+    };
+    let report: Value =
+        serde_json::from_str(&explain(&["--port", "80", "--path", "/v1/x", "--json"])).unwrap();
+    let told = report["backends"][0]["rateLimits"].as_array().expect("there are some");
+    let names: Vec<_> = told.iter().map(|limit| (&limit["object"], &limit["limit"])).collect();
+    assert_eq!(
+        names,
+        [(&"default/on-port".into(), &"few".into()), (&"default/on-service".into(), &"each".into())],
+        "{report}"
+    );
+    let few = &told[0];
+    assert_eq!((&few["requests"], &few["per"], &few["burst"]), (&3.into(), &"1h".into(), &7.into()));
+    assert_eq!(few["match"], serde_json::json!([{"pathPrefix": "/v1"}]));
+    assert_eq!(
+        (&few["workloads"][0]["workload"], &few["workloads"][0]["remaining"]),
+        (&"default/users".into(), &6.into())
+    );
+    let each = &told[1];
+    assert_eq!(each["key"], serde_json::json!([{"header": "x-user"}, {"identity": true}]));
+    assert_eq!(
+        (&each["workloads"][0]["usedBuckets"], &each["workloads"][0]["emptyBuckets"]),
+        (&1.into(), &1.into())
+    );
+    // At the other port there is neither the port's nor the rule's.
+    let text = explain(&["--port", "81", "--method", "PUT", "--path", "/v1"]);
+    assert!(text.contains("RateLimitPolicy default/on-service, each") && !text.contains("on-port"), "{text}");
+    assert!(text.contains("1 buckets are not full, 1 of them empty"), "{text}");
+    let text = explain(&["--port", "80", "--method", "PUT", "--path", "/v1"]);
+    let line =
+        |field: &str| text.lines().find(|line| line.trim_start().starts_with(field)).unwrap_or_default();
+    assert!(line("rateLimit.requests").ends_with("RateLimitPolicy default/on-port, few"), "{text}");
+    assert!(
+        text.contains("RateLimitPolicy default/on-rule, limit-0") && text.contains(": 6 of 7 left"),
+        "{text}"
+    );
 }
 
 #[test]

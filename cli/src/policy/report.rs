@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use heddle_api::name::ServiceName;
-use heddle_sidecar::explain::{Question, Routed};
+use heddle_sidecar::explain::{Question, RateLimit, Routed};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -51,10 +51,73 @@ pub(super) struct Target {
     /// Why there is no such service.
     #[serde(skip_serializing_if = "Option::is_none")]
     invalid: Option<String>,
-    policy: Vec<Field>,
+    #[serde(flatten)]
+    found: Found,
+}
+
+/// What is known of a service.
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Found {
+    pub(super) policy: Vec<Field>,
     /// The FaultPolicy that decides about the request, and what it says.
-    fault: Option<Value>,
-    callers: Vec<Caller>,
+    pub(super) fault: Option<Value>,
+    /// What has to admit the request at the service's own sidecars.
+    pub(super) rate_limits: Vec<Limit>,
+    pub(super) callers: Vec<Caller>,
+}
+
+/// A limit of a RateLimitPolicy that is about the request.
+pub(super) struct Limit {
+    pub(super) limit: RateLimit,
+    pub(super) buckets: Vec<Buckets>,
+}
+
+/// How a limit stands at one sidecar of the service.
+#[derive(Serialize)]
+pub(super) struct Buckets {
+    workload: String,
+    instance: Value,
+    #[serde(flatten)]
+    told: Value,
+}
+
+impl Buckets {
+    /// What a sidecar says of a limit, among all that it enforces.
+    pub(super) fn find(workload: &Workload, all: &[Value], limit: &RateLimit) -> Option<Self> {
+        let RateLimit { policy, name, .. } = limit;
+        let told = all.iter().find(|told| told["policy"] == **policy && told["limit"] == **name)?;
+        let mut told = told.clone();
+        told.as_object_mut()?.retain(|field, _| !["policy", "limit", "ports"].contains(&field.as_str()));
+        let (workload, instance) = named(workload);
+        Some(Self { workload, instance, told })
+    }
+
+    fn text(&self) -> String {
+        let of = |field: &str| shown(&self.told[field]);
+        if self.told["keyed"] == true {
+            let (used, empty) = (of("usedBuckets"), of("emptyBuckets"));
+            return format!("{used} buckets are not full, {empty} of them empty");
+        }
+        format!("{} of {} left", of("remaining"), of("burst"))
+    }
+}
+
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { limit: RateLimit { policy, name, fields }, buckets } = self;
+        let mut shown = json!({"object": policy, "limit": name, "workloads": buckets});
+        for (field, value) in fields {
+            shown[*field] = value.clone();
+        }
+        shown.serialize(serializer)
+    }
+}
+
+/// A workload's service, and which of its instances it is.
+fn named(workload: &Workload) -> (String, Value) {
+    let instance = workload.more.get("instance").cloned().unwrap_or_default();
+    (format!("{}/{}", workload.namespace, workload.service), instance)
 }
 
 /// A field of the policy that it meets there.
@@ -82,32 +145,14 @@ pub(super) struct Caller {
 }
 
 impl Target {
-    pub(super) fn service(
-        name: &ServiceName,
-        port: u16,
-        weight: u32,
-        total: u64,
-        policy: Vec<Field>,
-        fault: Option<Value>,
-        callers: Vec<Caller>,
-    ) -> Self {
+    pub(super) fn service(name: &ServiceName, port: u16, weight: u32, total: u64, found: Found) -> Self {
         let share = share(weight, total);
-        Self {
-            service: Some(name.to_string()),
-            port: Some(port),
-            weight,
-            share,
-            invalid: None,
-            policy,
-            fault,
-            callers,
-        }
+        Self { service: Some(name.to_string()), port: Some(port), weight, share, invalid: None, found }
     }
 
     pub(super) fn invalid(why: String, weight: u32, total: u64) -> Self {
-        let (policy, callers) = (Vec::new(), Vec::new());
         let share = share(weight, total);
-        Self { service: None, port: None, weight, share, invalid: Some(why), policy, fault: None, callers }
+        Self { service: None, port: None, weight, share, invalid: Some(why), found: Found::default() }
     }
 }
 
@@ -134,11 +179,8 @@ impl Field {
 
 impl Caller {
     pub(super) fn new(workload: &Workload, endpoints: Vec<Value>) -> Self {
-        Self {
-            workload: format!("{}/{}", workload.namespace, workload.service),
-            instance: workload.more.get("instance").cloned().unwrap_or_default(),
-            endpoints,
-        }
+        let (workload, instance) = named(workload);
+        Self { workload, instance, endpoints }
     }
 }
 
@@ -221,7 +263,8 @@ impl Target {
         }
         let (service, port) = (self.service.as_deref().unwrap_or_default(), self.port.unwrap_or_default());
         writeln!(out, "\nbackend   {service}:{port} ({share:.1}% of requests)")?;
-        for Field { field, value, from } in &self.policy {
+        let Found { policy, fault, rate_limits, callers } = &self.found;
+        for Field { field, value, from } in policy {
             let value = shown(value);
             match from {
                 Some(Source { kind, object, level }) => {
@@ -230,14 +273,24 @@ impl Target {
                 None => writeln!(out, "  {field:<36} {value:<28} (default)")?,
             }
         }
-        if let Some(fault) = &self.fault {
+        if let Some(fault) = fault {
             let told = ["delay", "abort"].map(|part| (part, &fault[part]));
             for (part, value) in told.into_iter().filter(|(_, value)| !value.is_null()) {
                 let (field, object) = (format!("fault.{part}"), shown(&fault["object"]));
                 writeln!(out, "  {field:<36} {:<28} FaultPolicy {object}", shown(value))?;
             }
         }
-        for Caller { workload, instance, endpoints } in &self.callers {
+        for Limit { limit: RateLimit { policy, name, fields }, buckets } in rate_limits {
+            for (field, value) in fields.iter().filter(|(_, value)| !says_nothing(value)) {
+                let field = format!("rateLimit.{field}");
+                writeln!(out, "  {field:<36} {:<28} RateLimitPolicy {policy}, {name}", shown(value))?;
+            }
+            for at in buckets {
+                let instance = shown(&at.instance);
+                writeln!(out, "    at {} {instance}: {}", at.workload, at.text())?;
+            }
+        }
+        for Caller { workload, instance, endpoints } in callers {
             let instance = shown(instance);
             writeln!(out, "\n  seen by {workload} {instance}")?;
             if let Some(circuit) =
@@ -249,7 +302,7 @@ impl Target {
                 endpoint_line(out, endpoint)?;
             }
         }
-        if self.callers.is_empty() {
+        if callers.is_empty() {
             writeln!(out, "\n  no sidecar of that namespace has called it")?;
         }
         Ok(())
@@ -276,11 +329,14 @@ fn endpoint_line(out: &mut String, endpoint: &Value) -> std::fmt::Result {
     write!(out, "    {id:<40} {health}, {}", circuit_text(&endpoint["circuit"]))?;
     // Whatever else the sidecar tells of it: in flight, limits, score.
     let rest = endpoint.as_object().into_iter().flatten();
-    let says_nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
     for (name, value) in rest.filter(|(name, value)| !TOLD.contains(&name.as_str()) && !says_nothing(value)) {
         write!(out, ", {name} {}", shown(value))?;
     }
     writeln!(out)
+}
+
+fn says_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
 fn circuit_text(circuit: &Value) -> String {

@@ -21,6 +21,7 @@ pub(super) fn routes() -> Router<Admin> {
     Router::new()
         .route("/service", get(service))
         .route("/explain", get(explain))
+        .route("/rate-limits", get(rate_limits))
         .route("/routes", get(all_routes))
 }
 
@@ -38,6 +39,35 @@ async fn service(State(admin): State<Admin>, Query(Named { name }): Query<Named>
             ([(header::CONTENT_TYPE, "application/x-protobuf")], resource.bytes.clone()).into_response()
         }
         None => unknown(&name),
+    }
+}
+
+/// A port of a service.
+#[derive(Deserialize)]
+struct NamedPort {
+    service: String,
+    port: u32,
+}
+
+/// The limits that the workloads behind a port of a service enforce there, as the protobuf of a
+/// workload that has that port itself.
+async fn rate_limits(
+    State(admin): State<Admin>,
+    Query(NamedPort { service, port }): Query<NamedPort>,
+) -> Response {
+    let published = admin.published.borrow().clone();
+    let found = published.as_ref().and_then(|published| {
+        let resource = published.model.resource::<v1::Service>(&service)?;
+        let service = v1::Service::decode(resource.bytes.clone()).ok()?;
+        let rate_limits = published.model.limited.behind(&service, port);
+        let (namespace, service) = (service.namespace, service.name);
+        Some(v1::Workload { namespace, service, rate_limits, ..v1::Workload::default() })
+    });
+    match found {
+        Some(workload) => {
+            ([(header::CONTENT_TYPE, "application/x-protobuf")], workload.encode_to_vec()).into_response()
+        }
+        None => unknown(&service),
     }
 }
 

@@ -189,6 +189,30 @@ impl Limited {
         );
         self.0.get(&workload).into_iter().flat_map(|limits| limits.values().cloned()).collect()
     }
+
+    /// What the workloads behind a port of a service enforce there, each limit once, its scopes
+    /// written for that port.
+    pub(crate) fn behind(&self, service: &v1::Service, port: u32) -> Vec<v1::RateLimit> {
+        let mut found: BTreeMap<&LimitName, v1::RateLimit> = BTreeMap::new();
+        for endpoint in &service.endpoints {
+            let workload = (endpoint.identity.clone(), endpoint.address.clone(), endpoint.mesh_port);
+            let Some(limits) = self.0.get(&workload) else { continue };
+            for binding in endpoint.bindings.iter().filter(|binding| binding.service_port == port) {
+                for (name, limit) in &**limits {
+                    for scope in limit.scopes.iter().filter(|scope| scope.port == binding.target_port) {
+                        let entry = found.entry(name);
+                        let entry =
+                            entry.or_insert_with(|| v1::RateLimit { scopes: Vec::new(), ..limit.clone() });
+                        let scope = v1::RateLimitScope { port, ..scope.clone() };
+                        if !entry.scopes.contains(&scope) {
+                            entry.scopes.push(scope);
+                        }
+                    }
+                }
+            }
+        }
+        found.into_values().collect()
+    }
 }
 
 /// A limit without the requests that it is about.
@@ -301,6 +325,16 @@ spec:
         assert_eq!(marks(&model), ["HTTPRoute/shop/users/#0", "HTTPRoute/shop/users/b"]);
         let by_route = policy("key", USERS, "{requests: 1, per: 1s, key: [{route: true}]}");
         assert_eq!(marks(&limits_of(&[SHOP, ROUTE, &by_route].concat()).1).len(), 2);
+    }
+
+    #[test]
+    fn what_is_met_at_a_port_is_told_by_the_services_own_number() {
+        let port = "{group: '', kind: Service, name: users, sectionName: admin}";
+        let text = [SHOP, &policy("port", port, "{requests: 1, per: 1s}")].concat();
+        let model = limits_of(&text).1;
+        let behind = |port| model.limited.behind(&service(&model, "shop/users"), port);
+        assert_eq!(behind(81).iter().map(scopes).collect::<Vec<_>>(), [[(81, "")]]);
+        assert!(behind(80).is_empty());
     }
 
     #[test]

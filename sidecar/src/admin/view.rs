@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use super::{Admin, Phase};
 use crate::agent::timestamp;
-use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service};
+use crate::config::{AppProtocol, EndpointHealth, Lookup, Port, Service, Workload};
 use crate::policy::breaker::{Cause, CircuitState};
 use crate::policy::health_check::Verdict;
+use crate::policy::rate_limit::{Levels, RateLimit};
 use crate::policy::score::Signal;
 use crate::telemetry::metrics::{Circuit, EndpointLabels};
 use crate::upstream::Check;
@@ -56,6 +57,7 @@ pub(super) fn config(admin: &Admin) -> Value {
                 .collect::<BTreeMap<_, _>>(),
             "accessLog": workload.access_log,
             "sampling": workload.sampling,
+            "rateLimits": rate_limits(workload),
         })),
         "services": services.into_iter().map(|(name, lookup)| match lookup {
             Lookup::Pending => json!({"name": name.as_str(), "state": "pending"}),
@@ -70,6 +72,31 @@ pub(super) fn config(admin: &Admin) -> Value {
             },
         })).collect::<Vec<_>>(),
     })
+}
+
+/// The limits on requests to the workload, and how their buckets stand.
+fn rate_limits(workload: &Workload) -> Vec<Value> {
+    let now = Instant::now();
+    // A limit at several ports has the same buckets at each.
+    let mut limits: BTreeMap<(&str, &str), (&RateLimit, Vec<u16>)> = BTreeMap::new();
+    for (port, limit) in workload.rate_limits.iter().flat_map(|at| at.limits.iter().map(|l| (at.port, l))) {
+        limits.entry((&limit.source, &limit.name)).or_insert((limit, Vec::new())).1.push(port);
+    }
+    let shown = limits.into_iter().map(|((policy, name), (limit, ports))| {
+        let Levels { used, empty, least } = limit.levels(now);
+        json!({
+            "policy": policy,
+            "limit": name,
+            "ports": ports,
+            "burst": limit.quota.burst(),
+            "keyed": !limit.key.is_empty(),
+            // The tokens of the only bucket, or of the emptiest of those that are not full.
+            "remaining": least,
+            "usedBuckets": used,
+            "emptyBuckets": empty,
+        })
+    });
+    shown.collect()
 }
 
 /// `/endpoints`: where each service is, which circuits are open, and which services are degraded.

@@ -161,3 +161,75 @@ fn each_part_of_a_policy_is_shown() {
         assert_eq!(of(path), value, "{path}");
     }
 }
+
+fn limits(limits: Vec<v1::RateLimit>) -> RateLimits {
+    let message = v1::Workload {
+        namespace: "shop".into(),
+        service: "users".into(),
+        rate_limits: limits,
+        ..v1::Workload::default()
+    };
+    RateLimits::decode(&name(), &message.encode_to_vec()).unwrap()
+}
+
+fn limit(name: &str, prefix: &str, mark: &str) -> v1::RateLimit {
+    let wanted = v1::RequestMatch { path_prefix: prefix.into(), ..v1::RequestMatch::default() };
+    v1::RateLimit {
+        source: "shop/limits".into(),
+        name: name.into(),
+        scopes: vec![v1::RateLimitScope { port: 80, mark: mark.into() }],
+        matches: vec![wanted],
+        key: vec![v1::RateLimitKey { key: Some(v1::rate_limit_key::Key::Header("X-User".into())) }],
+        requests: 10,
+        per: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        burst: 20,
+    }
+}
+
+/// A limit looks at the request as it reaches the service, and a rule's limit at those that it led there.
+#[test]
+fn the_limits_are_those_of_the_request_as_the_rule_sends_it() {
+    let rewrite = v1::UrlRewrite {
+        path: Some(v1::PathModifier { path: Some(v1::path_modifier::Path::ReplaceFull("/inner".into())) }),
+        ..v1::UrlRewrite::default()
+    };
+    let rewritten = v1::HttpRule {
+        filters: vec![v1::HttpFilter { filter: Some(v1::http_filter::Filter::Rewrite(rewrite)) }],
+        mark: "HTTPRoute/shop/split/a".into(),
+        ..rule("a", None, vec![backend("v1", 1)])
+    };
+    let message = v1::Service {
+        namespace: "shop".into(),
+        name: "users".into(),
+        ports: vec![v1::ServicePort { port: 80, ..v1::ServicePort::default() }],
+        routes: vec![v1::RouteSet {
+            port: 80,
+            client_namespace: String::new(),
+            rules: Some(v1::route_set::Rules::Http(v1::HttpRoutes { rules: vec![rewritten] })),
+        }],
+        ..v1::Service::default()
+    };
+    let service = Service::decode(&name(), &message.encode_to_vec()).unwrap();
+    let Decision::Routed(by_rule) = service.decide(&question(80, &[])).unwrap() else { panic!() };
+    let limits = limits(vec![
+        limit("inner", "/inner", ""),
+        limit("outer", "/outer", ""),
+        limit("of-rule", "/inner", "HTTPRoute/shop/split/a"),
+        limit("of-other", "/inner", "HTTPRoute/shop/split/b"),
+    ]);
+    let names = |way, path: &str| {
+        let asked = Question { path: path.into(), ..question(80, &[]) };
+        let met = limits.of(80, way, &asked).unwrap();
+        met.into_iter().map(|limit| limit.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(Some((&by_rule, 0)), "/outer"), ["inner", "of-rule"]);
+    assert_eq!(names(None, "/outer"), ["outer"]);
+    assert_eq!(names(None, "/inner/1"), ["inner"]);
+    let fields =
+        &limits.of(80, None, &Question { path: "/outer".into(), ..question(80, &[]) }).unwrap()[0].fields;
+    assert_eq!(
+        json!(fields),
+        json!([["requests", 10], ["per", "1m"], ["burst", 20], ["key", [{"header": "x-user"}]], ["match", [{"pathPrefix": "/outer"}]]])
+    );
+    assert!(limits.of(81, None, &question(81, &[])).unwrap().is_empty());
+}

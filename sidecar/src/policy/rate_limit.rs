@@ -17,7 +17,7 @@ use http::HeaderName;
 use crate::policy::request_match::RequestMatch;
 use crate::route::Head;
 
-pub use self::buckets::Buckets;
+pub use self::buckets::{Buckets, Levels};
 
 /// A limit, as far as it concerns one port.
 #[derive(Debug, Clone)]
@@ -114,6 +114,11 @@ impl Quota {
         full_at.saturating_sub(now).min(self.capacity)
     }
 
+    /// How many tokens a full bucket has.
+    pub fn burst(&self) -> u64 {
+        self.capacity / self.interval
+    }
+
     /// How many requests each [`Self::period`] admits.
     pub fn requests(&self) -> u32 {
         self.requests
@@ -191,7 +196,13 @@ fn give_back<H: Head>(limits: &[RateLimit], head: &H, client: Client<'_>) {
 }
 
 impl RateLimit {
-    fn is_about<H: Head>(&self, head: &H, client: Client<'_>) -> bool {
+    /// How its buckets stand.
+    pub fn levels(&self, now: Instant) -> Levels {
+        self.buckets.levels(&self.quota, now)
+    }
+
+    /// Whether a request needs one of its tokens.
+    pub fn is_about<H: Head>(&self, head: &H, client: Client<'_>) -> bool {
         let marked = |marks: &Arc<[Box<[u8]>]>| {
             client.mark.is_some_and(|mark| marks.iter().any(|wanted| **wanted == *mark))
         };

@@ -28,6 +28,17 @@ pub struct Buckets {
     parts: Box<[Mutex<Box<[Place]>>]>,
 }
 
+/// How the buckets of a limit stand, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Levels {
+    /// Those that are not full.
+    pub used: usize,
+    /// Those without a token.
+    pub empty: usize,
+    /// The tokens of the emptiest.
+    pub least: u64,
+}
+
 /// A key's hash, 0 if the place was never used, and the time at which the bucket is full.
 type Place = [u64; 2];
 
@@ -104,6 +115,21 @@ impl Buckets {
                 place[1] = place[1].saturating_sub(quota.interval);
             }
         });
+    }
+
+    /// How all buckets stand, asked by people alone: it reads the whole table, a part at a time.
+    pub(super) fn levels(&self, quota: &Quota, now: Instant) -> Levels {
+        let now = self.nanos(now);
+        let mut levels = Levels { used: 0, empty: 0, least: quota.burst() };
+        for part in &self.parts {
+            for [_, full_at] in part.lock().iter().filter(|[_, full_at]| *full_at > now) {
+                let tokens = quota.remaining(*full_at, now);
+                levels.used += 1;
+                levels.empty += usize::from(tokens == 0);
+                levels.least = levels.least.min(tokens);
+            }
+        }
+        levels
     }
 
     /// Does something with the places that a key may lie in.

@@ -190,6 +190,25 @@ fn too_many_keys_err_on_the_clients_side_and_are_bounded() {
 }
 
 #[test]
+fn the_levels_are_those_of_the_buckets_in_use() {
+    let now = Instant::now();
+    let limit = limit(quota(10, 10 * SECOND, 10), &[KeyPart::Header(HeaderName::from_static("x-user"))], now);
+    let levels = |later| {
+        let Levels { used, empty, least } = limit.levels(now + later);
+        (used, empty, least)
+    };
+    assert_eq!(levels(Duration::ZERO), (0, 0, 10));
+    for (user, count) in [("a", 10), ("b", 3), ("c", 1)] {
+        (0..count).for_each(|_| {
+            assert!(ask(std::slice::from_ref(&limit), &format!("x-user: {user}\r\n"), CLIENT, now).0);
+        });
+    }
+    assert_eq!(levels(Duration::ZERO), (3, 1, 0));
+    assert_eq!(levels(2 * SECOND), (2, 0, 2));
+    assert_eq!(levels(10 * SECOND), (0, 0, 10));
+}
+
+#[test]
 fn workers_share_a_limit() {
     let now = Instant::now();
     let limits = [limit(quota(1000, 3600 * SECOND, 1000), &[KeyPart::Identity], now)];
