@@ -37,7 +37,7 @@ pub use filter::{
     BadEdit, Early, Filter, Filters, HeaderEdits, Mirror, Noted, Reply, Rewrite, RewrittenHost, may_edit,
 };
 pub use grpc::{GrpcMatch, GrpcTable};
-pub(crate) use hash::stable as stable_hash;
+pub(crate) use hash::{ConfiguredMap, stable as stable_hash};
 pub(crate) use head::fields;
 pub use head::{Head, Http1Head};
 pub(crate) use head::{field_value, lines, split_line};

@@ -6,7 +6,6 @@
 //! once, as a `Way`, and kept until the routes or the backend change.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,8 +17,8 @@ use crate::policy::retry::RetryPolicy;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
 use crate::route::{
-    Backend, Early, EditFields, EndpointTag, Filters, Front, GrpcTable, Head, Http1Response, HttpTable,
-    Limit, Mirror, NoBackend, Noted, Reply, Rule, Scheme, Target, Token,
+    Backend, ConfiguredMap, Early, EditFields, EndpointTag, Filters, Front, GrpcTable, Head, Http1Response,
+    HttpTable, Limit, Mirror, NoBackend, Noted, Reply, Rule, Scheme, Target, Token,
 };
 use crate::telemetry::metrics::{DestinationLabels, RequestLabels, RequestMetrics, RetryMetrics, Shard};
 use crate::upstream::{Destination, Endpoint};
@@ -40,7 +39,7 @@ pub enum Table {
 pub(crate) struct Routing {
     table: Arc<Table>,
     /// By the rule's address, which its `Way` keeps from being used again, and the backend's place.
-    ways: RefCell<HashMap<(*const Rule, usize), Rc<Way>>>,
+    ways: RefCell<ConfiguredMap<(*const Rule, usize), Rc<Way>>>,
 }
 
 /// The rule that a request fell to, and what it asks for first.

@@ -7,11 +7,11 @@
 //! naming comes before not naming; an expression counts as more than nothing
 //! and less than any exact name.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderName;
 
+use crate::route::hash::ConfiguredMap;
 use crate::route::head::Head;
 use crate::route::matching::{Bucket, Candidate, Lookup, NameMatch, PathTest, Subject, Subjects, Test, call};
 use crate::route::rule::Rule;
@@ -31,9 +31,7 @@ pub struct GrpcMatch {
 #[derive(Debug)]
 pub struct GrpcTable {
     subjects: Box<[Subject]>,
-    /// The keys come from configuration, so none of a client's making collide;
-    /// one look-up replaces a search through all.
-    services: HashMap<Box<[u8]>, Methods<Bucket>>,
+    services: ConfiguredMap<Box<[u8]>, Methods<Bucket>>,
     /// Matches with an expression for the service.
     patterns: Bucket,
     /// Matches that name no service.
@@ -43,7 +41,7 @@ pub struct GrpcTable {
 /// Matches that say the same about the service.
 #[derive(Debug, Default)]
 struct Methods<T> {
-    exact: HashMap<Box<[u8]>, T>,
+    exact: ConfiguredMap<Box<[u8]>, T>,
     /// Those with an expression for the method, then those that name none.
     rest: T,
 }
@@ -54,7 +52,7 @@ impl GrpcTable {
     /// rule without a match takes every call.
     pub fn new(rules: impl IntoIterator<Item = (Vec<GrpcMatch>, Arc<Rule>)>) -> Self {
         let mut subjects = Subjects::default();
-        let mut services: HashMap<Box<[u8]>, Methods<Vec<Candidate>>> = HashMap::new();
+        let mut services: ConfiguredMap<Box<[u8]>, Methods<Vec<Candidate>>> = ConfiguredMap::default();
         let mut any = Methods::<Vec<Candidate>>::default();
         let mut patterns = Vec::new();
         for (mut matches, rule) in rules {

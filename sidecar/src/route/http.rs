@@ -7,11 +7,11 @@
 //! specification leaves the order of expressions open, they come last, so that
 //! a request that anything else matches costs no search.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderName;
 
+use crate::route::hash::ConfiguredMap;
 use crate::route::head::Head;
 use crate::route::matching::{Bucket, Candidate, Lookup, PathTest, Pattern, Subject, Subjects, Test};
 use crate::route::prefix::Prefixes;
@@ -52,9 +52,7 @@ impl Default for PathMatch {
 #[derive(Debug)]
 pub struct HttpTable {
     subjects: Box<[Subject]>,
-    /// The keys come from configuration, so none of a client's making collide;
-    /// one look-up replaces a search through all.
-    exact: HashMap<Box<[u8]>, Bucket>,
+    exact: ConfiguredMap<Box<[u8]>, Bucket>,
     prefix: Prefixes<Bucket>,
     regex: Bucket,
 }
@@ -65,7 +63,7 @@ impl HttpTable {
     /// rule without a match takes every request.
     pub fn new(rules: impl IntoIterator<Item = (Vec<HttpMatch>, Arc<Rule>)>) -> Self {
         let mut subjects = Subjects::default();
-        let mut exact: HashMap<Box<[u8]>, Vec<Candidate>> = HashMap::new();
+        let mut exact: ConfiguredMap<Box<[u8]>, Vec<Candidate>> = ConfiguredMap::default();
         let mut prefix: Prefixes<Vec<Candidate>> = Prefixes::default();
         let mut regex = Vec::new();
         for (mut matches, rule) in rules {

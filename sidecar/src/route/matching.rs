@@ -15,6 +15,7 @@ use http::HeaderName;
 use memchr::memchr;
 use regex::bytes::{Regex, RegexBuilder};
 
+use crate::route::hash::ConfiguredMap;
 use crate::route::head::Head;
 use crate::route::query;
 use crate::route::rule::Rule;
@@ -293,9 +294,8 @@ pub(super) struct Bucket {
 #[derive(Debug)]
 struct Index {
     subject: usize,
-    /// Places in `candidates`, ascending. The keys come from configuration, so
-    /// none of a client's making collide; one look-up replaces a linear search.
-    by_value: HashMap<Box<[u8]>, Vec<usize>>,
+    /// Places in `candidates`, ascending.
+    by_value: ConfiguredMap<Box<[u8]>, Vec<usize>>,
     /// Candidates that do not ask the subject for listed values, ascending.
     rest: Vec<usize>,
 }
@@ -344,7 +344,7 @@ impl Index {
             .into_iter()
             .filter(|(_, count)| *count >= INDEXED)
             .max_by_key(|(s, n)| (*n, Reverse(*s)))?;
-        let mut index = Self { subject, by_value: HashMap::new(), rest: Vec::new() };
+        let mut index = Self { subject, by_value: ConfiguredMap::default(), rest: Vec::new() };
         for (at, candidate) in candidates.iter().enumerate() {
             let mut about = candidate.conditions.list.iter().filter(|c| c.subject == subject);
             let Some(values) = about.find_map(|condition| condition.test.values()) else {

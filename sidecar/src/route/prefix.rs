@@ -1,7 +1,7 @@
 //! Path prefixes by their elements: `/a/b` is a prefix of `/a/b` and `/a/b/c`,
 //! not of `/a/bc`.
 
-use std::collections::HashMap;
+use crate::route::hash::ConfiguredMap;
 
 /// Values by prefix, found in one walk along a path however many there are.
 #[derive(Debug)]
@@ -12,9 +12,8 @@ pub(super) struct Prefixes<T> {
 
 #[derive(Debug)]
 struct Node<T> {
-    /// By element. The keys come from configuration, so none of a client's
-    /// making collide; one look-up per element replaces a search through all.
-    children: HashMap<Box<[u8]>, usize>,
+    /// By element.
+    children: ConfiguredMap<Box<[u8]>, usize>,
     value: Option<T>,
     /// The node around it.
     outer: Option<usize>,
@@ -22,7 +21,7 @@ struct Node<T> {
 
 impl<T> Node<T> {
     fn within(outer: Option<usize>) -> Self {
-        Self { children: HashMap::new(), value: None, outer }
+        Self { children: ConfiguredMap::default(), value: None, outer }
     }
 }
 
