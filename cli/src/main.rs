@@ -2,6 +2,7 @@
 
 mod control_plane;
 mod demo;
+mod inject;
 mod metrics;
 mod policy;
 mod routes;
@@ -31,6 +32,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run any program, unchanged, in the mesh
     Run(Box<heddle_sidecar::run::RunArgs>),
+    /// Add sidecars to the pods of manifests
+    Inject(inject::InjectArgs),
+    /// Take the sidecars from the pods of manifests that were injected
+    Uninject(inject::UninjectArgs),
     /// Show services, endpoints, success rate, latency and mTLS share
     Stat(stat::StatArgs),
     /// List routes: what they attach to, where they lead, whether they are accepted
@@ -76,6 +81,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         // process with one thread can.
         Command::Run(args) => heddle_sidecar::run::run(*args, Some(embedded_control_plane()?)),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
+        Command::Inject(args) => inject::inject(&args),
+        Command::Uninject(args) => inject::uninject(&args),
         Command::Stat(args) => runtime()?.block_on(stat::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Routes(args) => runtime()?.block_on(routes::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Policy(args) => runtime()?.block_on(policy::run(args)).map(|()| ExitCode::SUCCESS),

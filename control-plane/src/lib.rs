@@ -6,6 +6,7 @@
 //! Embedders call [`run()`], or [`ControlPlane`] to know the addresses first.
 
 pub mod compile;
+pub mod injection;
 pub mod kubernetes;
 pub mod log;
 pub mod model;

@@ -1,0 +1,218 @@
+//! What injection adds to a pod: two containers and a volume.
+
+use serde_json::{Map, Value, json};
+
+use super::options::{Interception, Options};
+use super::{ADMIN_PORT, IDENTITY, INIT, Injector, SIDECAR, SIDECAR_ID};
+
+/// Carries the original probes.
+pub(super) const PROBES: &str = "HEDDLE_PROBES";
+
+const IDENTITY_PATH: &str = "/var/run/secrets/heddle.dev";
+
+/// What the sidecar needs while idle, with room for some hundred requests per second.
+const CPU_REQUEST: &str = "50m";
+const MEMORY_REQUEST: &str = "64Mi";
+
+/// Several times what a sidecar with a thousand endpoints and as many open
+/// connections has been seen to use: a bound for what is wrong, not a budget. There is
+/// no limit on CPU, because throttling a sidecar shows as latency of the application.
+const MEMORY_LIMIT: &str = "256Mi";
+
+/// A new token every hour, of which kubelet renews the last fifth.
+const TOKEN_SECONDS: u32 = 3600;
+
+/// Seconds after which a sidecar that has no configuration yet is started
+/// anew. Waiting for a control plane that is away is right; a restart mends
+/// nothing of that and only adds back-off.
+const STARTUP_SECONDS: u32 = 600;
+
+/// The init container that makes the rules.
+pub(super) fn init(injector: &Injector, options: &Options) -> Value {
+    let mut args = vec!["init".to_owned()];
+    for (flag, ports) in [
+        ("skip-inbound-ports", &options.skip_inbound_ports),
+        ("skip-outbound-ports", &options.skip_outbound_ports),
+    ] {
+        if let Some(ports) = ports.as_ref().filter(|ports| !ports.is_empty()) {
+            args.push(format!("--{flag}={ports}"));
+        }
+    }
+    let cidrs = options.skip_outbound_cidrs.iter().flatten().map(ToString::to_string).collect::<Vec<_>>();
+    if !cidrs.is_empty() {
+        args.push(format!("--skip-outbound-cidrs={}", cidrs.join(",")));
+    }
+    let mut container = image(INIT, injector, options);
+    container.insert("args".into(), args.into());
+    // Requests and limits are the same, so that it never costs a pod its class Guaranteed.
+    let resources = json!({"cpu": "100m", "memory": "64Mi"});
+    container.insert("resources".into(), json!({"requests": resources, "limits": resources}));
+    // Root, whatever the pod says of its own containers: rules of the network need it.
+    container.insert(
+        "securityContext".into(),
+        json!({
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "runAsUser": 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }),
+    );
+    container.insert("terminationMessagePolicy".into(), "FallbackToLogsOnError".into());
+    Value::Object(container)
+}
+
+/// What of the sidecar differs from pod to pod besides options.
+pub(super) struct SidecarOf<'a> {
+    pub(super) native: bool,
+    /// The owner's name.
+    pub(super) service: &'a str,
+    pub(super) probes: Option<String>,
+    /// Whether the pod as a whole has resources (KEP-2837), which its containers then share.
+    pub(super) pod_resources: bool,
+}
+
+/// The sidecar.
+pub(super) fn sidecar(injector: &Injector, options: &Options, of: &SidecarOf<'_>) -> Value {
+    let mut container = image(SIDECAR, injector, options);
+    container.insert("args".into(), json!(["proxy", "--intercept"]));
+    if of.native {
+        container.insert("restartPolicy".into(), "Always".into());
+    }
+    container.insert("env".into(), environment(injector, options, of));
+    container.insert(
+        "ports".into(),
+        json!([{"name": "heddle-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}]),
+    );
+    let ask = |path: &str| json!({"path": path, "port": ADMIN_PORT});
+    container.insert(
+        "startupProbe".into(),
+        json!({
+            "httpGet": ask("/ready"),
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": STARTUP_SECONDS,
+        }),
+    );
+    container.insert(
+        "readinessProbe".into(),
+        json!({"httpGet": ask("/ready"), "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3}),
+    );
+    container.insert(
+        "livenessProbe".into(),
+        json!({"httpGet": ask("/live"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6}),
+    );
+    container.insert("resources".into(), resources(options, of.pod_resources));
+    container.insert(
+        "securityContext".into(),
+        json!({
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": SIDECAR_ID,
+            "runAsNonRoot": true,
+            "runAsUser": SIDECAR_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }),
+    );
+    container.insert("terminationMessagePolicy".into(), "FallbackToLogsOnError".into());
+    container.insert(
+        "volumeMounts".into(),
+        json!([{"name": IDENTITY, "mountPath": IDENTITY_PATH, "readOnly": true}]),
+    );
+    Value::Object(container)
+}
+
+fn image(name: &str, injector: &Injector, options: &Options) -> Map<String, Value> {
+    let mut container = Map::new();
+    container.insert("name".into(), name.into());
+    let image = options.image.clone().unwrap_or_else(|| format!("heddle/sidecar:{}", injector.version));
+    container.insert("image".into(), image.into());
+    if let Some(policy) = &options.image_pull_policy {
+        container.insert("imagePullPolicy".into(), policy.as_str().into());
+    }
+    container
+}
+
+fn environment(injector: &Injector, options: &Options, of: &SidecarOf<'_>) -> Value {
+    let text = |name: &str, value: &str| json!({"name": name, "value": value});
+    let field =
+        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let mut env = vec![
+        text("HEDDLE_CONTROL_PLANE", &injector.control_plane),
+        text("HEDDLE_CA_CERT", &format!("{IDENTITY_PATH}/roots.pem")),
+        text("HEDDLE_SERVICE_ACCOUNT_TOKEN", &format!("{IDENTITY_PATH}/token")),
+        field("HEDDLE_NAMESPACE", "metadata.namespace"),
+        field("HEDDLE_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("HEDDLE_POD_NAME", "metadata.name"),
+        field("HEDDLE_POD_UID", "metadata.uid"),
+        field("HEDDLE_POD_IPS", "status.podIPs"),
+        field("HEDDLE_NODE_NAME", "spec.nodeName"),
+        text("HEDDLE_SERVICE", of.service),
+        text("HEDDLE_LOG_LEVEL", options.log_level.as_deref().unwrap_or("info")),
+    ];
+    if let Some(probes) = &of.probes {
+        env.push(text(PROBES, probes));
+    }
+    env.into()
+}
+
+fn resources(options: &Options, pod_resources: bool) -> Value {
+    let default = |value: &'static str| (!pod_resources).then(|| value.to_owned());
+    let amounts = |cpu: Option<String>, memory: Option<String>| {
+        let amounts = [("cpu", cpu), ("memory", memory)].into_iter();
+        amounts.filter_map(|(name, amount)| Some((name.to_owned(), amount?.into()))).collect::<Map<_, _>>()
+    };
+    // A default gives way to what was asked for: a request is never above the limit.
+    let lower = |request: String, limit: &Option<String>| match limit {
+        Some(limit) if super::quantity::nanos(limit) < super::quantity::nanos(&request) => limit.clone(),
+        _ => request,
+    };
+    let higher = |limit: String, request: &Option<String>| match request {
+        Some(request) if super::quantity::nanos(request) > super::quantity::nanos(&limit) => request.clone(),
+        _ => limit,
+    };
+    let (cpu, memory) = (&options.cpu_limit, &options.memory_limit);
+    let requests = amounts(
+        options.cpu_request.clone().or_else(|| default(CPU_REQUEST).map(|request| lower(request, cpu))),
+        options
+            .memory_request
+            .clone()
+            .or_else(|| default(MEMORY_REQUEST).map(|request| lower(request, memory))),
+    );
+    let limit = || default(MEMORY_LIMIT).map(|limit| higher(limit, &options.memory_request));
+    let limits = amounts(cpu.clone(), memory.clone().or_else(limit));
+    let mut resources = Map::new();
+    for (name, amounts) in [("requests", requests), ("limits", limits)] {
+        if !amounts.is_empty() {
+            resources.insert(name.into(), Value::Object(amounts));
+        }
+    }
+    Value::Object(resources)
+}
+
+/// The volume with the sidecar's token and what it trusts.
+pub(super) fn identity() -> Value {
+    json!({
+        "name": IDENTITY,
+        "projected": {
+            "sources": [
+                {"serviceAccountToken": {
+                    "audience": "heddle.dev", "expirationSeconds": TOKEN_SECONDS, "path": "token"
+                }},
+                {"configMap": {
+                    "name": "heddle-trust-bundle", "items": [{"key": "roots.pem", "path": "roots.pem"}]
+                }},
+            ]
+        },
+    })
+}
+
+/// Whether the init container is wanted.
+pub(super) fn wants_init(options: &Options) -> bool {
+    options.interception.unwrap_or(Interception::Init) == Interception::Init
+}

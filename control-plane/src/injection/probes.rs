@@ -1,0 +1,239 @@
+//! Probes and lifecycle hooks, which kubelet sends from outside the mesh.
+//!
+//! Under strict mTLS the sidecar refuses them, so each is led to the sidecar's
+//! admin listener, which does the original against the application and
+//! answers in its place. The originals travel in one environment variable, from which
+//! they are restored when the sidecar is removed.
+
+use std::fmt;
+
+use heddle_api::crd::Violation;
+use serde_json::{Map, Value, json};
+
+use super::options::Ports;
+use super::pod::{Container, List, Pod, field, object, text};
+use super::{ADMIN_PORT, parts};
+
+/// A request that kubelet makes for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    Liveness,
+    Readiness,
+    Startup,
+    PostStart,
+    PreStop,
+}
+
+impl Hook {
+    const ALL: [Self; 5] = [Self::Liveness, Self::Readiness, Self::Startup, Self::PostStart, Self::PreStop];
+
+    /// The fields from the container to what is called a handler in Kubernetes' reference.
+    fn path(self) -> &'static [&'static str] {
+        match self {
+            Self::Liveness => &["livenessProbe"],
+            Self::Readiness => &["readinessProbe"],
+            Self::Startup => &["startupProbe"],
+            Self::PostStart => &["lifecycle", "postStart"],
+            Self::PreStop => &["lifecycle", "preStop"],
+        }
+    }
+
+    /// How it makes requests. A lifecycle hook that opens a TCP connection is
+    /// refused by kubelet itself, whatever we do.
+    fn handlers(self) -> &'static [&'static str] {
+        match self {
+            Self::Liveness | Self::Readiness | Self::Startup => &["httpGet", "tcpSocket", "grpc"],
+            Self::PostStart | Self::PreStop => &["httpGet"],
+        }
+    }
+
+    fn is_probe(self) -> bool {
+        !matches!(self, Self::PostStart | Self::PreStop)
+    }
+}
+
+impl fmt::Display for Hook {
+    /// The last segment of its path at the sidecar.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Liveness => "liveness",
+            Self::Readiness => "readiness",
+            Self::Startup => "startup",
+            Self::PostStart => "post-start",
+            Self::PreStop => "pre-stop",
+        })
+    }
+}
+
+/// The requests of a pod that go to the sidecar.
+#[derive(Debug, Default)]
+pub(super) struct Rewritten {
+    moved: Vec<Moved>,
+}
+
+#[derive(Debug)]
+struct Moved {
+    container: String,
+    hook: Hook,
+    handler: &'static str,
+    entry: Map<String, Value>,
+}
+
+impl Rewritten {
+    /// What has to be moved in `pod`. A port in `skipped` is not intercepted,
+    /// so what goes there stays as it is.
+    pub(super) fn of(pod: &Pod<'_>, skipped: Option<&Ports>, violations: &mut Vec<Violation>) -> Self {
+        let mut moved = Vec::new();
+        for container in pod.containers.iter().filter(|container| container.list != List::EphemeralContainers)
+        {
+            for hook in Hook::ALL {
+                match take(container, hook, skipped) {
+                    Ok(taken) => moved.extend(taken),
+                    Err(violation) => violations.push(violation),
+                }
+            }
+        }
+        Self { moved }
+    }
+
+    /// The originals by path, as the sidecar reads them.
+    pub(super) fn originals(&self) -> Option<String> {
+        let entries: Map<String, Value> =
+            self.moved.iter().map(|moved| (moved.at(), Value::Object(moved.entry.clone()))).collect();
+        // Kubernetes puts variables in place of `$(NAME)` in the environment, which nobody means here.
+        (!entries.is_empty()).then(|| Value::Object(entries).to_string().replace('$', r"\u0024"))
+    }
+
+    /// Leads them to the sidecar in the pod whose spec is `spec`.
+    pub(super) fn apply(&self, spec: &mut Map<String, Value>) {
+        for moved in &self.moved {
+            let handler = json!({"path": moved.at(), "port": ADMIN_PORT});
+            if let Some(place) = handler_place(spec, &moved.container, moved.hook) {
+                replace(place, moved.handler, "httpGet", handler);
+            }
+        }
+    }
+}
+
+impl Moved {
+    fn at(&self) -> String {
+        format!("/probe/{}/{}", self.container, self.hook)
+    }
+}
+
+fn take(container: &Container<'_>, hook: Hook, skipped: Option<&Ports>) -> Result<Option<Moved>, Violation> {
+    let Some(fields) = object(container.fields, hook.path()) else { return Ok(None) };
+    let mut handlers = hook.handlers().iter();
+    let found = handlers.find_map(|handler| Some((*handler, object(fields, &[handler])?)));
+    let Some((handler, original)) = found else { return Ok(None) };
+    // Kubelet asks another host than the pod then, perhaps the node itself; only kubelet can.
+    if text(original, "host").is_some_and(|host| !host.is_empty()) {
+        return Ok(None);
+    }
+    let path = || format!("{}.{}.{handler}.port", container.path, hook.path().join("."));
+    let number =
+        port(container, original.get("port")).map_err(|message| Violation { path: path(), message })?;
+    if skipped.is_some_and(|skipped| skipped.contains(number)) {
+        return Ok(None);
+    }
+    let mut original = original.clone();
+    original.retain(|_, value| !value.is_null());
+    let named = original.insert("port".into(), number.into()).filter(|port| !port.is_number());
+    let mut entry = Map::new();
+    entry.insert(handler.into(), Value::Object(original));
+    if hook.is_probe() {
+        entry.insert("timeoutSeconds".into(), field(fields, "timeoutSeconds").cloned().unwrap_or(1.into()));
+    }
+    if let Some(name) = named {
+        entry.insert(PORT_NAME.into(), name);
+    }
+    Ok(Some(Moved { container: container.name.into(), hook, handler, entry }))
+}
+
+/// In an entry: the name that stood in place of the port's number, for whoever restores it.
+const PORT_NAME: &str = "portName";
+
+/// The number that kubelet would use: the number itself, the port of the
+/// container with that name, or a number written as a text.
+fn port(container: &Container<'_>, port: Option<&Value>) -> Result<u16, String> {
+    let number = |value: u64| u16::try_from(value).ok().filter(|port| *port > 0);
+    let found = match port {
+        Some(Value::Number(port)) => port.as_u64().and_then(number),
+        Some(Value::String(name)) => {
+            let named = container
+                .objects("ports")
+                .find(|(_, port)| text(port, "name") == Some(name))
+                .and_then(|(_, port)| field(port, "containerPort")?.as_u64());
+            named.or_else(|| name.parse().ok()).and_then(number)
+        }
+        _ => None,
+    };
+    found.ok_or_else(|| match port {
+        Some(port) => format!("{port} is neither a port's number nor the name of a port of the container"),
+        None => "is needed".into(),
+    })
+}
+
+/// Puts the originals back that `pod`, whose spec is `spec`, carries with its sidecar.
+///
+/// # Errors
+/// If they cannot be read.
+pub(super) fn restore(pod: &Pod<'_>, spec: &mut Map<String, Value>) -> Result<(), Violation> {
+    let Some(sidecar) = pod.container(super::SIDECAR) else { return Ok(()) };
+    let found = sidecar.objects("env").find(|(_, env)| text(env, "name") == Some(parts::PROBES));
+    let Some((index, env)) = found else { return Ok(()) };
+    let wrong = |message: String| Violation { path: format!("{}.env[{index}].value", sidecar.path), message };
+    let originals: Map<String, Value> = serde_json::from_str(text(env, "value").unwrap_or_default())
+        .map_err(|error| wrong(format!("is not what injection writes: {error}")))?;
+    for (at, entry) in originals {
+        let foreign = || wrong(format!("{at:?} is not what injection writes"));
+        let (container, hook) = parse(&at).ok_or_else(foreign)?;
+        let entry = entry.as_object().ok_or_else(foreign)?;
+        let (handler, original) =
+            hook.handlers().iter().find_map(|h| Some((*h, object(entry, &[h])?))).ok_or_else(foreign)?;
+        let mut original = original.clone();
+        if let Some(name) = entry.get(PORT_NAME) {
+            original.insert("port".into(), name.clone());
+        }
+        // A container or probe that went since has nothing to restore.
+        let place = handler_place(spec, container, hook);
+        let place =
+            place.filter(|place| object(place, &["httpGet"]).and_then(|get| text(get, "path")) == Some(&at));
+        if let Some(place) = place {
+            replace(place, "httpGet", handler, Value::Object(original));
+        }
+    }
+    Ok(())
+}
+
+fn parse(at: &str) -> Option<(&str, Hook)> {
+    let (container, hook) = at.strip_prefix("/probe/")?.split_once('/')?;
+    Some((container, Hook::ALL.into_iter().find(|known| known.to_string() == hook)?))
+}
+
+fn handler_place<'a>(
+    spec: &'a mut Map<String, Value>,
+    name: &str,
+    hook: Hook,
+) -> Option<&'a mut Map<String, Value>> {
+    // Which list has it is known by looking, so that only one is borrowed.
+    let has = |list: &Value| list.as_array().is_some_and(|list| list.iter().any(|c| c["name"] == name));
+    let list = [List::InitContainers, List::Containers]
+        .into_iter()
+        .map(List::field)
+        .find(|list| spec.get(*list).is_some_and(has))?;
+    let container = spec.get_mut(list)?.as_array_mut()?.iter_mut().find(|c| c["name"] == name)?;
+    let place = hook.path().iter().try_fold(container, |value, field| value.get_mut(*field))?;
+    place.as_object_mut()
+}
+
+/// Replaces a field by another, at the same place of the map.
+fn replace(map: &mut Map<String, Value>, old: &str, new: &str, value: Value) {
+    let mut value = Some(value);
+    *map = std::mem::take(map)
+        .into_iter()
+        .filter_map(
+            |(key, kept)| if key == old { Some((new.to_owned(), value.take()?)) } else { Some((key, kept)) },
+        )
+        .collect();
+}

@@ -1,0 +1,136 @@
+use serde_json::json;
+
+use super::*;
+
+fn injector() -> Injector {
+    Injector { version: "1.2.3".into(), ..Injector::default() }
+}
+
+fn inject(pod: &Value) -> Result<Outcome, Vec<Violation>> {
+    injector().inject(Candidate { pod, owner: "web", wanted: true })
+}
+
+fn injected(pod: &Value) -> Value {
+    match inject(pod) {
+        Ok(Outcome::Injected { pod, .. }) => pod,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn web() -> Value {
+    json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "web:1"}]}})
+}
+
+#[test]
+fn the_pods_own_word_wins() {
+    let mut pod = web();
+    let decide = |pod: &Value, wanted| match injector().inject(Candidate { pod, owner: "web", wanted }) {
+        Ok(Outcome::Injected { .. }) => None,
+        Ok(Outcome::Skipped(skip)) => Some(skip),
+        Err(violations) => panic!("{violations:?}"),
+    };
+    assert_eq!((decide(&pod, true), decide(&pod, false)), (None, Some(Skip::NotWanted)));
+    for place in ["labels", "annotations"] {
+        pod["metadata"] = json!({place: {INJECT: "enabled"}});
+        assert_eq!((decide(&pod, true), decide(&pod, false)), (None, None));
+        pod["metadata"] = json!({place: {INJECT: "disabled"}});
+        assert_eq!((decide(&pod, true), decide(&pod, false)), (Some(Skip::Disabled), Some(Skip::Disabled)));
+    }
+}
+
+#[test]
+fn an_injected_pod_is_left_alone_even_if_it_says_otherwise_since() {
+    let mut pod = injected(&web());
+    pod["metadata"]["labels"][INJECT] = "disabled".into();
+    assert_eq!(inject(&pod), Ok(Outcome::Skipped(Skip::AlreadyInjected("1.2.3".into()))));
+}
+
+#[test]
+fn fields_that_are_null_are_absent() {
+    let pod = json!({
+        "metadata": null,
+        "spec": {"initContainers": null, "volumes": null, "containers": [{
+            "name": "web", "livenessProbe": null, "securityContext": null,
+            "readinessProbe": {"httpGet": null, "tcpSocket": {"host": null, "port": 80}},
+        }]},
+    });
+    let pod = injected(&pod);
+    assert_eq!(pod["metadata"]["labels"][MESHED], "true");
+    assert_eq!(pod["spec"]["initContainers"].as_array().unwrap().len(), 2);
+    assert_eq!(pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"], ADMIN_PORT);
+}
+
+#[test]
+fn what_is_no_pod_is_refused_and_never_panics() {
+    let containers = |containers: Value| json!({"spec": {"containers": containers}});
+    for (pod, path) in [
+        (json!(null), ""),
+        (json!([]), ""),
+        (json!({}), "spec"),
+        (json!({"spec": 1}), "spec"),
+        (containers(json!([])), "spec.containers"),
+        (containers(json!("web")), "spec.containers"),
+        (containers(json!([1])), "spec.containers[0]"),
+        (containers(json!([{"name": 1}])), "spec.containers[0].name"),
+        (containers(json!([{"name": "a/b"}])), "spec.containers[0].name"),
+        (json!({"metadata": [], "spec": {}}), "metadata"),
+        (json!({"metadata": {"labels": []}, "spec": {"containers": [{"name": "a"}]}}), "metadata.labels"),
+        (json!({"spec": {"volumes": {}, "containers": [{"name": "a"}]}}), "spec.volumes"),
+    ] {
+        let violations = inject(&pod).unwrap_err();
+        assert_eq!(violations[0].path, path, "{pod}");
+        assert!(remove(&pod).is_err(), "{pod}");
+    }
+}
+
+#[test]
+fn removal_refuses_what_injection_did_not_write() {
+    let mut pod = injected(&json!({"spec": {"containers": [
+        {"name": "web", "livenessProbe": {"tcpSocket": {"port": 80}}}
+    ]}}));
+    let env = pod["spec"]["initContainers"][1]["env"].as_array_mut().unwrap();
+    let probes = env.iter_mut().find(|env| env["name"] == "HEDDLE_PROBES").unwrap();
+    for value in ["", "[]", r#"{"/x":{}}"#, r#"{"/probe/web/liveness":1}"#, r#"{"/probe/web/liveness":{}}"#] {
+        probes["value"] = value.into();
+        let mut changed = json!({"metadata": {"annotations": {INJECTED: "1"}}, "spec": {"containers": [
+            {"name": "web"}, {"name": SIDECAR, "env": [probes.clone()]}
+        ]}});
+        let violations = remove(&changed).unwrap_err();
+        assert_eq!(violations[0].path, "spec.containers[1].env[0].value", "{value}");
+        changed["spec"]["containers"][1]["env"] = json!([]);
+        assert!(matches!(remove(&changed), Ok(Removed::Restored(_))));
+    }
+}
+
+#[test]
+fn no_choice_lifts_a_request_above_its_limit() {
+    for (key, value) in [
+        ("heddle.dev/sidecar-memory-request", "1Gi"),
+        ("heddle.dev/sidecar-memory-limit", "16Mi"),
+        ("heddle.dev/sidecar-cpu-limit", "10m"),
+    ] {
+        let mut pod = web();
+        pod["metadata"]["annotations"] = json!({key: value});
+        let pod = injected(&pod);
+        let resources = &pod["spec"]["initContainers"][1]["resources"];
+        for what in ["cpu", "memory"] {
+            let amount = |kind: &str| quantity::nanos(resources[kind][what].as_str()?);
+            if let (Some(request), Some(limit)) = (amount("requests"), amount("limits")) {
+                assert!(request <= limit, "{key}: {resources}");
+            }
+        }
+    }
+}
+
+/// Kubernetes replaces `$(NAME)` in the values of variables: probes would have changed on their way.
+#[test]
+fn probes_are_safe_from_the_expansion_of_variables() {
+    let web = json!({"spec": {"containers": [
+        {"name": "web", "livenessProbe": {"httpGet": {"path": "/$(HEDDLE_NAMESPACE)", "port": 80}}}
+    ]}});
+    let pod = injected(&web);
+    let env = pod["spec"]["initContainers"][1]["env"].as_array().unwrap();
+    let probes = env.iter().find(|env| env["name"] == "HEDDLE_PROBES").unwrap()["value"].as_str().unwrap();
+    assert!(!probes.contains('$'), "{probes}");
+    assert_eq!(remove(&pod), Ok(Removed::Restored(web)));
+}
