@@ -46,8 +46,9 @@ pub use gateway::{
     UrlRewrite,
 };
 pub use kubernetes::{
-    AddressType, EndpointConditions, EndpointPort, EndpointSlice, IntOrString, Service, ServicePort,
-    ServiceSpec, SliceEndpoint, WEIGHT_LABEL, weight,
+    AddressType, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, EndpointTarget, ForZone,
+    IntOrString, MESHED_LABEL, Pod, PodIp, PodSpec, PodStatus, Service, ServicePort, ServiceSpec,
+    SliceEndpoint, WEIGHT_LABEL, weight,
 };
 pub use manifest::{field_paths_of_traffic_policy, manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
@@ -177,6 +178,9 @@ pub struct Metadata {
     /// Counts the changes of `spec`; 0 in files.
     #[serde(default)]
     pub generation: i64,
+    /// Tells it from others of the same name, earlier or later. Absent in files, and where nothing
+    /// reads it.
+    pub uid: Option<String>,
 }
 
 impl Metadata {

@@ -61,6 +61,11 @@ pub(crate) async fn serve(
 async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
     if admin.published.borrow().is_some() {
         (StatusCode::OK, "ready\n")
+    } else if admin.sources.borrow().pending {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: the cluster has not said yet what it holds; see /errors\n",
+        )
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready: the first compilation has not ended\n")
     }
@@ -76,6 +81,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         connections: *admin.connections.borrow(),
         source_errors: sources.errors.len(),
         source_errors_total: sources.errors_total,
+        watches: sources.watches,
         resources: admin.published.borrow().as_ref().map_or(0, |p| p.model.resources.len()),
         certificate_expiry: certificate_expiry(&admin.credentials),
     };

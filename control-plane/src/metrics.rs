@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use heddle_api::discovery::{ResourceType, v1};
 
+use crate::source::Watches;
+
 /// All counters.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
@@ -51,6 +53,7 @@ pub(crate) struct Gauges {
     pub(crate) connections: usize,
     pub(crate) source_errors: usize,
     pub(crate) source_errors_total: u64,
+    pub(crate) watches: Watches,
     pub(crate) resources: usize,
     pub(crate) certificate_expiry: u64,
 }
@@ -173,6 +176,11 @@ impl Metrics {
         text.sample("heddle_registrations", "{state=\"lost\"}", gauges.awaited);
         text.family("heddle_source_errors_total", "counter", "Errors in sources since the start.");
         text.sample("heddle_source_errors_total", "", gauges.source_errors_total);
+        text.family("heddle_source_watches", "gauge", "Watches of Kubernetes API servers.");
+        let Watches { live, lost, absent } = gauges.watches;
+        for (state, count) in [("live", live), ("lost", lost), ("absent", absent)] {
+            text.sample("heddle_source_watches", &format!("{{state=\"{state}\"}}"), count);
+        }
         let levels = [
             ("heddle_discovery_streams", "Open discovery streams.", gauges.streams),
             ("heddle_connections", "Open connections to discovery and identity.", gauges.connections),

@@ -89,6 +89,10 @@ impl Pipeline {
 
     async fn publish(&mut self, registrations: &[Arc<Registration>]) {
         let content = self.sources.borrow_and_update().clone();
+        if content.pending {
+            // Half of a mesh would be another mesh: streams wait, and sidecars keep what they have.
+            return;
+        }
         let before = self.published.borrow().clone();
         let previous = before.as_ref().map(|b| b.model.clone()).unwrap_or_default();
         let (defaults, registrations) = (self.defaults.clone(), registrations.to_vec());

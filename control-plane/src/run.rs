@@ -69,6 +69,8 @@ enum Reason {
     OwnCertificate(#[from] crate::ca::SignError),
     #[error("cannot listen on {address} ({setting}): {error}")]
     Bind { setting: &'static str, address: SocketAddr, error: io::Error },
+    #[error("--source: {0}")]
+    Source(#[from] crate::kubernetes::client::NoClient),
     #[error("discovery stopped: {0}")]
     Discovery(#[from] tonic::transport::Error),
     #[error("the admin listener stopped: {0}")]
@@ -133,7 +135,7 @@ impl ControlPlane {
         let (published, newest) = watch::channel(None);
         let (open, connections) = watch::channel(0);
         let (over, ending) = watch::channel(false);
-        let sources = source::watch(settings.sources.clone()).await;
+        let sources = source::watch(settings.sources.clone()).await.map_err(Reason::from)?;
         let sessions = Arc::new(Sessions::default());
         let alerts = Arc::new(SharedAlerts::default());
         let shared =

@@ -27,7 +27,8 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "heddle.local";
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Args {
-    /// Where objects come from: dir:PATH, a folder of manifests (repeatable)
+    /// Where objects come from: dir:PATH, a folder of manifests; kubernetes, the cluster that this runs
+    /// in or that of the kubeconfig; kubernetes:CONTEXT of the kubeconfig (repeatable)
     #[arg(long = "source", value_name = "SOURCE", env = "HEDDLE_SOURCE", value_delimiter = ',')]
     #[serde(rename = "source", deserialize_with = "parsed_list")]
     pub sources: Vec<SourceSpec>,
@@ -196,9 +197,12 @@ impl Args {
         if authority.certificate_lifetime < MIN_LIFETIME {
             return Err(InvalidSettings::Lifetime(authority.certificate_lifetime));
         }
-        for SourceSpec::Folder(path) in &set.sources {
-            if !path.is_dir() {
-                return Err(InvalidSettings::Source(path.clone()));
+        for source in &set.sources {
+            match source {
+                SourceSpec::Folder(path) if !path.is_dir() => {
+                    return Err(InvalidSettings::Source(path.clone()));
+                }
+                SourceSpec::Folder(_) | SourceSpec::Kubernetes(_) => {}
             }
         }
         Ok(Settings {
@@ -349,7 +353,7 @@ mod tests {
             ("lisen: 127.0.0.1:1\n", "lisen"),
             ("certificateLifetime: 5s\n", "shorter than a minute"),
             ("certificateLifetime: soon\n", "soon"),
-            ("source: kubernetes\n", "kubernetes"),
+            ("source: cluster\n", "cluster"),
             ("source: dir:/nowhere/at/all\n", "/nowhere/at/all"),
             ("caCert: a.pem\n", "together"),
             ("trustDomain: Not A Domain\n", "--trust-domain"),

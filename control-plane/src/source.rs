@@ -1,4 +1,4 @@
-//! Where objects come from: folders of manifests, merged into one set.
+//! Where objects come from: folders of manifests and clusters, merged into one set.
 //!
 //! A source never fails once it runs: what cannot be read becomes a
 //! [`SourceError`] beside the objects, and its last good content stays in
@@ -6,6 +6,7 @@
 
 mod document;
 mod folder;
+mod kubernetes;
 mod object;
 mod tree;
 
@@ -17,6 +18,8 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::kubernetes::client::{Cluster, NoClient};
+pub use kubernetes::Watches;
 pub use object::{ObjectName, Objects, Origin, Sourced};
 
 /// All sources' objects at one moment.
@@ -28,18 +31,24 @@ pub struct Content {
     pub errors: Arc<[SourceError]>,
     /// How many errors have appeared since the start, for a counter.
     pub errors_total: u64,
+    /// Whether a source has not said yet all that it holds: the objects are fewer than there are.
+    pub pending: bool,
+    /// How the watches of clusters stand.
+    pub watches: Watches,
 }
 
-/// Where to read objects from: `dir:PATH`.
+/// Where to read objects from: `dir:PATH`, `kubernetes` or `kubernetes:CONTEXT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceSpec {
     /// A folder of manifests, with its subfolders.
     Folder(PathBuf),
+    /// A Kubernetes cluster.
+    Kubernetes(Cluster),
 }
 
 /// A text that names no source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no source; this version reads dir:PATH")]
+#[error("{0:?} is no source; sources are dir:PATH, kubernetes and kubernetes:CONTEXT")]
 pub struct InvalidSource(String);
 
 impl FromStr for SourceSpec {
@@ -48,6 +57,10 @@ impl FromStr for SourceSpec {
     fn from_str(text: &str) -> Result<Self, InvalidSource> {
         match text.split_once(':') {
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Folder(path.into())),
+            Some(("kubernetes", context)) if !context.is_empty() => {
+                Ok(Self::Kubernetes(Cluster::Context(context.into())))
+            }
+            None if text == "kubernetes" => Ok(Self::Kubernetes(Cluster::Inferred)),
             _ => Err(InvalidSource(text.into())),
         }
     }
@@ -57,6 +70,8 @@ impl fmt::Display for SourceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "dir:{}", path.display()),
+            Self::Kubernetes(Cluster::Inferred) => f.write_str("kubernetes"),
+            Self::Kubernetes(Cluster::Context(context)) => write!(f, "kubernetes:{context}"),
         }
     }
 }
@@ -73,13 +88,23 @@ impl Objects {
     }
 }
 
-/// Reads every source once, then keeps watching them until all receivers are gone.
-pub async fn watch(sources: Vec<SourceSpec>) -> watch::Receiver<Content> {
+/// Reads every folder once, then keeps watching all sources until all receivers are gone. Clusters
+/// are waited for by nobody: until all of them have answered the content is [pending](Content::pending).
+///
+/// # Errors
+/// If it is not known how to reach a cluster.
+pub async fn watch(sources: Vec<SourceSpec>) -> Result<watch::Receiver<Content>, NoClient> {
     // One update per source may wait: the next scan of a source waits for its last to be taken.
     let (updates, mut received) = mpsc::channel(sources.len().max(1));
     let mut parts = Vec::with_capacity(sources.len());
-    for (index, SourceSpec::Folder(path)) in sources.into_iter().enumerate() {
-        parts.push(folder::watch(path, index, updates.clone()).await);
+    for (index, source) in sources.into_iter().enumerate() {
+        let updates = updates.clone();
+        parts.push(match source {
+            SourceSpec::Folder(path) => folder::watch(path, index, updates).await,
+            SourceSpec::Kubernetes(ref cluster) => {
+                kubernetes::watch(cluster, &source.to_string(), index, updates).await?
+            }
+        });
     }
     let mut content = Content::default();
     merge(&parts, &mut content);
@@ -96,7 +121,7 @@ pub async fn watch(sources: Vec<SourceSpec>) -> watch::Receiver<Content> {
             }
         }
     });
-    receiver
+    Ok(receiver)
 }
 
 /// What one source holds.
@@ -104,6 +129,9 @@ pub async fn watch(sources: Vec<SourceSpec>) -> watch::Receiver<Content> {
 struct Part {
     objects: Vec<object::Object>,
     errors: Vec<SourceError>,
+    /// Whether it has not said yet all that it holds.
+    pending: bool,
+    watches: Watches,
 }
 
 /// Makes `content` that of `parts`, and logs and counts the errors that are new.
@@ -132,6 +160,8 @@ fn merge(parts: &[Part], content: &mut Content) {
         objects: Arc::new(objects),
         errors: errors.into(),
         errors_total: content.errors_total + appeared,
+        pending: parts.iter().any(|part| part.pending),
+        watches: parts.iter().map(|part| part.watches).fold(Watches::default(), Watches::plus),
     };
 }
 
@@ -144,6 +174,27 @@ pub struct SourceError {
     pub field: String,
     /// What is wrong.
     pub message: String,
+    /// The object of a cluster that is refused; its status says so.
+    pub object: Option<Arc<RefusedObject>>,
+}
+
+/// An object that is in a cluster and cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RefusedObject {
+    /// Its kind, such as `TrafficPolicy`.
+    pub kind: &'static str,
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// Which version of it was judged.
+    pub generation: i64,
+    /// Whether an earlier version is in force.
+    pub last_good: bool,
+}
+
+impl SourceError {
+    fn new(location: Location, field: String, message: String) -> Self {
+        Self { location, field, message, object: None }
+    }
 }
 
 impl fmt::Display for SourceError {
@@ -156,10 +207,10 @@ impl fmt::Display for SourceError {
     }
 }
 
-/// A place in a file.
+/// A place in a file, or an object of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Location {
-    /// The file.
+    /// The file; in a cluster `kubernetes:KIND/NAMESPACE/NAME`.
     pub file: Arc<Path>,
     /// Line, from 1; 0 if unknown.
     pub line: u32,

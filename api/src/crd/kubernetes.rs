@@ -33,6 +33,9 @@ pub struct ServiceSpec {
     /// Its own addresses, one per family.
     #[serde(default, rename = "clusterIPs")]
     pub cluster_ips: Vec<String>,
+    /// The families of its addresses and endpoints, the preferred one first.
+    #[serde(default)]
+    pub ip_families: Vec<AddressType>,
 }
 
 /// A port of a service.
@@ -127,6 +130,41 @@ pub struct SliceEndpoint {
     pub conditions: EndpointConditions,
     /// The zone that it runs in.
     pub zone: Option<String>,
+    /// Whom it is meant for.
+    pub hints: Option<EndpointHints>,
+    /// The object that it is, a Pod as a rule.
+    pub target_ref: Option<EndpointTarget>,
+}
+
+/// Whom an endpoint is meant for (KEP-2433).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointHints {
+    /// Clients of these zones.
+    #[serde(default)]
+    pub for_zones: Vec<ForZone>,
+}
+
+/// A zone whose clients an endpoint is meant for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ForZone {
+    /// The zone.
+    pub name: String,
+}
+
+/// The object that an endpoint is (core/v1 `ObjectReference`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct EndpointTarget {
+    /// Its kind, such as `Pod`.
+    #[serde(default)]
+    pub kind: String,
+    /// Absent: the slice's namespace.
+    pub namespace: Option<String>,
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// Tells it from others of the same name, earlier or later.
+    pub uid: Option<String>,
 }
 
 /// Whether an endpoint may get traffic.
@@ -151,6 +189,88 @@ pub struct EndpointPort {
     pub protocol: Option<String>,
     /// The number; absent means all ports, which Heddle cannot use.
     pub port: Option<u16>,
+}
+
+/// A pod (core/v1 `Pod`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Pod {
+    /// Its label [`MESHED_LABEL`] says that it has a sidecar.
+    pub metadata: Metadata,
+    /// What it was made from.
+    #[serde(default)]
+    pub spec: PodSpec,
+    /// Where it runs.
+    #[serde(default)]
+    pub status: PodStatus,
+}
+
+/// What a pod was made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpec {
+    /// Who it is to the API server, and to the mesh; absent means `default`.
+    pub service_account_name: Option<String>,
+    /// It has its node's addresses, not its own.
+    #[serde(default)]
+    pub host_network: bool,
+}
+
+/// Where a pod runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// `Succeeded` and `Failed` are the end: its addresses may be another's by now.
+    pub phase: Option<String>,
+    /// Its addresses, one per family, that of the cluster's preferred family first.
+    #[serde(default, rename = "podIPs")]
+    pub pod_ips: Vec<PodIp>,
+}
+
+/// An address of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct PodIp {
+    /// The address.
+    pub ip: String,
+}
+
+/// The label of pods that have a sidecar; the injector sets it to `true`.
+pub const MESHED_LABEL: &str = "heddle.dev/meshed";
+
+impl Pod {
+    /// Whether it has a sidecar.
+    pub fn is_meshed(&self) -> bool {
+        self.metadata.labels.get(MESHED_LABEL).is_some_and(|value| value == "true") && !self.spec.host_network
+    }
+
+    /// Whether it has ended for good.
+    pub fn is_over(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// Its service account.
+    pub fn service_account(&self) -> &str {
+        self.spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default")
+    }
+
+    /// Its addresses, the preferred one first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.status
+            .pod_ips
+            .iter()
+            .filter_map(|address| Some(address.ip.parse::<IpAddr>().ok()?.to_canonical()))
+    }
+
+    /// What no single field's type can say.
+    pub fn validate(&self) -> Vec<Violation> {
+        let addresses = self.status.pod_ips.iter().enumerate();
+        let wrong = addresses.filter(|(_, address)| !address.ip.parse().is_ok_and(is_one_host));
+        wrong
+            .map(|(index, address)| {
+                let message = format!("{:?} is no IP address of one host", address.ip);
+                Violation::new(format!("status.podIPs[{index}].ip"), message)
+            })
+            .collect()
+    }
 }
 
 /// The label of a workload, or of a slice for all of its endpoints, that says their

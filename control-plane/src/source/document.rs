@@ -1,4 +1,4 @@
-//! From the text of one file to objects.
+//! From the text of one file, or one object of a cluster, to objects.
 //!
 //! A file is read as a whole or not at all: with one error nothing of it
 //! counts. Kinds that Heddle has no use for are noted; kinds of Heddle's own
@@ -37,6 +37,16 @@ pub(super) fn read(file: &Arc<Path>, text: &str) -> Result<FileContent, Vec<Sour
     if reader.errors.is_empty() { Ok(reader.content) } else { Err(reader.errors) }
 }
 
+/// Reads one object that was found at `place`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub(super) fn read_object(place: &Arc<Path>, node: &Node) -> Result<Option<Object>, Vec<SourceError>> {
+    let mut reader = Reader { file: place, content: FileContent::default(), errors: Vec::new() };
+    reader.document(node);
+    if reader.errors.is_empty() { Ok(reader.content.objects.pop()) } else { Err(reader.errors) }
+}
+
 struct Reader<'a> {
     file: &'a Arc<Path>,
     content: FileContent,
@@ -69,11 +79,14 @@ impl Reader<'_> {
             }
             ("v1", "Service") => self.service(node),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.endpoint_slice(node),
+            ("v1", "Pod") => self.pod(node),
             ("v1", "Secret") => self.secret(node),
             (GATEWAY_V1 | "gateway.networking.k8s.io/v1beta1", "HTTPRoute") => {
                 self.route(node, Object::HttpRoute);
             }
-            (GATEWAY_V1, "GRPCRoute") => self.route(node, Object::GrpcRoute),
+            (GATEWAY_V1 | "gateway.networking.k8s.io/v1alpha2", "GRPCRoute") => {
+                self.route(node, Object::GrpcRoute)
+            }
             (GATEWAY_V1 | "gateway.networking.k8s.io/v1alpha2", "TCPRoute") => {
                 self.route(node, Object::TcpRoute);
             }
@@ -98,7 +111,8 @@ impl Reader<'_> {
     fn service(&mut self, node: &Node) {
         let Some(service) = self.typed::<crd::Service>(node) else { return };
         if service.spec.r#type.as_deref() == Some("ExternalName") {
-            return self.skip(node, "Service", "type ExternalName is not supported by this version");
+            // Neither a parent nor a backend of routes (GEP-1294); where it leads is for DNS to say.
+            return self.skip(node, "Service", "of type ExternalName: an alias, which DNS resolves");
         }
         let name = namespaced(&service.metadata);
         let mut violations = service.validate();
@@ -115,6 +129,15 @@ impl Reader<'_> {
         }
         let (name, violations) = (namespaced(&slice.metadata), slice.validate());
         self.add(node, name, slice, violations, Object::EndpointSlice);
+    }
+
+    fn pod(&mut self, node: &Node) {
+        let Some(pod) = self.typed::<crd::Pod>(node) else { return };
+        if !pod.is_meshed() {
+            return self.skip(node, "Pod", "it has no sidecar: its label heddle.dev/meshed is not \"true\"");
+        }
+        let (name, violations) = (namespaced(&pod.metadata), pod.validate());
+        self.add(node, name, pod, violations, Object::Pod);
     }
 
     fn secret(&mut self, node: &Node) {
@@ -182,10 +205,8 @@ impl Reader<'_> {
     }
 
     fn refuse(&mut self, origin: &Origin, violations: Vec<Violation>) {
-        self.errors.extend(violations.into_iter().map(|violation| SourceError {
-            location: origin.locate(&violation.path),
-            field: violation.path,
-            message: violation.message,
+        self.errors.extend(violations.into_iter().map(|violation| {
+            SourceError::new(origin.locate(&violation.path), violation.path, violation.message)
         }));
     }
 
@@ -201,7 +222,7 @@ impl Reader<'_> {
     fn misfit(&mut self, misfit: Misfit) {
         let position = misfit.position.unwrap_or_default();
         let location = Location { file: self.file.clone(), line: position.line, column: position.column };
-        self.errors.push(SourceError { location, field: misfit.field(), message: misfit.message });
+        self.errors.push(SourceError::new(location, misfit.field(), misfit.message));
     }
 
     fn error(&mut self, node: &Node, field: &str, message: &str) {
@@ -210,7 +231,7 @@ impl Reader<'_> {
             positions.insert(field.into(), inner.position);
         }
         let location = Origin::new(self.file.clone(), positions).locate(field);
-        self.errors.push(SourceError { location, field: field.into(), message: message.into() });
+        self.errors.push(SourceError::new(location, field.into(), message.into()));
     }
 }
 

@@ -108,6 +108,7 @@ impl Folder {
         Part {
             objects: self.files.values().flat_map(|file| file.good.objects.iter().cloned()).collect(),
             errors: errors.cloned().collect(),
+            ..Part::default()
         }
     }
 
@@ -118,7 +119,7 @@ impl Folder {
         if let Err((path, error)) = find(&self.root, 0, &mut found) {
             let message = format!("cannot be read: {error}");
             let location = Location { file: path.into(), line: 0, column: 0 };
-            let unreadable = Some(SourceError { location, field: String::new(), message });
+            let unreadable = Some(SourceError::new(location, String::new(), message));
             self.changed = self.unreadable != unreadable;
             self.unreadable = unreadable;
             return;
@@ -162,7 +163,7 @@ impl File {
         let name: Arc<Path> = path.into();
         let whole = |message| {
             let location = Location { file: name.clone(), line: 0, column: 0 };
-            vec![SourceError { location, field: String::new(), message }]
+            vec![SourceError::new(location, String::new(), message)]
         };
         let read = if fingerprint.is_some_and(|fingerprint| fingerprint.length > MAX_FILE_BYTES) {
             Err(whole(format!("is larger than {MAX_FILE_BYTES} bytes")))

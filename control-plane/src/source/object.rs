@@ -1,7 +1,7 @@
 //! Typed objects, each with the place where it is written.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub struct Objects {
     pub services: BTreeMap<ObjectName, Arc<Sourced<crd::Service>>>,
     /// discovery.k8s.io/v1 `EndpointSlice`.
     pub endpoint_slices: BTreeMap<ObjectName, Arc<Sourced<crd::EndpointSlice>>>,
+    /// core/v1 `Pod`: those that have a sidecar.
+    pub pods: BTreeMap<ObjectName, Arc<Sourced<crd::Pod>>>,
     /// core/v1 `Secret`, for the keys that policies refer to.
     pub secrets: BTreeMap<ObjectName, Arc<Sourced<crd::Secret>>>,
     /// `HTTPRoute`.
@@ -46,6 +48,7 @@ impl Objects {
         match object {
             Object::Service(object) => insert(&mut self.services, "Service", object),
             Object::EndpointSlice(object) => insert(&mut self.endpoint_slices, "EndpointSlice", object),
+            Object::Pod(object) => insert(&mut self.pods, "Pod", object),
             Object::Secret(object) => insert(&mut self.secrets, "Secret", object),
             Object::HttpRoute(object) => insert(&mut self.http_routes, "HTTPRoute", object),
             Object::GrpcRoute(object) => insert(&mut self.grpc_routes, "GRPCRoute", object),
@@ -77,7 +80,7 @@ fn insert<T>(
         Entry::Occupied(first) => {
             let other = first.get().origin.locate("");
             let message = format!("{kind} {} is there twice; the one of {other} is in force", object.name);
-            Err(SourceError { location: object.origin.locate(""), field: String::new(), message })
+            Err(SourceError::new(object.origin.locate(""), String::new(), message))
         }
     }
 }
@@ -87,6 +90,7 @@ fn insert<T>(
 pub(super) enum Object {
     Service(Arc<Sourced<crd::Service>>),
     EndpointSlice(Arc<Sourced<crd::EndpointSlice>>),
+    Pod(Arc<Sourced<crd::Pod>>),
     Secret(Arc<Sourced<crd::Secret>>),
     HttpRoute(Arc<Sourced<crd::HttpRoute>>),
     GrpcRoute(Arc<Sourced<crd::GrpcRoute>>),
@@ -97,6 +101,23 @@ pub(super) enum Object {
     TelemetryPolicy(Arc<Sourced<crd::TelemetryPolicy>>),
     ExternalService(Arc<Sourced<crd::ExternalService>>),
     MeshConfig(Arc<Sourced<crd::MeshConfig>>),
+}
+
+impl Object {
+    /// The Secrets that it refers to.
+    pub(super) fn secrets(&self) -> BTreeSet<ObjectName> {
+        match self {
+            Self::TelemetryPolicy(policy) => {
+                let webhooks = policy.value.spec.alerts.iter().filter_map(|alert| alert.webhook.as_ref());
+                let name = |name: &String| ObjectName {
+                    namespace: policy.name.namespace.clone(),
+                    name: name.clone(),
+                };
+                webhooks.map(|webhook| name(&webhook.secret_ref.name)).collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
 }
 
 /// An object and where it comes from.
@@ -110,7 +131,7 @@ pub struct Sourced<T> {
     pub origin: Origin,
 }
 
-/// Where an object is written.
+/// Where an object is written: a place in a file, or in a cluster its name.
 #[derive(Debug)]
 pub struct Origin {
     file: Arc<Path>,

@@ -105,9 +105,12 @@ impl Node {
         T::deserialize(self)
     }
 
-    /// Where each field below is written, by path.
+    /// Where each field below is written, by path; empty for what is not written in a file.
     pub(super) fn positions(&self) -> BTreeMap<String, Position> {
         let mut positions = BTreeMap::new();
+        if self.position == Position::default() {
+            return positions;
+        }
         self.collect_positions(String::new(), self.position, &mut positions);
         positions
     }
@@ -134,6 +137,28 @@ impl Node {
             _ => {}
         }
         positions.insert(path, position);
+    }
+}
+
+/// What an API server says is written nowhere.
+impl From<serde_json::Value> for Node {
+    fn from(json: serde_json::Value) -> Self {
+        let value = match json {
+            serde_json::Value::Null => Value::Null,
+            serde_json::Value::Bool(value) => Value::Bool(value),
+            serde_json::Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+                (Some(value), _) => Value::Unsigned(value),
+                (None, Some(value)) => Value::Signed(value),
+                (None, None) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            serde_json::Value::String(text) => Value::Text(text),
+            serde_json::Value::Array(items) => Value::List(items.into_iter().map(Self::from).collect()),
+            serde_json::Value::Object(entries) => {
+                let entry = |(text, value)| (Key { position: Position::default(), text }, Self::from(value));
+                Value::Map(entries.into_iter().map(entry).collect())
+            }
+        };
+        Self { position: Position::default(), value }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::source::{Content, SourceSpec, watch as watch_sources};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn start(folder: &TempDir) -> watch::Receiver<Content> {
-    watch_sources(vec![SourceSpec::Folder(folder.path().into())]).await
+    watch_sources(vec![SourceSpec::Folder(folder.path().into())]).await.unwrap()
 }
 
 async fn until(content: &mut watch::Receiver<Content>, condition: impl FnMut(&Content) -> bool) -> Content {
@@ -158,7 +158,7 @@ async fn two_files_with_the_same_object_are_an_error_that_names_both() {
     write(&folder, "a.yaml", &service("a", 80));
     write(&other, "copy.yaml", &service("a", 81));
     let sources = [&folder, &other].map(|folder| SourceSpec::Folder(folder.path().into()));
-    let mut content = watch_sources(sources.to_vec()).await;
+    let mut content = watch_sources(sources.to_vec()).await.unwrap();
     {
         let content = content.borrow();
         assert_eq!((port(&content), content.errors.len()), (80, 1));
@@ -176,7 +176,7 @@ async fn a_folder_that_goes_away_keeps_its_objects_until_it_is_back() {
     let (path, aside) = (parent.path().join("mesh"), parent.path().join("aside"));
     fs::create_dir(&path).unwrap();
     fs::write(path.join("a.yaml"), service("a", 80)).unwrap();
-    let mut content = watch_sources(vec![SourceSpec::Folder(path.clone())]).await;
+    let mut content = watch_sources(vec![SourceSpec::Folder(path.clone())]).await.unwrap();
     fs::rename(&path, &aside).unwrap();
     let gone = until(&mut content, |content| !content.errors.is_empty()).await;
     assert_eq!(port(&gone), 80);
@@ -193,7 +193,7 @@ async fn a_folder_that_goes_away_keeps_its_objects_until_it_is_back() {
 async fn a_missing_folder_is_an_error_until_it_appears() {
     let parent = TempDir::new().unwrap();
     let path: &Path = &parent.path().join("later");
-    let mut content = watch_sources(vec![SourceSpec::Folder(path.into())]).await;
+    let mut content = watch_sources(vec![SourceSpec::Folder(path.into())]).await.unwrap();
     assert_eq!(content.borrow().errors.len(), 1);
     fs::create_dir(path).unwrap();
     fs::write(path.join("a.yaml"), service("a", 80)).unwrap();
