@@ -1,12 +1,17 @@
 //! The `heddle` command.
 
+mod check;
+mod cluster;
 mod control_plane;
 mod demo;
 mod inject;
+mod install;
 mod metrics;
 mod policy;
 mod routes;
 mod stat;
+mod uninstall;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -42,8 +47,14 @@ enum Command {
     Routes(routes::RoutesArgs),
     /// Say which policies a request would meet, and whose they are
     Policy(policy::PolicyArgs),
-    /// See whether this machine and the mesh are right, and what to do if not
-    Check(heddle_sidecar::check::CheckArgs),
+    /// See whether this machine, or a cluster, is right, and what to do if not
+    Check(check::CheckArgs),
+    /// Print what makes a cluster a mesh, for kubectl apply -f -
+    Install(install::InstallArgs),
+    /// Print what brings an installed mesh to this version
+    Upgrade(upgrade::UpgradeArgs),
+    /// Print what has to go for a cluster to be no mesh any more
+    Uninstall(uninstall::UninstallArgs),
     /// Run a control plane
     ControlPlane(Box<ControlPlaneArgs>),
     /// One of the demo's services
@@ -86,7 +97,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Stat(args) => runtime()?.block_on(stat::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Routes(args) => runtime()?.block_on(routes::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Policy(args) => runtime()?.block_on(policy::run(args)).map(|()| ExitCode::SUCCESS),
-        Command::Check(args) => heddle_sidecar::check::run(&args).map(|()| ExitCode::SUCCESS),
+        // Before anything makes a thread, too.
+        Command::Check(args) if args.is_about_this_machine() => {
+            check::machine(&args).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Check(args) => runtime()?.block_on(check::cluster(&args)).map(|()| ExitCode::SUCCESS),
+        Command::Install(args) => install::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Upgrade(args) => runtime()?.block_on(upgrade::run(&args)).map(|()| ExitCode::SUCCESS),
+        Command::Uninstall(args) => runtime()?.block_on(uninstall::run(&args)).map(|()| ExitCode::SUCCESS),
         Command::ControlPlane(args) => {
             heddle_control_plane::run_until_terminated(*args).map(|()| ExitCode::SUCCESS)
         }
@@ -110,5 +128,15 @@ async fn app(service: App, listen: SocketAddr) -> anyhow::Result<()> {
         App::Users => heddle_apps::users::run(listen).await,
         App::Orders => heddle_apps::orders::run(listen, "http://users:9090".into()).await,
         App::Storefront => heddle_apps::storefront::run(listen, "http://orders:8080".into()).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_can_be_read() {
+        super::Cli::command().debug_assert();
     }
 }

@@ -24,7 +24,7 @@ pub struct CheckArgs {
     control_plane: String,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// What was found.
@@ -66,13 +66,7 @@ pub enum State {
 /// If something is bad, or the report cannot be written.
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let report = check(args);
-    let mut output = std::io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut output, &report)?;
-        writeln!(output)?;
-    } else {
-        write!(output, "{report}")?;
-    }
+    report.print(args.json)?;
     anyhow::ensure!(report.passed(), "this machine is not ready; see above");
     Ok(())
 }
@@ -88,6 +82,21 @@ impl Report {
     /// Whether nothing is bad.
     pub fn passed(&self) -> bool {
         self.findings.iter().all(|finding| finding.state != State::Bad)
+    }
+
+    /// Prints it, as JSON or for people.
+    ///
+    /// # Errors
+    /// If nobody reads it.
+    pub fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut output = std::io::stdout().lock();
+        if json {
+            serde_json::to_writer_pretty(&mut output, self)?;
+            writeln!(output)?;
+        } else {
+            write!(output, "{self}")?;
+        }
+        Ok(())
     }
 }
 
@@ -109,15 +118,18 @@ impl fmt::Display for Report {
 }
 
 impl Finding {
-    fn good(subject: &'static str, detail: impl Into<String>) -> Self {
+    /// Something is as it should be.
+    pub fn good(subject: &'static str, detail: impl Into<String>) -> Self {
         Self { subject, state: State::Good, detail: detail.into(), remedy: None }
     }
 
-    fn degraded(subject: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// Something is not as it should be, but nothing fails for it.
+    pub fn degraded(subject: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { subject, state: State::Degraded, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 
-    fn bad(subject: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// Something cannot work like this.
+    pub fn bad(subject: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { subject, state: State::Bad, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 }

@@ -1,0 +1,100 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+
+/// Objects by kind, namespace and name.
+fn by_name(objects: Vec<Value>) -> BTreeMap<String, Value> {
+    let name = |object: &Value| {
+        let metadata = &object["metadata"];
+        format!("{} {} {}", object["kind"], metadata["namespace"], metadata["name"])
+    };
+    let count = objects.len();
+    let named: BTreeMap<String, Value> = objects.into_iter().map(|object| (name(&object), object)).collect();
+    assert_eq!(named.len(), count, "an object is there twice");
+    named
+}
+
+/// What kubectl makes of a folder below `manifests/`; `None`: there is no kubectl.
+fn kubectl(folder: &str) -> Option<Vec<Value>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(folder);
+    let output = Command::new("kubectl").arg("kustomize").arg(&folder).output().ok()?;
+    assert!(output.status.success(), "{folder:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    Some(serde_saphyr::from_multiple(&text).unwrap())
+}
+
+#[test]
+fn what_is_installed_is_what_kubectl_makes_of_the_same_files() {
+    for overlay in [Overlay::Default, Overlay::Ha, Overlay::Dev] {
+        let folder = format!("overlays/{}", overlay.name());
+        let Some(theirs) = kubectl(&folder) else {
+            eprintln!("kubectl is missing: nothing to compare with");
+            return;
+        };
+        let ours = kustomize::build(&folder).unwrap();
+        let (ours, theirs) = (by_name(ours), by_name(theirs));
+        assert!(ours.keys().eq(theirs.keys()), "{folder}: {:?} {:?}", ours.keys(), theirs.keys());
+        for (name, object) in &ours {
+            assert_eq!(object, &theirs[name], "{folder}: {name}");
+        }
+    }
+    for folder in ["apps", "examples"] {
+        assert!(kubectl(folder).is_some_and(|objects| !objects.is_empty()), "{folder}");
+    }
+}
+
+#[test]
+fn what_is_printed_reads_back() {
+    let objects = objects(&Chosen::default()).unwrap();
+    let text: Vec<String> = objects.iter().map(|object| serde_saphyr::to_string(object).unwrap()).collect();
+    let read: Vec<Value> = serde_saphyr::from_multiple(&text.join("---\n")).unwrap();
+    assert_eq!(read, objects);
+}
+
+#[test]
+fn what_was_chosen_is_noted_and_chosen_again() {
+    let first = Chosen { overlay: Overlay::Ha, set: vec!["logLevel=debug,h2=warn".into()] };
+    let made = objects(&first).unwrap();
+    let deployment = made.iter().find(|object| object["kind"] == "Deployment").unwrap();
+    let again = chosen(deployment["metadata"]["annotations"][CHOSEN].as_str()).unwrap();
+    assert_eq!((again.overlay, &again.set), (first.overlay, &first.set));
+    assert!(chosen(Some("{}")).is_err());
+    let plain = objects(&Chosen::default()).unwrap();
+    assert!(plain.iter().all(|object| object["metadata"]["annotations"].get(CHOSEN).is_none()));
+}
+
+/// Where this version is written down, it is the same.
+#[test]
+fn the_manifests_are_of_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let made = objects(&Chosen::default()).unwrap();
+    let deployment = made.iter().find(|object| object["kind"] == "Deployment").unwrap();
+    let label = "app.kubernetes.io/version";
+    assert_eq!(deployment["metadata"]["labels"][label], version);
+    let template = &deployment["spec"]["template"];
+    assert_eq!(template["metadata"]["labels"][label], version);
+    assert_eq!(template["spec"]["containers"][0]["image"], format!("heddle/control-plane:{version}"));
+}
+
+/// A webhook that is away can stop nothing that the cluster itself is made of.
+#[test]
+fn webhooks_cannot_take_the_cluster_down() {
+    let made = objects(&Chosen::default()).unwrap();
+    let of = |kind: &str| made.iter().find(|object| object["kind"] == kind).unwrap()["webhooks"].as_array();
+    for webhook in of("MutatingWebhookConfiguration").unwrap() {
+        let names = webhook["namespaceSelector"]["matchExpressions"].as_array().unwrap();
+        let excluded = names.iter().find(|rule| rule["key"] == "kubernetes.io/metadata.name").unwrap();
+        assert_eq!(excluded["operator"], "NotIn");
+        for namespace in ["kube-system", "heddle-system"] {
+            assert!(excluded["values"].as_array().unwrap().contains(&namespace.into()), "{webhook}");
+        }
+    }
+    let validators = of("ValidatingWebhookConfiguration").unwrap();
+    assert!(validators.iter().all(|webhook| webhook["failurePolicy"] == "Ignore"));
+    for webhook in of("MutatingWebhookConfiguration").unwrap().iter().chain(validators) {
+        assert_eq!(webhook["sideEffects"], "None");
+        assert!(webhook["timeoutSeconds"].as_u64().unwrap() <= 5, "{webhook}");
+    }
+}

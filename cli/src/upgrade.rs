@@ -1,0 +1,217 @@
+//! `heddle upgrade`: the objects of this version, for `kubectl apply`, after a
+//! look at what is installed: from one minor version to the next and never
+//! further, with what was chosen at installation. What changes is told on
+//! standard error, so that it can be read while the objects go through a pipe.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::cluster::{
+    Cluster, ClusterArgs, DEPLOYMENT, Failure, Skew, VERSION_LABEL, Version, annotation, label, named,
+};
+use crate::install::{self, CHOSEN, Chosen};
+
+/// Prints what brings an installed mesh to this version, for `kubectl apply -f -`
+#[derive(Args, Debug)]
+pub(crate) struct UpgradeArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Changes one setting in addition to those of the installation; heddle install --help lists the
+    /// keys (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Runs `heddle upgrade`.
+///
+/// # Errors
+/// If nothing is installed, what is installed is too old or newer than this, or a setting is wrong.
+#[allow(clippy::print_stderr)]
+pub(crate) async fn run(args: &UpgradeArgs) -> anyhow::Result<()> {
+    let cluster = Cluster::connect(&args.cluster).await?;
+    let deployment = cluster.find(DEPLOYMENT).await.context("cannot look at the control plane")?;
+    let Some(deployment) = deployment else {
+        bail!("there is no control plane in this cluster; `heddle install` makes one");
+    };
+    let installed = installed(&deployment)?;
+    permitted(installed, Version::own())?;
+    let chosen = again(&deployment, &args.set)?;
+    let objects = install::objects(&chosen)?;
+    eprintln!("from {installed} to {}", Version::own());
+    for line in changes(&cluster, &objects).await? {
+        eprintln!("{line}");
+    }
+    install::print(&objects)
+}
+
+/// The version of a control plane.
+pub(crate) fn installed(deployment: &Value) -> anyhow::Result<Version> {
+    let version =
+        label(deployment, VERSION_LABEL).with_context(|| format!("it has no label {VERSION_LABEL}"));
+    version.and_then(|version| Ok(version.parse()?)).context("cannot tell the control plane's version")
+}
+
+/// Whether one version may follow another.
+fn permitted(installed: Version, own: Version) -> anyhow::Result<()> {
+    if installed.skew(own) == Skew::TooOld {
+        bail!("{installed} is installed, and this is {own}: go one minor version at a time");
+    }
+    if installed > own {
+        bail!("{installed} is installed, which is newer than this program, {own}");
+    }
+    Ok(())
+}
+
+/// What was chosen before, and what is chosen now.
+fn again(deployment: &Value, set: &[String]) -> anyhow::Result<Chosen> {
+    let noted = install::chosen(annotation(deployment, CHOSEN));
+    let mut chosen = noted.with_context(|| format!("annotation {CHOSEN} of the control plane"))?;
+    let key = |assignment: &str| assignment.split('=').next().unwrap_or_default().to_owned();
+    let replaced: BTreeSet<String> = set.iter().map(|assignment| key(assignment)).collect();
+    chosen.set.retain(|assignment| !replaced.contains(&key(assignment)));
+    chosen.set.extend(set.iter().cloned());
+    Ok(chosen)
+}
+
+/// A line for each object that is new or changes, and for each that is not needed any more.
+async fn changes(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for object in objects {
+        let path = path_of(object)?;
+        let kind = object["kind"].as_str().unwrap_or_default();
+        match cluster.find(&path).await {
+            Ok(None) => lines.push(format!("  new      {kind} {}", named(object))),
+            Ok(Some(live)) if !holds(&live, object) => {
+                lines.push(format!("  changes  {kind} {}", named(object)))
+            }
+            Ok(Some(_)) => {}
+            Err(Failure::Forbidden(_)) => {
+                lines.push(format!("  unknown  {kind} {}: may not be read", named(object)))
+            }
+            Err(failure) => bail!("{path}: {failure}"),
+        }
+    }
+    if lines.is_empty() {
+        lines.push("  nothing changes".into());
+    }
+    Ok(lines)
+}
+
+/// Whether an object has everything that another says. What the API server fills in is more; an empty
+/// text, list or false that it leaves away is the same.
+fn holds(live: &Value, wanted: &Value) -> bool {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, value)| live.get(key).map_or_else(|| is_empty(value), |live| holds(live, value))),
+        (Value::Array(live), Value::Array(wanted)) => {
+            live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| holds(live, wanted))
+        }
+        (live, wanted) => live == wanted,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Number(_) => false,
+    }
+}
+
+/// The collections of the kinds that are installed.
+const COLLECTIONS: &[(&str, &str)] = &[
+    ("ClusterRole", "clusterroles"),
+    ("ClusterRoleBinding", "clusterrolebindings"),
+    ("CustomResourceDefinition", "customresourcedefinitions"),
+    ("Deployment", "deployments"),
+    ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
+    ("Namespace", "namespaces"),
+    ("NetworkPolicy", "networkpolicies"),
+    ("PodDisruptionBudget", "poddisruptionbudgets"),
+    ("PodMonitor", "podmonitors"),
+    ("PriorityClass", "priorityclasses"),
+    ("Role", "roles"),
+    ("RoleBinding", "rolebindings"),
+    ("Service", "services"),
+    ("ServiceAccount", "serviceaccounts"),
+    ("ServiceMonitor", "servicemonitors"),
+    ("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
+];
+
+/// The API group of an object and its collection.
+pub(crate) fn resource_of(object: &Value) -> anyhow::Result<(&str, &'static str)> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let found = COLLECTIONS.iter().find(|(known, _)| *known == kind);
+    let (_, plural) = found.with_context(|| format!("{kind} has no known collection"))?;
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    Ok((version.rsplit_once('/').map_or("", |(group, _)| group), plural))
+}
+
+/// Where an object is found at the API server.
+fn path_of(object: &Value) -> anyhow::Result<String> {
+    let (group, plural) = resource_of(object)?;
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let root = if group.is_empty() { "api" } else { "apis" };
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    Ok(match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{plural}/{name}"),
+        None => format!("/{root}/{version}/{plural}/{name}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_installed_object_has_a_path() {
+        let chosen = Chosen { overlay: install::Overlay::Ha, set: vec!["serviceMonitor=true".into()] };
+        let objects = install::objects(&chosen).unwrap();
+        let paths: BTreeSet<String> = objects.iter().map(|object| path_of(object).unwrap()).collect();
+        assert_eq!(paths.len(), objects.len());
+        assert!(paths.contains(DEPLOYMENT));
+        assert!(paths.contains("/api/v1/namespaces/heddle-system"));
+        assert!(paths.contains("/apis/rbac.authorization.k8s.io/v1/clusterroles/heddle-control-plane"));
+    }
+
+    #[test]
+    fn minor_versions_are_not_skipped_and_not_taken_back() {
+        let version = |text: &str| text.parse::<Version>().unwrap();
+        assert!(permitted(version("0.1.0"), version("0.1.3")).is_ok());
+        assert!(permitted(version("0.1.0"), version("0.2.0")).is_ok());
+        for (installed, own) in
+            [("0.1.0", "0.3.0"), ("0.2.0", "0.1.0"), ("1.0.0", "0.9.0"), ("0.9.0", "1.0.0")]
+        {
+            assert!(permitted(version(installed), version(own)).is_err(), "{installed} to {own}");
+        }
+    }
+
+    #[test]
+    fn what_was_chosen_stays_chosen() {
+        let deployment = json!({"metadata": {"annotations": {
+            CHOSEN: r#"{"overlay":"ha","set":["replicas=5","logLevel=info"]}"#,
+        }}});
+        let chosen = again(&deployment, &["logLevel=debug".into()]).unwrap();
+        assert_eq!(chosen.overlay, install::Overlay::Ha);
+        assert_eq!(chosen.set, ["replicas=5", "logLevel=debug"]);
+    }
+
+    #[test]
+    fn what_the_api_server_fills_in_is_no_change() {
+        let wanted = json!({"spec": {"ports": [{"port": 1}], "list": [], "global": false}});
+        let live = json!({"metadata": {"uid": "1"}, "spec": {"ports": [{"port": 1, "protocol": "TCP"}]}});
+        assert!(holds(&live, &wanted));
+        assert!(!holds(&live, &json!({"spec": {"ports": [{"port": 2}]}})));
+        assert!(!holds(&live, &json!({"spec": {"ports": [{"port": 1}, {"port": 2}]}})));
+        assert!(!holds(&live, &json!({"spec": {"more": 1}})));
+    }
+}
