@@ -5,6 +5,7 @@
 //! should convince nobody.
 
 pub mod backend;
+pub mod cluster;
 pub mod mesh;
 
 use std::ffi::OsStr;

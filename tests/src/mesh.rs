@@ -234,7 +234,7 @@ pub fn program(name: &str) -> String {
 }
 
 #[allow(clippy::print_stderr)]
-fn missing(what: &str) {
+pub(crate) fn missing(what: &str) {
     assert!(env::var("CI").as_deref() != Ok("true"), "CI must not skip what needs {what}");
     eprintln!("SKIPPED: this machine lacks {what}");
 }

@@ -1,0 +1,221 @@
+//! A Kubernetes cluster for a test: a real etcd, API server, controller manager
+//! and scheduler, and nodes that run each pod as processes in namespaces of
+//! their own (`tests/kubernetes`).
+//!
+//! All of it is in one network, process and mount namespace: ports and addresses
+//! are the same in each cluster, clusters run side by side, and the machine's own
+//! network is never touched. The first process of the namespaces ends when the
+//! test does, however that ends, and the kernel then ends all others; files are
+//! in memory that goes with them.
+//!
+//! It needs root, and the programs that `tests/kubernetes/build` builds.
+
+mod assets;
+mod certificates;
+mod kubectl;
+mod namespaces;
+mod parts;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use serde_json::{Value, json};
+
+use self::assets::Assets;
+use self::namespaces::Namespaces;
+use self::parts::Part;
+use crate::mesh::{is_root, missing};
+
+/// The longest that the parts of a cluster may take to be ready. Test machines are slow and shared.
+const READY_LIMIT: Duration = Duration::from_secs(180);
+
+/// How often a cluster is asked whether it is ready.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a cluster is to be like.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How many nodes there are. They are in three zones, `zone-a` to `zone-c`, in turn.
+    pub nodes: usize,
+    /// What images stand for besides those of every cluster, by their names
+    /// without tag, as `tests/kubernetes/README.md` describes them.
+    pub images: BTreeMap<String, Value>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { nodes: 1, images: BTreeMap::new() }
+    }
+}
+
+/// A running cluster. It ends when it is dropped.
+pub struct Cluster {
+    assets: Assets,
+    namespaces: Namespaces,
+    etcd: Part,
+    api_server: Option<Part>,
+    controller_manager: Part,
+    scheduler: Part,
+    node: Part,
+}
+
+impl Cluster {
+    /// Starts a cluster of one node. `None`, after a word about it, if this machine lacks what it needs.
+    ///
+    /// # Panics
+    /// If it does not start, or if CI lacks what it needs.
+    pub fn start() -> Option<Self> {
+        Self::start_with(&Settings::default())
+    }
+
+    /// The same with settings.
+    ///
+    /// # Panics
+    /// If it does not start, or if CI lacks what it needs.
+    pub fn start_with(settings: &Settings) -> Option<Self> {
+        if !is_root() {
+            missing("the right to make network namespaces");
+            return None;
+        }
+        let assets = match Assets::find() {
+            Ok(assets) => assets,
+            Err(why) => {
+                missing(&why);
+                return None;
+            }
+        };
+        let namespaces = Namespaces::new();
+        certificates::write(&namespaces, settings.nodes);
+        let images = json!(images(&assets, settings));
+        fs::write(namespaces.path("images.json"), images.to_string()).expect("there is room");
+        let nodes = settings.nodes.to_string();
+        namespaces.run(assets.program("node"), &["--network", "--nodes", &nodes]);
+        let etcd = parts::etcd(&assets, &namespaces);
+        let api_server = parts::api_server(&assets, &namespaces);
+        let controller_manager = parts::controller_manager(&assets, &namespaces);
+        let scheduler = parts::scheduler(&assets, &namespaces);
+        let node = parts::node(&assets, &namespaces, settings.nodes);
+        let cluster = Self {
+            assets,
+            namespaces,
+            etcd,
+            api_server: Some(api_server),
+            controller_manager,
+            scheduler,
+            node,
+        };
+        cluster.wait_until_ready(settings.nodes);
+        Some(cluster)
+    }
+
+    /// Kills the API server. What else runs goes on without it.
+    pub fn kill_api_server(&mut self) {
+        if let Some(mut api_server) = self.api_server.take() {
+            api_server.kill(&self.namespaces);
+        }
+    }
+
+    /// Starts the API server again, and waits until it answers.
+    ///
+    /// # Panics
+    /// If it does not in time.
+    pub fn start_api_server(&mut self) {
+        assert!(self.api_server.is_none(), "it runs");
+        self.api_server = Some(parts::api_server(&self.assets, &self.namespaces));
+        self.settle("the API server answers", || self.try_kubectl(&["get", "--raw", "/readyz"]).is_ok());
+    }
+
+    /// A file of the cluster's own, as its processes see it.
+    pub fn directory(&self) -> &Path {
+        self.namespaces.directory()
+    }
+
+    /// The file by which clients inside the cluster's namespaces reach the API server as its administrator.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.namespaces.inside("admin.kubeconfig")
+    }
+
+    /// The process whose namespaces are the cluster's, for `nsenter`.
+    pub fn process(&self) -> u32 {
+        self.namespaces.process()
+    }
+
+    /// One of the programs that clusters are made of.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.assets.program(name)
+    }
+
+    /// The zone's pods answer to nobody outside: this is a command inside, on the machine that all nodes share.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
+        let mut command = self.namespaces.command(program);
+        command.env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    fn wait_until_ready(&self, nodes: usize) {
+        self.settle("the API server answers", || self.try_kubectl(&["get", "--raw", "/readyz"]).is_ok());
+        self.settle("all nodes are ready", || {
+            let Ok(ready) = self.try_kubectl(&[
+                "get",
+                "nodes",
+                "-o",
+                "jsonpath={range .items[*]}{.spec.taints}{.status.conditions[?(@.type=='Ready')].status}{end}",
+            ]) else {
+                return false;
+            };
+            ready == "True".repeat(nodes)
+        });
+        self.settle("pods can be made", || {
+            self.try_kubectl(&["get", "serviceaccount/default", "configmap/kube-root-ca.crt"]).is_ok()
+        });
+    }
+
+    /// Waits for a condition of the cluster, and shows what its parts say if it does not come true.
+    fn settle(&self, what: &str, condition: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(
+                begun.elapsed() < READY_LIMIT,
+                "not within {READY_LIMIT:?}: {what}\n{}",
+                self.logs_of_parts()
+            );
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// The end of what each part wrote.
+    fn logs_of_parts(&self) -> String {
+        let running = [&self.etcd, &self.controller_manager, &self.scheduler, &self.node];
+        let parts = running.into_iter().chain(&self.api_server);
+        parts.map(|part| format!("--- {}:\n{}\n", part.name(), part.log())).collect()
+    }
+}
+
+impl Drop for Cluster {
+    #[allow(clippy::print_stderr)]
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.logs_of_parts());
+        }
+    }
+}
+
+/// What images stand for: those of every cluster, and those of the settings.
+fn images(assets: &Assets, settings: &Settings) -> BTreeMap<String, Value> {
+    let echo = assets.program("echo").canonicalize().expect("it was found");
+    let mut images = BTreeMap::from([
+        (
+            "registry.k8s.io/gateway-api/echo-advanced".to_owned(),
+            json!({
+                "files": {"/usr/local/bin/server": echo, "/usr/local/bin/client": echo},
+                "entrypoint": ["/usr/local/bin/server"],
+                "root": "scratch",
+            }),
+        ),
+        ("machine".to_owned(), json!({})),
+    ]);
+    images.extend(settings.images.clone());
+    images
+}
