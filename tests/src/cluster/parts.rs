@@ -11,7 +11,7 @@ use super::namespaces::Namespaces;
 pub(super) const API_SERVER: &str = "10.99.0.1";
 
 /// How much of what a part wrote is shown when a test fails.
-const TAIL: usize = 4000;
+const TAIL: usize = 1500;
 
 /// One of the processes.
 pub(super) struct Part {
