@@ -33,3 +33,32 @@ pub const MESH: &str = "mesh";
 
 /// The resource name under which a sidecar subscribes to its own [`v1::Workload`].
 pub const SELF: &str = "self";
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    /// Control plane and sidecars may be one minor version apart: what the newer one says in a field
+    /// that the older one does not know is left aside, and everything else arrives.
+    #[test]
+    fn fields_of_a_newer_version_are_left_aside() {
+        let service = v1::Service { name: "users".into(), namespace: "shop".into(), ..Default::default() };
+        let mut bytes = service.encode_to_vec();
+        // Field 10000 as text, and field 10001 as a message with a field of its own.
+        for (field, value) in [(10_000_u32, "new"), (10_001, "\u{8}\u{1}")] {
+            prost::encoding::encode_key(field, prost::encoding::WireType::LengthDelimited, &mut bytes);
+            prost::encoding::encode_varint(value.len() as u64, &mut bytes);
+            bytes.extend_from_slice(value.as_bytes());
+        }
+        assert_eq!(v1::Service::decode(&*bytes).unwrap(), service);
+    }
+
+    /// What the newer one leaves out has the value that fields have by themselves.
+    #[test]
+    fn a_message_without_fields_is_one() {
+        assert_eq!(v1::Workload::decode(&[][..]).unwrap(), v1::Workload::default());
+        assert_eq!(v1::Mesh::decode(&[][..]).unwrap(), v1::Mesh::default());
+    }
+}

@@ -15,10 +15,15 @@ pub(crate) struct Location {
     /// The control plane, as IP:PORT [default: 127.0.0.1:7200]
     #[arg(long, value_name = "IP:PORT", env = "HEDDLE_CONTROL_PLANE")]
     control_plane: Option<String>,
-    /// Its admin listener, as IP:PORT [default: as it says itself, or port 7290]
+    /// Its admin listener, as IP:PORT; that of a cluster by kubectl port-forward [default: as it says
+    /// itself, or 127.0.0.1:7290]
     #[arg(long, value_name = "IP:PORT", env = "HEDDLE_CONTROL_PLANE_ADMIN")]
     control_plane_admin: Option<SocketAddr>,
 }
+
+/// What to do where the control plane is not on this machine.
+const ELSEWHERE: &str = "one in a cluster is reached through `kubectl -n heddle-system port-forward \
+    deploy/heddle-control-plane 7290`, one elsewhere by --control-plane-admin";
 
 const DEFAULT_PORT: u16 = 7200;
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7290);
@@ -84,7 +89,8 @@ impl Admin {
         // Asked each time: a control plane that was started anew may be elsewhere.
         let url = format!("http://{}/workloads", self.location.admin()?);
         let answer = self.client.get(&url).send().await;
-        let answer = answer.map_err(|error| anyhow!("no control plane answers at {url}: {error}"))?;
+        let answer =
+            answer.map_err(|error| anyhow!("no control plane answers at {url}: {error}; {ELSEWHERE}"))?;
         answer.error_for_status()?.json().await.with_context(|| format!("{url} gives no list of workloads"))
     }
 
@@ -92,7 +98,8 @@ impl Admin {
     pub(crate) async fn ask(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
         let url = format!("http://{}{path}", self.location.admin()?);
         let answer = self.client.get(&url).send().await;
-        let answer = answer.map_err(|error| anyhow!("no control plane answers at {url}: {error}"))?;
+        let answer =
+            answer.map_err(|error| anyhow!("no control plane answers at {url}: {error}; {ELSEWHERE}"))?;
         if answer.status() == reqwest::StatusCode::NOT_FOUND {
             return Ok(None);
         }

@@ -213,6 +213,26 @@ mod tests {
         assert_eq!(world.respond(&mut subscriptions), Some((names(&["b"]), vec![])));
     }
 
+    /// A sidecar one minor version ahead may ask for a kind of resource that this control plane does
+    /// not know: it is told that there is none, and gets everything else.
+    #[test]
+    fn a_type_of_a_newer_version_is_answered_as_absent() {
+        const NEWER: &str = "type.googleapis.com/heddle.v1.Newer";
+        let mut subscriptions = Subscriptions::default();
+        subscriptions
+            .request(DeltaDiscoveryRequest { type_url: NEWER.into(), ..request(&["a"], &[]) })
+            .unwrap();
+        subscriptions.request(request(&["a"], &[])).unwrap();
+        let world = World::of(&[("a", "1")]);
+        let lookup = |type_url: &str, name: &str| world.0.get(name).filter(|_| type_url == TYPE);
+        let mut answers = BTreeMap::new();
+        while let Some(answer) = subscriptions.response(lookup) {
+            answers.insert(answer.type_url.clone(), answer);
+        }
+        assert_eq!(answers[NEWER].removed_resources, names(&["a"]));
+        assert_eq!(answers[TYPE].resources.len(), 1);
+    }
+
     #[test]
     fn only_what_changed_is_sent() {
         let mut subscriptions = Subscriptions::default();
