@@ -1,8 +1,8 @@
 //! The admin listener: what the sidecar is, knows and counts, and the two
 //! things one can tell it (drain, log filter).
 //!
-//! Always holds: only `/live`, `/ready` and `/metrics` answer peers that are
-//! not on loopback, and pages of other sites cannot reach the rest through a
+//! Always holds: only `/live`, `/ready`, `/metrics` and, in a pod, the probes of its
+//! application answer peers that are not on loopback, and pages of other sites cannot reach the rest through a
 //! browser; nobody holds the listener by being slow.
 
 use std::convert::Infallible;
@@ -22,6 +22,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::config::ConfigHandle;
 use crate::log;
+use crate::pod::Pod;
+use crate::pod::probe::Prober;
 use crate::policy::score::Standing;
 use crate::settings::DEFAULT_ADMIN;
 use crate::telemetry::metrics::Registry;
@@ -64,14 +66,18 @@ pub(crate) struct Admin {
     pub(crate) app_ready: watch::Receiver<bool>,
     pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) control_plane: String,
+    /// Makes the kubelet's probes, in a pod.
+    pub(crate) probes: Option<Prober>,
     /// Told when somebody asks for a drain.
     pub(crate) drain: Notify,
 }
 
-/// Binds the listener: at `wanted`, or else at the usual port or any free one.
-pub(crate) fn bind(wanted: Option<SocketAddr>) -> io::Result<std::net::TcpListener> {
+/// Binds the listener: at `wanted`, or else at the usual port or any free one; in a pod at
+/// the usual port of every address.
+pub(crate) fn bind(wanted: Option<SocketAddr>, in_pod: bool) -> io::Result<std::net::TcpListener> {
     let bound = match wanted {
         Some(address) => std::net::TcpListener::bind(address),
+        None if in_pod => Pod::admin(),
         None => std::net::TcpListener::bind(DEFAULT_ADMIN)
             .or_else(|_| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))),
     };
@@ -116,13 +122,20 @@ impl Admin {
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
-        let public = matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
+        let probes = self.probes.as_ref().filter(|probes| probes.knows(request.uri().path()));
+        let public = probes.is_some() || matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
         if !public && (!peer.to_canonical().is_loopback() || from_another_site(&request)) {
             return plain(StatusCode::FORBIDDEN, "this is answered on loopback only\n");
         }
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
         let write = method == Method::POST || method == Method::PUT;
+        if let Some(probes) = probes.filter(|_| read) {
+            return match probes.probe(request.uri().path()).await {
+                Ok(said) => plain(StatusCode::OK, format!("{said}\n")),
+                Err(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+            };
+        }
         match request.uri().path() {
             "/live" if read => plain(StatusCode::OK, "live\n"),
             "/ready" if read => match *self.phase.borrow() {
@@ -221,9 +234,10 @@ mod tests {
             app_ready: watch::channel(false).1,
             standing: watch::channel(Standing::default()).1,
             control_plane: "127.0.0.1:7200".into(),
+            probes: None,
             drain: Notify::new(),
         });
-        let listener = bind(Some("127.0.0.1:0".parse().unwrap())).unwrap();
+        let listener = bind(Some("127.0.0.1:0".parse().unwrap()), false).unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(admin.clone().serve(listener));
         Running { address, admin, phase }

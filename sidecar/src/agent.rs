@@ -12,7 +12,7 @@ mod discovery;
 mod health;
 mod identity;
 mod knowledge;
-mod probe;
+pub(crate) mod probe;
 mod prober;
 mod proof;
 mod reconnect;

@@ -9,8 +9,10 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::check::{self, CheckArgs};
-use crate::dns::Addresses;
+use crate::dns::{self, Addresses};
+use crate::init::{self, InitArgs};
 use crate::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
+use crate::pod::{self, Pod, PodArgs};
 use crate::proxy::{self, Setup};
 use crate::run::{self, RunArgs, Upstream};
 use crate::settings::{InvalidSpec, PortSpec, SidecarArgs, WorkloadArgs, layers};
@@ -29,6 +31,8 @@ enum Command {
     Proxy(Box<ProxyArgs>),
     /// Start a program in the mesh
     Run(Box<RunArgs>),
+    /// Make a pod's network bring all connections to its sidecar
+    Init(Box<InitArgs>),
     /// Say whether this machine can run programs in the mesh, and what to do where it cannot
     Check(CheckArgs),
 }
@@ -41,6 +45,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     match layers::parse::<Cli>(args).unwrap_or_else(|error| error.exit()).command {
         Command::Proxy(args) => args.run(),
         Command::Run(args) => run::run(*args, None),
+        Command::Init(args) => init::run(&args),
         Command::Check(args) => check::run(&args),
     }
 }
@@ -60,6 +65,8 @@ struct ProxyArgs {
     /// Where the application is, as IP:PORT, or as IP for the port that the peer asks for [default: loopback]
     #[arg(long, value_name = "IP[:PORT]", env = "HEDDLE_APP")]
     app: Option<AppAddress>,
+    #[command(flatten)]
+    pod: PodArgs,
     /// A service that the application calls, NAME[.NAMESPACE]:PORT: gets a loopback address of its own, for any protocol
     #[arg(long, value_name = "NAME:PORT", env = "HEDDLE_UPSTREAM", value_delimiter = ',')]
     upstream: Vec<Upstream>,
@@ -67,6 +74,9 @@ struct ProxyArgs {
 
 impl ProxyArgs {
     fn run(mut self) -> anyhow::Result<()> {
+        if self.pod.intercept {
+            return self.run_in_pod();
+        }
         if let Some(AppAddress(app)) = self.app
             && self.workload.port.is_empty()
             && app.port() != 0
@@ -95,6 +105,32 @@ impl ProxyArgs {
             app_pid: 0,
             addresses: Addresses::default(),
             beside: Vec::new(),
+            pod: None,
+        };
+        proxy::serve(setup, || (), signalled())
+    }
+
+    fn run_in_pod(self) -> anyhow::Result<()> {
+        let workload = pod::name(self.workload).resolve()?;
+        let control_plane = self.sidecar.control_plane();
+        let pod = self.pod.resolve(|| advertised(Ipv4Addr::UNSPECIFIED.into(), control_plane));
+        let plumbing = pod.plumbing()?;
+        let addresses = Addresses::default();
+        let responder = dns::responder(
+            Pod::resolver()?,
+            dns::Answers::OfCluster,
+            workload.service.namespace().to_owned(),
+            addresses.clone(),
+            dns::Forwarder::new(self.sidecar.resolver.clone()),
+        );
+        let setup = Setup {
+            workload,
+            sidecar: self.sidecar,
+            plumbing,
+            app_pid: 0,
+            addresses,
+            beside: vec![responder],
+            pod: Some(pod),
         };
         proxy::serve(setup, || (), signalled())
     }

@@ -1,5 +1,8 @@
 //! Connections to the application: from peers under mutual TLS, and from the
 //! host through a published port.
+//!
+//! Always holds: what is not the mesh's TLS is never forwarded. A client that
+//! speaks plaintext HTTP is told so; any other is cut off.
 
 use std::io;
 use std::net::TcpStream as StdTcpStream;
@@ -12,32 +15,62 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::io::{BufferedTcp, Connection, ReadBuffer, Transport};
+use crate::listener::original_destination;
+use crate::reason::Reason;
 use crate::session::Session;
 use crate::telemetry::metrics::HandshakeSide;
 use crate::upstream::{MeshProtocol, port_of_server_name};
 use crate::worker::Worker;
-use crate::{http1, http2, outbound, tcp};
+use crate::{http1, http2, outbound, pod, tcp};
 
 /// A peer in the same network needs a few milliseconds; a slow one over a bad
 /// link a few round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves a connection to the mesh listener.
-pub(crate) async fn serve_peer(socket: StdTcpStream, worker: &Rc<Worker>) {
+/// The first byte of a TLS connection (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
+/// Serves a connection to a port of the pod, which the pod's rules have brought here.
+pub(crate) async fn serve_redirected(socket: StdTcpStream, worker: &Rc<Worker>) {
+    // Where nothing redirects, nothing tracks connections either.
+    let to = original_destination(&socket).or_else(|_| socket.local_addr());
+    // Who names the listener itself tells the port by the server name alone.
+    let port = to.ok().map(|to| to.port()).filter(|port| *port != pod::INBOUND_PORT);
+    serve_peer(socket, port, worker).await;
+}
+
+/// Serves a connection to the mesh listener. `dialled` is the port of the
+/// application that it was made to, where that is known.
+pub(crate) async fn serve_peer(socket: StdTcpStream, dialled: Option<u16>, worker: &Rc<Worker>) {
     let client = socket.peer_addr().ok();
-    let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(socket, worker)).await {
-        Ok(Ok(Some(peer))) => {
+    let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(socket, dialled, worker)).await {
+        Ok(Ok(Greeted::Peer(peer))) => {
             worker.handshake_done(HandshakeSide::Server, None);
             return serve_stream(peer, client, worker);
         }
+        Ok(Ok(Greeted::Stranger(connection))) => {
+            let session = Session::refused(worker.clone(), client, Reason::TlsRequired);
+            // Boxed because it is rare.
+            worker.serve(Box::pin(outbound::refuse(*connection, session, Reason::TlsRequired)));
+            Refused::new("plaintext", "it speaks without the mesh's TLS")
+        }
         // A connection that was closed before it said anything: a probe.
-        Ok(Ok(None)) => return,
+        Ok(Ok(Greeted::Nobody)) => return,
         Ok(Err(error)) => error,
         Err(_) => Refused { reason: "timeout", detail: format!("no handshake within {HANDSHAKE_TIMEOUT:?}") },
     };
     worker.handshake_done(HandshakeSide::Server, Some(refused.reason));
     let from = client.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
     worker.warn(format_args!("refused the client at {from}: {}", refused.detail));
+}
+
+/// Who is at the other end.
+enum Greeted {
+    Peer(Peer),
+    /// Somebody who speaks in plaintext.
+    Stranger(Box<Connection>),
+    /// The connection was closed before it said anything.
+    Nobody,
 }
 
 /// A peer that has proved who it is.
@@ -75,12 +108,15 @@ impl From<io::Error> for Refused {
     }
 }
 
-async fn greet(socket: StdTcpStream, worker: &Worker) -> Result<Option<Peer>, Refused> {
+async fn greet(socket: StdTcpStream, dialled: Option<u16>, worker: &Worker) -> Result<Greeted, Refused> {
     let socket = TcpStream::from_std(socket)?;
     socket.set_nodelay(true)?;
     let mut connection = Connection::new(Transport::Tcp(socket));
     if connection.fill().await? == 0 {
-        return Ok(None);
+        return Ok(Greeted::Nobody);
+    }
+    if connection.input.data().first() != Some(&TLS_HANDSHAKE) {
+        return Ok(Greeted::Stranger(Box::new(connection)));
     }
     let Connection { transport: Transport::Tcp(socket), input } = connection else {
         unreachable!("made of TCP above")
@@ -96,10 +132,14 @@ async fn greet(socket: StdTcpStream, worker: &Worker) -> Result<Option<Peer>, Re
         .server_name()
         .and_then(port_of_server_name)
         .ok_or_else(|| Refused::new("protocol", "its server name tells no application port"))?;
+    if let Some(dialled) = dialled.filter(|dialled| *dialled != port) {
+        let detail = format!("its server name tells port {port}, but it was sent to port {dialled}");
+        return Err(Refused::new("protocol", detail));
+    }
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let leaf = leaf.ok_or_else(|| Refused::new("no_identity", "it has no certificate"))?;
     let identity = spiffe_id(leaf).map_err(|e| Refused::new(e.reason(), e.to_string()))?;
-    Ok(Some(Peer { identity: identity.as_str().to_owned(), protocol, port, tls: Box::new(tls) }))
+    Ok(Greeted::Peer(Peer { identity: identity.as_str().to_owned(), protocol, port, tls: Box::new(tls) }))
 }
 
 fn serve_stream(peer: Peer, client: Option<std::net::SocketAddr>, worker: &Rc<Worker>) {

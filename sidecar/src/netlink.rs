@@ -1,8 +1,8 @@
-//! Netlink, as far as the application's namespace needs it: requests with
-//! acknowledgements, sent over a socket of the namespace in which it was made.
+//! Netlink, as far as the application's network needs it: requests with
+//! acknowledgements, sent over a socket of the namespace in which it was made,
+//! and lists read back.
 //!
-//! [`route`] and [`nftables`] encode what is asked for; nothing is read back
-//! but acknowledgements. No external program is needed.
+//! [`route`] and [`nftables`] encode what is asked for. No external program is needed.
 
 pub(crate) mod nftables;
 pub(crate) mod route;
@@ -14,7 +14,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER: usize = 16;
 const NLA_F_NESTED: u16 = 0x8000;
 
@@ -97,6 +99,33 @@ impl Netlink {
         }
         Ok(())
     }
+
+    /// Sends a request that lists something, and collects the bodies of the answers.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) fn list(&mut self, request: &Request) -> Result<Vec<Vec<u8>>, Refused> {
+        let refused = |source| Refused { what: request.what, source };
+        let sequence = self.sequence;
+        self.sequence = self.sequence.wrapping_add(1);
+        let listing = Request { flags: request.flags | NLM_F_DUMP, acknowledged: false, ..request.clone() };
+        self.socket.send(&listing.encode(sequence)).map_err(refused)?;
+        let mut bodies = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let length = (&self.socket).read(&mut buffer).map_err(refused)?;
+            for message in messages(&buffer[..length]).filter(|message| message.sequence == sequence) {
+                match message.kind {
+                    NLMSG_DONE => return Ok(bodies),
+                    NLMSG_ERROR => {
+                        let code = message.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                        return Err(refused(io::Error::from_raw_os_error(code.saturating_neg())));
+                    }
+                    _ => bodies.push(message.body.to_vec()),
+                }
+            }
+        }
+    }
 }
 
 impl Request {
@@ -114,22 +143,45 @@ impl Request {
     }
 }
 
+/// A message of a datagram.
+struct Message<'a> {
+    kind: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+/// The messages of a datagram, up to what is none.
+fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let header = datagram.first_chunk::<NLMSG_HEADER>()?;
+        let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
+        let length = u32::from_ne_bytes(word(0)) as usize;
+        let body = datagram.get(NLMSG_HEADER..length)?;
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        Some(Message { kind, sequence: u32::from_ne_bytes(word(8)), body })
+    })
+}
+
 /// The sequence number and code of every acknowledgement in `datagram`.
-fn acknowledgements(mut datagram: &[u8]) -> Vec<(u32, i32)> {
-    let word = |bytes: &[u8], at: usize| -> Option<[u8; 4]> { bytes.get(at..at + 4)?.try_into().ok() };
-    let mut found = Vec::new();
-    while let (Some(length), Some(kind), Some(sequence)) =
-        (word(datagram, 0), datagram.get(4..6), word(datagram, 8))
-    {
-        let length = u32::from_ne_bytes(length) as usize;
-        if kind == NLMSG_ERROR.to_ne_bytes()
-            && let Some(code) = word(datagram, NLMSG_HEADER)
-        {
-            found.push((u32::from_ne_bytes(sequence), i32::from_ne_bytes(code)));
+fn acknowledgements(datagram: &[u8]) -> Vec<(u32, i32)> {
+    let errors = messages(datagram).filter(|message| message.kind == NLMSG_ERROR);
+    errors
+        .filter_map(|error| Some((error.sequence, i32::from_ne_bytes(*error.body.first_chunk()?))))
+        .collect()
+}
+
+/// The first attribute of this kind among those in `bytes`.
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let [a, b, c, d] = *bytes.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let data = bytes.get(4..length)?;
+        if u16::from_ne_bytes([c, d]) & !NLA_F_NESTED == wanted {
+            return Some(data);
         }
-        datagram = datagram.get(length.max(NLMSG_HEADER).next_multiple_of(4)..).unwrap_or_default();
+        bytes = bytes.get(length.next_multiple_of(4)..)?;
     }
-    found
 }
 
 /// A netlink message's body: bytes and attributes, always padded to four bytes.
@@ -183,6 +235,18 @@ mod tests {
         ]
         .concat();
         assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn attributes_are_found_again() {
+        let list =
+            Attributes::default().with(1, &[7]).with_nested(2, Attributes::default().with_text(3, "abc"));
+        assert_eq!(attribute(&list.0, 1), Some(&[7][..]));
+        let inner = attribute(&list.0, 2).unwrap();
+        assert_eq!(attribute(inner, 3), Some(&b"abc\0"[..]));
+        assert_eq!(attribute(&list.0, 4), None);
+        assert_eq!(attribute(&[0; 8], 4), None);
+        assert_eq!(attribute(&[0xff; 7], 4), None);
     }
 
     #[test]

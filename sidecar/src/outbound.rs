@@ -2,17 +2,17 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::net::TcpStream as StdTcpStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::config::AppProtocol;
 use crate::detect::{Verdict, detect};
 use crate::io::{Connection, Transport};
-use crate::listener::OutboundKind;
+use crate::listener::{OutboundKind, original_destination};
+use crate::reason::Reason;
 use crate::session::{Routing, Session};
 use crate::upstream::{Destination, Learned};
 use crate::worker::Worker;
@@ -32,7 +32,7 @@ pub(crate) async fn serve(socket: StdTcpStream, kind: &OutboundKind, worker: &Rc
     let routing = match kind {
         OutboundKind::ByAuthority => Ok(Routing::ByAuthority),
         OutboundKind::Transparent => socket.local_addr().map(Routing::Address),
-        OutboundKind::Redirected => redirected(&socket).map(Routing::Address),
+        OutboundKind::Redirected => redirected(&socket),
         OutboundKind::HostLoopback => socket.local_addr().map(Routing::HostLoopback),
         OutboundKind::Fixed(name, port) => Ok(Routing::Service(name.clone(), *port)),
     };
@@ -45,11 +45,10 @@ pub(crate) async fn serve(socket: StdTcpStream, kind: &OutboundKind, worker: &Rc
     serve_detected(socket, Session::outbound(worker.clone(), client, routing)).await;
 }
 
-/// The address that was connected to before NAT.
-fn redirected(socket: &StdTcpStream) -> io::Result<SocketAddr> {
-    let socket = SockRef::from(socket);
-    let address = socket.original_dst_v4().or_else(|_| socket.original_dst_v6())?;
-    address.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))
+/// Where a connection goes that NAT has brought here, unless it was made to us.
+fn redirected(socket: &StdTcpStream) -> io::Result<Routing> {
+    let to = original_destination(socket)?;
+    Ok(if to == socket.local_addr()? { Routing::Nowhere(Reason::Loop) } else { Routing::Address(to) })
 }
 
 /// Serves a plaintext connection by what it speaks.
@@ -181,7 +180,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Option<T>>) -> Op
 
 /// Tells the client why it cannot be served, in its own protocol if that has
 /// words for it.
-async fn refuse(mut connection: Connection, session: Session, reason: crate::reason::Reason) {
+pub(crate) async fn refuse(mut connection: Connection, session: Session, reason: Reason) {
     let worker = session.worker.clone();
     match within(SILENCE, settle(&mut connection)).await {
         // The request meets the same answer there, and gets it as HTTP.

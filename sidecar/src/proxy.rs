@@ -24,6 +24,9 @@ use crate::agent::{
 use crate::config::{self, AppProtocol, ConfigHandle};
 use crate::dns::{self, Addresses, Forwarder};
 use crate::listener::{InboundKind, OutboundKind, Plumbing};
+use crate::pod::Pod;
+use crate::pod::presence::others_are_present;
+use crate::pod::probe::Prober as AppProber;
 use crate::policy::score::Standing;
 use crate::settings::{SidecarArgs, Workload};
 use crate::telemetry::access_log::AccessLog;
@@ -32,11 +35,18 @@ use crate::telemetry::otlp::{self, Exporter};
 use crate::telemetry::span::Tracing;
 use crate::upstream::Checks;
 use crate::worker::{self, Workers};
-use crate::{log, memory};
+use crate::{log, memory, sys};
 
 /// How long the control plane may take to give identity and configuration at
-/// the start. Whoever started us then learns the reason instead of waiting.
+/// the start. Whoever started us then learns the reason instead of waiting. A pod
+/// waits for as long as its startup probe lets it: starting it anew mends nothing.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long open connections may take to end, outside of pods.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long they may in a pod: the kubelet's patience is shorter, and known to nobody else.
+const DRAIN_TIMEOUT_IN_POD: Duration = Duration::from_secs(24 * 3600);
 
 /// A draining sidecar ends when nothing was open for so long: peers that have
 /// not heard yet that it leaves may still come.
@@ -44,6 +54,13 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// How often a draining sidecar looks whether something is open.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether a pod's application is gone. Reading all sockets costs more.
+const PRESENCE_LOOK: Duration = Duration::from_millis(250);
+
+/// After a pod's application is gone, what it wrote last still has to go out. What is open for
+/// longer waits for the other side of a connection that has lost ours.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// What a sidecar is started with.
 pub struct Setup {
@@ -60,6 +77,8 @@ pub struct Setup {
     pub addresses: Addresses,
     /// What else runs on the agent's thread, such as the DNS responder.
     pub beside: Vec<AgentTask>,
+    /// The pod that it is in, if it is in one.
+    pub pod: Option<Pod>,
 }
 
 /// A task for the agent's thread, given the configuration's reading end.
@@ -88,13 +107,13 @@ async fn life(
     ready: impl FnOnce(),
     stop: impl Future<Output = ()> + 'static,
 ) -> anyhow::Result<()> {
-    let admin_listener = admin::bind(setup.sidecar.admin)?;
+    let admin_listener = admin::bind(setup.sidecar.admin, setup.pod.is_some())?;
     let admin_address = admin_listener.local_addr()?;
     let description = describe(&setup, admin_address)?;
     let control_plane = ControlPlane::new(setup.sidecar.control_plane());
     let metrics = Registry::new();
     let checks = Checks::default();
-    let telemetry = Telemetry::start(&description.instance, &setup.workload, &metrics)?;
+    let telemetry = Telemetry::start(&description.instance, &setup.workload, setup.pod.as_ref(), &metrics)?;
     let (publisher, config, wants) = config::channel();
     let (phase, phases) = watch::channel(Phase::Starting);
     let (draining, drains) = watch::channel(false);
@@ -112,6 +131,7 @@ async fn life(
         app_ready: is_app_ready.clone(),
         standing: standings.clone(),
         control_plane: control_plane.address().to_owned(),
+        probes: setup.pod.as_ref().map(|pod| AppProber::new(pod.probes.clone(), pod.addresses[0])),
         drain: Notify::new(),
     });
     announce(&setup.plumbing, admin_address)?;
@@ -132,7 +152,8 @@ async fn life(
     });
     let mut stop = std::pin::pin!(stop);
 
-    let deadline = tokio::time::Instant::now() + START_TIMEOUT;
+    let in_pod = setup.pod.is_some();
+    let deadline = (!in_pod).then(|| tokio::time::Instant::now() + START_TIMEOUT);
     let proofs = ProofSource::new(&setup.sidecar, &setup.workload)?;
     let identity = tokio::select! {
         identity = identity(&control_plane, &proofs, &metrics, deadline) => identity?,
@@ -155,6 +176,8 @@ async fn life(
     let (firing, alerts) = watch::channel(Vec::new());
     let watching = Alerts { config: config.clone(), metrics: metrics.clone(), firing };
     let app_is_ready = is_app_ready.clone();
+    // A cluster knows its pods without being told.
+    let is_known = setup.sidecar.service_account_token.is_some();
     let registration = Registration {
         alerts,
         description,
@@ -167,21 +190,24 @@ async fn life(
     tasks.spawn_local(identity.keep());
     tasks.spawn_local(discovery.run());
     tasks.spawn_local(resolver.run());
-    tasks.spawn_local(registration.run());
-    tasks.spawn_local(Prober::new(checks.clone(), credentials.clone(), metrics.clone()).run());
+    if !is_known {
+        tasks.spawn_local(registration.run());
+    }
+    let app = setup.plumbing.app.clone();
+    let prober = Prober::new(checks.clone(), credentials.clone(), metrics.clone(), app.clone());
+    tasks.spawn_local(prober.run());
     tasks.spawn_local(watching.run());
     for task in setup.beside {
         tasks.spawn_local(task(config.clone()));
     }
     tokio::select! {
-        known = tokio::time::timeout_at(deadline, first_configuration(config.clone())) => {
+        known = first_configuration(config.clone(), deadline) => {
             known.context("the control plane gave no configuration for this workload in time")?;
         }
         _ = &mut stop => return Ok(()),
         ended = tasks.join_next() => bail!("a part of the agent ended: {ended:?}"),
     }
 
-    let app = setup.plumbing.app.clone();
     let observer = Observer {
         app_pid: setup.app_pid,
         ready: app_is_ready,
@@ -212,10 +238,16 @@ async fn life(
         ended = tasks.join_next() => bail!("a part of the agent ended: {ended:?}"),
     }
 
-    tracing::info!(timeout = ?setup.sidecar.drain_timeout, "draining");
+    let default = if in_pod { DRAIN_TIMEOUT_IN_POD } else { DRAIN_TIMEOUT };
+    let leave = Leave {
+        delay: setup.sidecar.drain_delay,
+        timeout: setup.sidecar.drain_timeout.unwrap_or(default),
+        in_pod,
+    };
+    tracing::info!(timeout = ?leave.timeout, "draining");
     phase.send_replace(Phase::Draining);
     draining.send_replace(true);
-    drain(&workers, setup.sidecar.drain_timeout).await;
+    leave.drain(&workers).await;
     workers.stop();
     telemetry.finish().await;
     Ok(())
@@ -230,7 +262,12 @@ struct Telemetry {
 }
 
 impl Telemetry {
-    fn start(instance: &str, workload: &Workload, metrics: &Registry) -> anyhow::Result<Self> {
+    fn start(
+        instance: &str,
+        workload: &Workload,
+        pod: Option<&Pod>,
+        metrics: &Registry,
+    ) -> anyhow::Result<Self> {
         let (finished, finish) = watch::channel(false);
         let end = || {
             let mut finish = finish.clone();
@@ -242,11 +279,21 @@ impl Telemetry {
         let tracing = match settings {
             None => Tracing::off(),
             Some(settings) => {
-                let resource = [
+                let mut resource = vec![
                     ("service.name", workload.service.name()),
                     ("service.namespace", workload.service.namespace()),
                     ("service.instance.id", instance),
                 ];
+                if let Some(pod) = pod {
+                    // Semantic conventions of OpenTelemetry, "Kubernetes".
+                    resource.push(("k8s.namespace.name", workload.service.namespace()));
+                    resource.extend([
+                        ("k8s.pod.name", pod.name.as_str()),
+                        ("k8s.pod.uid", pod.uid.as_str()),
+                        ("k8s.node.name", pod.node.as_str()),
+                    ]);
+                    resource.retain(|(_, value)| !value.is_empty());
+                }
                 let (tracing, exporter) = Exporter::new(settings, &resource, metrics);
                 writers.push(spawn_local(exporter.run(end())));
                 tracing
@@ -264,12 +311,12 @@ impl Telemetry {
     }
 }
 
-/// The first certificate. What may pass by itself is tried again until the deadline.
+/// The first certificate. What may pass by itself is tried again until the deadline, if there is one.
 async fn identity(
     control_plane: &ControlPlane,
     proofs: &ProofSource,
     metrics: &Registry,
-    deadline: tokio::time::Instant,
+    deadline: Option<tokio::time::Instant>,
 ) -> anyhow::Result<Identity> {
     let mut reconnect = Reconnect::new();
     loop {
@@ -282,7 +329,7 @@ async fn identity(
         let wait = reconnect.next();
         // A join token does not mend itself; a control plane may only be starting.
         let hopeless = matches!(&error, NoCertificate::Proof(missing) if !missing.may_pass());
-        if hopeless || tokio::time::Instant::now() + wait > deadline {
+        if hopeless || deadline.is_some_and(|deadline| tokio::time::Instant::now() + wait > deadline) {
             return Err(error).context("no identity");
         }
         tracing::warn!(%error, "no identity yet");
@@ -290,34 +337,71 @@ async fn identity(
     }
 }
 
-async fn first_configuration(mut config: ConfigHandle) {
-    loop {
-        let snapshot = config.load().clone();
-        if snapshot.mesh.is_some() && snapshot.workload.is_some() {
-            return;
+/// Waits for what the first connection needs, until the deadline, if there is one.
+async fn first_configuration(
+    mut config: ConfigHandle,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<(), tokio::time::error::Elapsed> {
+    let known = async {
+        loop {
+            let snapshot = config.load().clone();
+            if snapshot.mesh.is_some() && snapshot.workload.is_some() {
+                return;
+            }
+            config.changed().await;
         }
-        config.changed().await;
+    };
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, known).await,
+        None => {
+            known.await;
+            Ok(())
+        }
     }
 }
 
-/// Waits until nothing is open, or the time is over.
-async fn drain(workers: &Workers, timeout: Duration) {
-    workers.drain();
-    let deadline = Instant::now() + timeout;
-    let mut quiet_since = Instant::now();
-    loop {
-        let (now, open) = (Instant::now(), workers.connections());
-        if open > 0 {
-            quiet_since = now;
+/// How a sidecar leaves.
+struct Leave {
+    /// For so long it serves whatever happens.
+    delay: Duration,
+    /// After so long it ends whatever is open.
+    timeout: Duration,
+    in_pod: bool,
+}
+
+impl Leave {
+    /// Waits until nothing is open and, in a pod, the application is gone: a sidecar that the
+    /// kubelet stops together with the application serves it to its end, one that it stops
+    /// afterwards ends at once.
+    async fn drain(&self, workers: &Workers) {
+        workers.drain();
+        let begun = Instant::now();
+        let (own_user, _) = sys::effective_ids();
+        let mut quiet_since = begun;
+        // When the application was first seen to be gone; outside of pods it always is, as far as we know.
+        let mut gone_since = (!self.in_pod).then_some(begun);
+        let mut look_at = begun;
+        loop {
+            let (now, open) = (Instant::now(), workers.connections());
+            let lasts = |since: Instant, least| now.saturating_duration_since(since) >= least;
+            if open > 0 {
+                quiet_since = now;
+            }
+            if self.in_pod && now >= look_at {
+                look_at = now + PRESENCE_LOOK;
+                gone_since = (!others_are_present(own_user)).then(|| gone_since.unwrap_or(now));
+            }
+            let is_quiet = gone_since.is_some() && lasts(quiet_since, QUIET);
+            let is_alone = self.in_pod && gone_since.is_some_and(|since| lasts(since, LAST_WORDS));
+            if lasts(begun, self.delay) && (is_quiet || is_alone) {
+                return;
+            }
+            if lasts(begun, self.timeout) {
+                tracing::warn!(open, "the drain timeout is over; what is open is cut off");
+                return;
+            }
+            tokio::time::sleep(DRAIN_LOOK.min(begun + self.timeout - now)).await;
         }
-        if now >= deadline {
-            tracing::warn!(open, "the drain timeout is over; what is open is cut off");
-            return;
-        }
-        if now.saturating_duration_since(quiet_since) >= QUIET {
-            return;
-        }
-        tokio::time::sleep(DRAIN_LOOK.min(deadline - now)).await;
     }
 }
 
@@ -331,7 +415,7 @@ fn announce(plumbing: &Plumbing, admin: std::net::SocketAddr) -> std::io::Result
     }
     for inbound in &plumbing.inbound {
         let role = match inbound.kind {
-            InboundKind::Mesh => "inbound",
+            InboundKind::Mesh | InboundKind::Pod => "inbound",
             InboundKind::Published(_) => "published",
         };
         log::listening(role, inbound.listener.local_addr()?);
@@ -343,7 +427,8 @@ fn announce(plumbing: &Plumbing, admin: std::net::SocketAddr) -> std::io::Result
 /// What the registry is told about the workload.
 fn describe(setup: &Setup, admin: std::net::SocketAddr) -> anyhow::Result<v1::RegisterRequest> {
     let workload = &setup.workload;
-    let mesh = setup.plumbing.inbound.iter().find(|inbound| inbound.kind == InboundKind::Mesh);
+    let for_peers = |kind| matches!(kind, InboundKind::Mesh | InboundKind::Pod);
+    let mesh = setup.plumbing.inbound.iter().find(|inbound| for_peers(inbound.kind));
     let inbound_port = match mesh {
         Some(inbound) => u32::from(inbound.listener.local_addr()?.port()),
         None => bail!("there is no inbound listener for peers"),
@@ -363,7 +448,7 @@ fn describe(setup: &Setup, admin: std::net::SocketAddr) -> anyhow::Result<v1::Re
     });
     let app = setup.plumbing.app.explicit();
     Ok(v1::RegisterRequest {
-        instance: instance(workload),
+        instance: setup.pod.as_ref().and_then(Pod::node_id).unwrap_or_else(|| instance(workload)),
         service: workload.service.name().to_owned(),
         address: setup.plumbing.advertise.to_string(),
         inbound_port,

@@ -44,6 +44,8 @@ pub enum Reason {
     Overloaded,
     /// The peer may not make this request.
     Denied,
+    /// The client is outside the mesh, and only its members are admitted.
+    TlsRequired,
     /// The sidecar's own policy is not known yet.
     NotReady,
     /// The sidecar is shutting down.
@@ -67,7 +69,7 @@ pub struct Codes {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::HeaderTooLarge,
         Self::RequestTimeout,
@@ -87,6 +89,7 @@ impl Reason {
         Self::PerTryTimeout,
         Self::Overloaded,
         Self::Denied,
+        Self::TlsRequired,
         Self::NotReady,
         Self::Draining,
         Self::Loop,
@@ -116,6 +119,7 @@ impl Reason {
             Self::PerTryTimeout => "per_try_timeout",
             Self::Overloaded => "overloaded",
             Self::Denied => "denied",
+            Self::TlsRequired => "tls_required",
             Self::NotReady => "not_ready",
             Self::Draining => "draining",
             Self::Loop => "loop",
@@ -133,7 +137,7 @@ impl Reason {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
-            Self::Denied => 403,
+            Self::Denied | Self::TlsRequired => 403,
             Self::UnknownService | Self::UnknownPort | Self::NoRoute => 404,
             Self::RequestTimeout => 408,
             Self::RateLimited => 429,
@@ -159,7 +163,7 @@ impl Reason {
         match self {
             Self::BadRequest => 13,
             Self::HeaderTooLarge | Self::Overloaded | Self::RateLimited => 8,
-            Self::Denied => 7,
+            Self::Denied | Self::TlsRequired => 7,
             Self::UnknownService | Self::UnknownPort | Self::NoRoute => 12,
             Self::RequestTimeout | Self::Timeout | Self::PerTryTimeout => 4,
             Self::Loop => 9,

@@ -50,6 +50,8 @@ pub(crate) enum Routing {
     App(u16),
     /// It is this port of the host's loopback.
     HostLoopback(SocketAddr),
+    /// It has none, for this reason.
+    Nowhere(Reason),
 }
 
 /// A destination and the authority it was found by.
@@ -86,6 +88,11 @@ impl Session {
             routing: Routing::App(port),
             found: RefCell::default(),
         }
+    }
+
+    /// The session of an unknown client that may not reach the application.
+    pub(crate) fn refused(worker: Rc<Worker>, client: Option<SocketAddr>, reason: Reason) -> Self {
+        Self { routing: Routing::Nowhere(reason), ..Self::inbound(worker, client, None, 0) }
     }
 
     /// Whether the client is a sidecar: its mesh headers can be believed.
@@ -131,6 +138,7 @@ impl Session {
             Routing::Service(name, port) => self.worker.service(name, Some(*port), *port).await?,
             Routing::App(port) => self.worker.app_port(*port)?,
             Routing::HostLoopback(address) => self.worker.host_loopback(*address),
+            Routing::Nowhere(reason) => return Err(*reason),
         };
         let key = if self.is_by_authority() { authority.into() } else { Box::default() };
         *self.found.borrow_mut() = Some((key, destination.clone()));

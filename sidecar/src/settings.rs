@@ -83,9 +83,12 @@ pub struct SidecarArgs {
     /// What is logged: a level (error, warn, info, debug, trace) or a tracing filter
     #[arg(long, value_name = "FILTER", env = "HEDDLE_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
-    /// How long open connections may take to end when the sidecar stops
-    #[arg(long, value_name = "DURATION", env = "HEDDLE_DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration)]
-    pub drain_timeout: Duration,
+    /// How long open connections may take to end when the sidecar stops [default: 30s; in a pod until the kubelet ends it]
+    #[arg(long, value_name = "DURATION", env = "HEDDLE_DRAIN_TIMEOUT", value_parser = parse_duration)]
+    pub drain_timeout: Option<Duration>,
+    /// How long to go on serving when the sidecar stops, even when nothing is open
+    #[arg(long, value_name = "DURATION", env = "HEDDLE_DRAIN_DELAY", default_value = "0s", value_parser = parse_duration)]
+    pub drain_delay: Duration,
     /// A YAML file with settings: each flag's name in camelCase
     #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
     pub config: Option<PathBuf>,

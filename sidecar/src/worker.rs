@@ -274,7 +274,8 @@ impl Worker {
                 },
                 DestinationKey::App(port) => snapshot.workload.as_ref().is_some_and(|workload| {
                     destination.follow_limits(workload, &self.registry);
-                    workload.ports.iter().any(|p| p.number == *port)
+                    let declared = workload.ports.iter().find(|p| p.number == *port);
+                    declared.map_or(self.app.is_in_pod(), |p| p.protocol == destination.protocol)
                 }),
                 DestinationKey::Direct(_) => true,
             };
@@ -425,7 +426,8 @@ impl Accepted {
         worker.serve(async move {
             match self {
                 Self::Outbound(tcp, kind) => crate::outbound::serve(tcp, &kind, &on).await,
-                Self::Inbound(tcp, InboundKind::Mesh) => crate::inbound::serve_peer(tcp, &on).await,
+                Self::Inbound(tcp, InboundKind::Mesh) => crate::inbound::serve_peer(tcp, None, &on).await,
+                Self::Inbound(tcp, InboundKind::Pod) => crate::inbound::serve_redirected(tcp, &on).await,
                 Self::Inbound(tcp, InboundKind::Published(port)) => {
                     crate::inbound::serve_published(tcp, port, &on).await;
                 }

@@ -11,14 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::Endpoint;
 
 /// Carries a probe.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
 
 const AGENT: &str = "heddle-health";
 
 /// The status that a GET over HTTP/1.1 is answered with.
-pub(super) async fn http1(stream: impl Stream, host: &str, path: &str) -> io::Result<u16> {
+pub(crate) async fn http1(stream: impl Stream, host: &str, path: &str) -> io::Result<u16> {
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(io::Error::other)?;
     let request = http::Request::get(path).header(HOST, host).header(USER_AGENT, AGENT);
@@ -27,7 +27,7 @@ pub(super) async fn http1(stream: impl Stream, host: &str, path: &str) -> io::Re
 }
 
 /// The status that a GET over HTTP/2 is answered with.
-pub(super) async fn http2(stream: impl Stream, host: &str, path: &str) -> io::Result<u16> {
+pub(crate) async fn http2(stream: impl Stream, host: &str, path: &str) -> io::Result<u16> {
     let (mut sender, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
     let request = http::Request::get(format!("http://{host}{path}")).header(USER_AGENT, AGENT);
     let request = request.body(()).map_err(io::Error::other)?;
@@ -53,7 +53,7 @@ where
 }
 
 /// Whether `grpc.health.v1.Health/Check` says that `service` serves; empty: the server as a whole.
-pub(super) async fn grpc(stream: impl Stream, host: &str, service: &str) -> io::Result<()> {
+pub(crate) async fn grpc(stream: impl Stream, host: &str, service: &str) -> io::Result<()> {
     let mut stream = Some(TokioIo::new(stream));
     let connect = tower::service_fn(move |_| {
         let stream = stream.take().ok_or_else(no_answer);

@@ -24,6 +24,7 @@ use super::probe;
 use super::reconnect::seeded;
 use crate::config::AppProtocol;
 use crate::io::{BufferedTcp, Connection, ReadBuffer, Transport};
+use crate::listener::AppDialer;
 use crate::policy::health_check::{HealthCheck, HealthCheckPolicy, Probe, Verdict};
 use crate::policy::pace::Pace;
 use crate::policy::rng::Rng;
@@ -47,15 +48,21 @@ pub(crate) struct Prober {
     checks: Checks,
     credentials: Arc<Credentials>,
     metrics: Registry,
+    app: AppDialer,
     slots: Semaphore,
     pace: Pace,
     rng: Rng,
 }
 
 impl Prober {
-    pub(crate) fn new(checks: Checks, credentials: Arc<Credentials>, metrics: Registry) -> Self {
+    pub(crate) fn new(
+        checks: Checks,
+        credentials: Arc<Credentials>,
+        metrics: Registry,
+        app: AppDialer,
+    ) -> Self {
         let (slots, pace) = (Semaphore::new(IN_FLIGHT), Pace::new(GAP));
-        Self { checks, credentials, metrics, slots, pace, rng: seeded() }
+        Self { checks, credentials, metrics, app, slots, pace, rng: seeded() }
     }
 
     /// Runs for ever.
@@ -195,7 +202,7 @@ impl Prober {
         port: u16,
         protocol: MeshProtocol,
     ) -> io::Result<Transport> {
-        let tcp = TcpStream::connect(inbound).await?;
+        let tcp = TcpStream::connect(self.app.listener_of(inbound)).await?;
         let config = self.credentials.client_config(identity.clone(), &[protocol.alpn()]);
         let tcp = BufferedTcp::new(tcp, ReadBuffer::default());
         let tls = TlsConnector::from(Arc::new(config)).connect(server_name(port), tcp).await?;

@@ -29,6 +29,10 @@ use crate::sys;
 /// How long discovery may take to say whether a service exists.
 const DISCOVERY_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long discovery may take where the cluster's DNS would answer as well: while the
+/// control plane is away, names that are not known yet wait so long for nothing.
+const CLUSTER_PATIENCE: Duration = Duration::from_millis(250);
+
 /// How long applications may keep a mesh name's address. It never changes, but
 /// a short time lets them see a service disappear.
 const TTL: u32 = 30;
@@ -58,15 +62,31 @@ pub(crate) struct Sockets {
     pub(crate) streams: Vec<StdListener>,
 }
 
+/// Who answers for the names of services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    /// We do, as nobody else knows them.
+    OfMesh,
+    /// The cluster's DNS does, and we only for what it does not know: names
+    /// outside the cluster that lead to services, and services outside the cluster.
+    OfCluster,
+}
+
 /// The responder for an application in `namespace`, as a task for the agent's thread.
 pub(crate) fn responder(
     sockets: Sockets,
+    answers: Answers,
     namespace: String,
     addresses: Addresses,
     forwarder: Forwarder,
 ) -> AgentTask {
     Box::new(move |config| {
-        let responder = Responder { namespace, addresses, config, forwarder, ipv6: host_has_ipv6 };
+        let ipv6 = match answers {
+            Answers::OfMesh => host_has_ipv6,
+            // A cluster may well reach IPv6 addresses of its own and none elsewhere.
+            Answers::OfCluster => || true,
+        };
+        let responder = Responder { answers, namespace, addresses, config, forwarder, ipv6 };
         Box::pin(async move {
             if let Err(error) = serve(Rc::new(responder), sockets).await {
                 tracing::error!(%error, "the DNS responder cannot use its sockets");
@@ -76,6 +96,7 @@ pub(crate) fn responder(
 }
 
 struct Responder {
+    answers: Answers,
     namespace: String,
     addresses: Addresses,
     config: ConfigHandle,
@@ -112,18 +133,22 @@ impl Responder {
         let cluster_domain = self.config.load().mesh.clone();
         let cluster_domain =
             cluster_domain.as_deref().map_or(DEFAULT_CLUSTER_DOMAIN, |mesh| mesh.cluster_domain.as_str());
-        let (name, ours) = match Subject::of(&query.name, &self.namespace, cluster_domain) {
+        let subject = Subject::of(&query.name, &self.namespace, cluster_domain);
+        let (name, ours) = match subject {
             Subject::Localhost => {
                 let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
                 let wanted: Vec<IpAddr> =
                     loopback.into_iter().filter(|ip| query.asks_for(ip.is_ipv6())).collect();
                 return query.answer(Code::NoError, &wanted, TTL);
             }
+            subject if self.answers == Answers::OfCluster => {
+                return self.answer_beside_cluster(subject, query, transport).await;
+            }
             Subject::Nothing => return query.reply(Code::NxDomain),
             Subject::Foreign => return self.forward(query, transport).await,
             Subject::Service { name, ours } => (name, ours),
         };
-        match self.existence(&name).await {
+        match self.existence(&name, DISCOVERY_PATIENCE).await {
             Existence::Exists => self.address_of(&name, query),
             Existence::Absent if ours => query.reply(Code::NxDomain),
             Existence::Absent => self.forward(query, transport).await,
@@ -137,6 +162,39 @@ impl Responder {
                     reply
                 }
             }
+        }
+    }
+
+    /// The cluster's answer, unless the name leads to a service that the cluster's DNS does not
+    /// know. A name that is qualified for the cluster is its own to answer first; any other of a
+    /// service's form (`example.com`) may be one that the mesh gave a meaning.
+    async fn answer_beside_cluster(
+        &self,
+        subject: Subject,
+        query: &Query<'_>,
+        transport: Transport,
+    ) -> Vec<u8> {
+        let asks_for_address = query.asks_for(false) || query.asks_for(true);
+        let (name, ours) = match subject {
+            Subject::Service { name, ours } if asks_for_address => (name, ours),
+            // A single label is for the search list to complete.
+            _ => return self.forward(query, transport).await,
+        };
+        if ours {
+            let reply = self.forward(query, transport).await;
+            let denied = code_of(&reply) == Some(Code::NxDomain as u8);
+            if denied && self.existence(&name, CLUSTER_PATIENCE).await == Existence::Exists {
+                return self.address_of(&name, query);
+            }
+            return reply;
+        }
+        if !query.name.contains('.') {
+            return self.forward(query, transport).await;
+        }
+        let forwarded = self.forward(query, transport);
+        match tokio::join!(self.existence(&name, CLUSTER_PATIENCE), forwarded) {
+            (Existence::Exists, _) => self.address_of(&name, query),
+            (Existence::Absent | Existence::Unknown, reply) => reply,
         }
     }
 
@@ -162,7 +220,7 @@ impl Responder {
         }
     }
 
-    async fn existence(&self, name: &ServiceName) -> Existence {
+    async fn existence(&self, name: &ServiceName, patience: Duration) -> Existence {
         let known = |config: &ConfigHandle| match config.load().services.get(name) {
             Some(Lookup::Found(_)) => Some(Existence::Exists),
             Some(Lookup::Absent) => Some(Existence::Absent),
@@ -183,7 +241,7 @@ impl Responder {
                 config.changed().await;
             }
         };
-        timeout(DISCOVERY_PATIENCE, waiting).await.unwrap_or(Existence::Unknown)
+        timeout(patience, waiting).await.unwrap_or(Existence::Unknown)
     }
 
     async fn forward(&self, query: &Query<'_>, transport: Transport) -> Vec<u8> {
@@ -286,6 +344,7 @@ mod tests {
         let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (publisher, config, wants) = config::channel();
         let responder = Responder {
+            answers: Answers::OfMesh,
             namespace: "shop".into(),
             addresses: Addresses::default(),
             config,

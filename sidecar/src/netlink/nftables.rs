@@ -1,12 +1,14 @@
-//! nftables requests (`linux/netfilter/nf_tables.h`): one table of the `inet`
-//! family with base chains, rules and sets of ports, sent as one transaction.
+//! nftables requests (`linux/netfilter/nf_tables.h`): one table, of the `inet`
+//! family unless [`in_family`] says another, with base chains, rules and sets
+//! of ports, sent as one transaction.
 //!
 //! [`Rule`] composes the expressions that the namespace's rules need; a rule
 //! goes on to its next expression only while the one before matched.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
-use super::{Attributes, Request};
+use super::{Attributes, Netlink, Refused, Request, attribute};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -19,18 +21,24 @@ const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 
 const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_NEWSET: u16 = 9;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_DELSETELEM: u16 = 14;
 
 const META_MARK: u32 = 3;
 const META_IIF: u32 = 4;
+const META_OIF: u32 = 5;
+const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const SOCKET_WILDCARD: u32 = 2;
@@ -46,6 +54,24 @@ const ELEMENTS_PER_REQUEST: usize = 1000;
 
 /// Every request is about this one table.
 const TABLE: &str = "heddle";
+
+/// The interface index of loopback, in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// The kind of user data that nft shows as a rule's comment (`NFTNL_UDATA_RULE_COMMENT`).
+const COMMENT: u8 = 0;
+
+/// What packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Family {
+    /// Both; NAT in it needs Linux 5.2.
+    Inet = NFPROTO_INET,
+    /// IPv4.
+    Ip = NFPROTO_IPV4,
+    /// IPv6.
+    Ip6 = NFPROTO_IPV6,
+}
 
 /// Transport protocols by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +94,21 @@ pub(crate) enum Hook {
     Prerouting,
     /// `type nat hook output priority dstnat`
     NatOutput,
+    /// `type nat hook prerouting priority dstnat`
+    NatPrerouting,
+    /// `type filter hook output priority raw`: before connections are tracked
+    RawOutput,
+    /// `type filter hook prerouting priority raw`
+    RawPrerouting,
+}
+
+/// The same request about the table of another family.
+pub(crate) fn in_family(mut request: Request, family: Family) -> Request {
+    if let Some(first) = request.body.0.first_mut() {
+        // `struct nfgenmsg` begins with the family.
+        *first = family as u8;
+    }
+    request
 }
 
 /// Wraps `requests` into one transaction.
@@ -88,11 +129,45 @@ pub(crate) fn add_table() -> Request {
     request("adding the nftables table", NFT_MSG_NEWTABLE, NLM_F_CREATE, body().with_text(1, TABLE))
 }
 
+/// Deletes the table with everything in it.
+pub(crate) fn delete_table() -> Request {
+    request("deleting the nftables table", NFT_MSG_DELTABLE, 0, body().with_text(1, TABLE))
+}
+
+/// The comments of the table's rules, with the chain that each is in, in their order.
+///
+/// # Errors
+/// If the kernel does not list rules. A table that does not exist has none.
+pub(crate) fn comments(netfilter: &mut Netlink, family: Family) -> Result<Vec<(String, String)>, Refused> {
+    let all = request("listing nftables rules", NFT_MSG_GETRULE, 0, body().with_text(1, TABLE));
+    let rules = match netfilter.list(&in_family(all, family)) {
+        Err(refused) if refused.source.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned();
+    let read = |rule: &Vec<u8>| {
+        let attributes = rule.get(4..)?;
+        // Older kernels list every table's rules.
+        if rule.first() != Some(&(family as u8)) || text(attribute(attributes, 1)?) != TABLE {
+            return None;
+        }
+        let comment = match attribute(attributes, 7) {
+            Some([COMMENT, length, rest @ ..]) => rest.get(..usize::from(*length)).map(text),
+            _ => None,
+        };
+        Some((text(attribute(attributes, 2)?), comment.unwrap_or_default()))
+    };
+    Ok(rules.iter().filter_map(read).collect())
+}
+
 /// Makes a base chain that accepts by default.
 pub(crate) fn add_chain(name: &str, hook: Hook) -> Request {
     let (what, number, priority, kind) = match hook {
         Hook::Prerouting => ("adding the nftables prerouting chain", 0, -150_i32, "filter"),
-        Hook::NatOutput => ("adding the nftables NAT chain", 3, -100, "nat"),
+        Hook::NatOutput => ("adding the nftables NAT chain for output", 3, -100, "nat"),
+        Hook::NatPrerouting => ("adding the nftables NAT chain for prerouting", 0, -100, "nat"),
+        Hook::RawOutput => ("adding the nftables raw chain for output", 3, -300, "filter"),
+        Hook::RawPrerouting => ("adding the nftables raw chain for prerouting", 0, -300, "filter"),
     };
     let hook = Attributes::default().with_be32(1, number).with(2, &priority.to_be_bytes());
     let body = body()
@@ -142,17 +217,28 @@ fn elements(what: &'static str, kind: u16, flags: u16, name: &str, ports: &[u16]
 pub(crate) struct Rule {
     what: &'static str,
     expressions: Attributes,
+    comment: String,
 }
 
 impl Rule {
     /// A rule without conditions yet; `what` names it in errors.
     pub(crate) fn new(what: &'static str) -> Self {
-        Self { what, expressions: Attributes::default() }
+        Self { what, expressions: Attributes::default(), comment: String::new() }
+    }
+
+    /// The same with a comment, as `nft list` shows it. It is cut off at 127 bytes.
+    pub(crate) fn comment(mut self, comment: &str) -> Self {
+        self.comment = comment.chars().filter(char::is_ascii).take(127).collect();
+        self
     }
 
     /// The request that appends it to `chain`.
     pub(crate) fn append_to(self, chain: &str) -> Request {
-        let body = body().with_text(1, TABLE).with_text(2, chain).with_nested(4, self.expressions);
+        let mut body = body().with_text(1, TABLE).with_text(2, chain).with_nested(4, self.expressions);
+        if !self.comment.is_empty() {
+            let length = u8::try_from(self.comment.len() + 1).expect("comments are short");
+            body = body.with(7, &[&[COMMENT, length], self.comment.as_bytes(), &[0]].concat());
+        }
         request(self.what, NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
     }
 
@@ -163,7 +249,44 @@ impl Rule {
 
     /// Packets that did not come over the loopback interface.
     pub(crate) fn not_loopback(self) -> Self {
-        self.meta(META_IIF).compare(NOT_EQUAL, &1_u32.to_ne_bytes())
+        self.meta(META_IIF).compare(NOT_EQUAL, &LOOPBACK.to_ne_bytes())
+    }
+
+    /// Packets that came over the loopback interface.
+    pub(crate) fn came_by_loopback(self) -> Self {
+        self.meta(META_IIF).compare(EQUAL, &LOOPBACK.to_ne_bytes())
+    }
+
+    /// Packets that leave by the loopback interface.
+    pub(crate) fn leaves_by_loopback(self) -> Self {
+        self.meta(META_OIF).compare(EQUAL, &LOOPBACK.to_ne_bytes())
+    }
+
+    /// Packets of a socket of this user.
+    pub(crate) fn user(self, id: u32) -> Self {
+        self.meta(META_SKUID).compare(EQUAL, &id.to_ne_bytes())
+    }
+
+    /// Packets of the transport protocol, in either family.
+    pub(crate) fn transport(self, transport: Transport) -> Self {
+        self.meta(META_L4PROTO).compare(EQUAL, &[transport as u8])
+    }
+
+    /// To an address with this prefix of so many bits, and of its family.
+    pub(crate) fn destined_for(self, address: IpAddr, prefix: u8) -> Self {
+        let octets = octets(address);
+        let mask: Vec<u8> = (0..octets.len())
+            .map(|index| {
+                let bits = usize::from(prefix).saturating_sub(index * 8).min(8);
+                u8::try_from(0xff00_u16 >> bits & 0xff).unwrap_or(u8::MAX)
+            })
+            .collect();
+        let network: Vec<u8> = octets.iter().zip(&mask).map(|(octet, mask)| octet & mask).collect();
+        self.meta(META_NFPROTO)
+            .compare(EQUAL, &[protocol(address)])
+            .destination(address)
+            .masked(&mask)
+            .compare(EQUAL, &network)
     }
 
     /// Packets of the family of `address` and the transport protocol.
@@ -191,16 +314,9 @@ impl Rule {
 
     fn loopback(self, like: IpAddr, comparison: u32) -> Self {
         match like {
-            IpAddr::V4(_) => self
-                .destination(like)
-                .expression("bitwise", |data| {
-                    data.with_be32(1, 1)
-                        .with_be32(2, 1)
-                        .with_be32(3, 4)
-                        .with_nested(4, Attributes::default().with(1, &[255, 0, 0, 0]))
-                        .with_nested(5, Attributes::default().with(1, &[0; 4]))
-                })
-                .compare(comparison, &[127, 0, 0, 0]),
+            IpAddr::V4(_) => {
+                self.destination(like).masked(&[255, 0, 0, 0]).compare(comparison, &[127, 0, 0, 0])
+            }
             IpAddr::V6(_) => {
                 self.destination(like).compare(comparison, &std::net::Ipv6Addr::LOCALHOST.octets())
             }
@@ -210,6 +326,21 @@ impl Rule {
     /// To this port.
     pub(crate) fn port(self, port: u16) -> Self {
         self.payload(TRANSPORT_HEADER, 2, 2).compare(EQUAL, &port.to_be_bytes())
+    }
+
+    /// To one of these ports.
+    pub(crate) fn ports(self, ports: &RangeInclusive<u16>) -> Self {
+        if ports.start() == ports.end() {
+            return self.port(*ports.start());
+        }
+        self.payload(TRANSPORT_HEADER, 2, 2)
+            .compare(AT_LEAST, &ports.start().to_be_bytes())
+            .compare(AT_MOST, &ports.end().to_be_bytes())
+    }
+
+    /// From this port.
+    pub(crate) fn source_port(self, port: u16) -> Self {
+        self.payload(TRANSPORT_HEADER, 0, 2).compare(EQUAL, &port.to_be_bytes())
     }
 
     /// To a port in the set.
@@ -244,6 +375,11 @@ impl Rule {
         self.load(1, &port.to_be_bytes()).expression("redir", |data| data.with_be32(1, 1))
     }
 
+    /// Keeps the packet from being tracked as a part of a connection.
+    pub(crate) fn notrack(self) -> Self {
+        self.expression("notrack", |data| data)
+    }
+
     /// Lets the packet pass.
     pub(crate) fn accept(self) -> Self {
         self.verdict(VERDICT_ACCEPT)
@@ -272,6 +408,17 @@ impl Rule {
             IpAddr::V4(_) => self.payload(NETWORK_HEADER, 16, 4),
             IpAddr::V6(_) => self.payload(NETWORK_HEADER, 24, 16),
         }
+    }
+
+    fn masked(self, mask: &[u8]) -> Self {
+        let length = u32::try_from(mask.len()).expect("an address is short");
+        self.expression("bitwise", |data| {
+            data.with_be32(1, 1)
+                .with_be32(2, 1)
+                .with_be32(3, length)
+                .with_nested(4, Attributes::default().with(1, mask))
+                .with_nested(5, Attributes::default().with(1, &vec![0; mask.len()]))
+        })
     }
 
     fn meta(self, key: u32) -> Self {

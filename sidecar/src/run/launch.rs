@@ -167,7 +167,7 @@ fn run_sidecar(plan: Plan, serve: Serve, link: &Arc<Link>, application: Applicat
             dns::Sockets { datagrams: resident.inside.dns_datagrams, streams: resident.inside.dns_streams };
         let own = plan.workload.service.namespace().to_owned();
         let forwarder = dns::Forwarder::new(plan.sidecar.resolver.clone());
-        beside.push(dns::responder(queries, own, addresses.clone(), forwarder));
+        beside.push(dns::responder(queries, dns::Answers::OfMesh, own, addresses.clone(), forwarder));
         outbound = resident.inside.outbound;
         app = AppDialer::namespaced(Arc::new(resident.sockets.clone()), ADDRESS_V4);
         (namespace, sockets) = (Some(resident.namespace), Some(resident.sockets));
@@ -182,6 +182,7 @@ fn run_sidecar(plan: Plan, serve: Serve, link: &Arc<Link>, application: Applicat
         app_pid: application.pid,
         addresses,
         beside,
+        pod: None,
     };
     let ready_link = link.clone();
     let ready = Box::new(move || {

@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(workload.service_account.as_deref(), Some("clerk"));
         assert_eq!(workload.port.len(), 2);
         assert_eq!(workload.label[0].key, "tier");
-        assert_eq!(sidecar.drain_timeout.as_secs(), 5);
+        assert_eq!(sidecar.drain_timeout, Some(std::time::Duration::from_secs(5)));
         let (workload, _) = read(yaml, &["--port", "7000"]).unwrap();
         assert_eq!(workload.port.len(), 1, "a list is replaced, not extended");
     }

@@ -198,7 +198,7 @@ impl Endpoint {
                     self.accept(origination.begin(tcp, protocol).await, protocol, worker)
                 }
                 Target::Mesh { inbound, identity, port } => {
-                    let tcp = dial(*inbound).await?;
+                    let tcp = dial(worker.app.listener_of(*inbound)).await?;
                     let connector = TlsConnector::from(worker.client_config(identity, protocol));
                     let tcp = BufferedTcp::new(tcp, ReadBuffer::default());
                     let tls = connector.connect(server_name(*port), tcp).await;

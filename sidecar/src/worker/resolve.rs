@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
 
 use super::Worker;
-use crate::config::{Lookup, Want};
+use crate::config::{AppProtocol, Lookup, Want};
+use crate::pod;
 use crate::reason::Reason;
 use crate::sanitize::authority::{self, Authority};
 use crate::upstream::{Destination, DestinationKey};
@@ -19,6 +20,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Destinations outside the registry that are remembered.
 const DIRECT_DESTINATIONS: usize = 1024;
+
+/// Ports of the application that nobody declared and that are remembered.
+const UNDECLARED_PORTS: usize = 256;
 
 impl Worker {
     /// The destination that an HTTP authority names, where nothing else does.
@@ -158,7 +162,8 @@ impl Worker {
     ///
     /// # Errors
     /// [`Reason::NotReady`] while our own policy is unknown: nothing is admitted;
-    /// [`Reason::UnknownPort`] for a port that was not declared.
+    /// [`Reason::UnknownPort`] for a port that was not declared, except in a pod,
+    /// where declaring ports is optional; [`Reason::Loop`] for one of our own there.
     pub fn app_port(&self, port: u16) -> Result<Rc<Destination>, Reason> {
         let key = DestinationKey::App(port);
         if let Some(destination) = self.destinations.borrow().get(&key) {
@@ -166,12 +171,30 @@ impl Worker {
         }
         let snapshot = self.config.load();
         let workload = snapshot.workload.as_ref().ok_or(Reason::NotReady)?;
-        let declared = workload.ports.iter().find(|p| p.number == port).ok_or(Reason::UnknownPort)?;
+        let in_pod = self.app.is_in_pod();
+        if in_pod && pod::is_own_port(port) {
+            return Err(Reason::Loop);
+        }
+        let declared = workload.ports.iter().find(|p| p.number == port).map(|p| p.protocol);
+        let protocol = declared.or(in_pod.then_some(AppProtocol::Detect)).ok_or(Reason::UnknownPort)?;
         let policy = self.inbound_policy.clone();
-        let destination =
-            Destination::of_app(&workload.service, port, declared.protocol, policy, &self.metrics);
+        let destination = Destination::of_app(&workload.service, port, protocol, policy, &self.metrics);
         destination.follow_limits(workload, &self.registry);
-        self.destinations.borrow_mut().insert(key, destination.clone());
+        let mut destinations = self.destinations.borrow_mut();
+        if declared.is_none() {
+            // A peer that tries all ports must not fill our memory.
+            let undeclared = |key: &DestinationKey| matches!(key, DestinationKey::App(port) if workload.ports.iter().all(|p| p.number != *port));
+            if destinations.keys().filter(|key| undeclared(key)).count() >= UNDECLARED_PORTS {
+                destinations.retain(|key, destination| {
+                    let kept = !undeclared(key);
+                    if !kept {
+                        destination.retire();
+                    }
+                    kept
+                });
+            }
+        }
+        destinations.insert(key, destination.clone());
         Ok(destination)
     }
 }

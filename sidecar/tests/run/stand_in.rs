@@ -70,7 +70,7 @@ fn serve(setup: Setup, ready: Box<dyn FnOnce()>, stop: Local) -> anyhow::Result<
                 InboundKind::Published(port) => {
                     spawn_local(serve_published(listener, port, setup.plumbing.app.clone()));
                 }
-                InboundKind::Mesh => drop(listener),
+                InboundKind::Mesh | InboundKind::Pod => drop(listener),
             }
         }
         let directory = std::env::var("XDG_RUNTIME_DIR")?;

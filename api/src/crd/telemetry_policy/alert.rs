@@ -33,6 +33,7 @@ pub const ALERT_REASONS: &[&str] = &[
     "per_try_timeout",
     "overloaded",
     "denied",
+    "tls_required",
     "not_ready",
     "draining",
     "loop",

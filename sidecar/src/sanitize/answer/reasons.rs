@@ -89,6 +89,10 @@ pub const fn meaning(reason: Reason) -> Meaning {
             "the caller may not make this request",
             "Allow it in an `AuthorizationPolicy`, if it is meant to be allowed.",
         ),
+        Reason::TlsRequired => (
+            "the caller is outside the mesh, and only members of the mesh are admitted",
+            "Bring the caller into the mesh (label its namespace `heddle.dev/inject: enabled` and restart it), or leave the port out of the mesh with the annotation `heddle.dev/skip-inbound-ports`.",
+        ),
         Reason::NotReady => (
             "the sidecar has not received its policy yet",
             "Wait; if it lasts, check that the control plane can be reached.",

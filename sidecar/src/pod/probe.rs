@@ -1,0 +1,188 @@
+//! Probes of the application, made on the kubelet's behalf.
+//!
+//! The kubelet's own would arrive in plaintext and be refused. The injector
+//! points them at the sidecar's admin listener instead and hands over the
+//! originals ([`Probes`]); each is made here as the kubelet would make it
+//! (`pkg/probe` of Kubernetes): directly to the application at the pod's address, a
+//! status from 200 to 399 is good, redirects are followed to the same host only,
+//! certificates are not verified.
+
+mod http;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::Semaphore;
+
+use crate::agent::probe as server;
+use crate::settings::InvalidSpec;
+
+/// Probes at once. A pod has a handful of containers with three each.
+const AT_ONCE: usize = 32;
+
+/// The limit of a probe that names none (Kubernetes' default).
+const DEFAULT_TIMEOUT: u64 = 1;
+
+/// The probes by the path that stands for each.
+#[derive(Debug, Clone, Default)]
+pub struct Probes(Arc<HashMap<String, Probe>>);
+
+impl FromStr for Probes {
+    type Err = InvalidSpec;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSpec> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let probes: HashMap<String, Probe> = serde_json::from_str(text)
+            .map_err(|error| InvalidSpec(format!("these are no probes: {error}")))?;
+        for (path, probe) in &probes {
+            if !path.starts_with("/probe/") {
+                return Err(InvalidSpec(format!("{path:?} does not begin with /probe/")));
+            }
+            probe.check().map_err(|reason| InvalidSpec(format!("{path}: {reason}")))?;
+        }
+        Ok(Self(Arc::new(probes)))
+    }
+}
+
+/// One probe, in the words of the Kubernetes API (`core/v1` `Probe`). Of what it
+/// says beyond this the kubelet goes on to take care: periods and thresholds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Probe {
+    http_get: Option<HttpGet>,
+    tcp_socket: Option<TcpSocket>,
+    grpc: Option<Grpc>,
+    timeout_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HttpGet {
+    port: u16,
+    host: Option<String>,
+    path: Option<String>,
+    #[serde(default)]
+    scheme: Scheme,
+    #[serde(default)]
+    http_headers: Vec<Header>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum Scheme {
+    #[default]
+    Http,
+    Https,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Header {
+    name: String,
+    value: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct TcpSocket {
+    port: u16,
+    host: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Grpc {
+    port: u16,
+    service: Option<String>,
+}
+
+impl Probe {
+    fn check(&self) -> Result<(), String> {
+        match (&self.http_get, &self.tcp_socket, &self.grpc) {
+            (Some(http), None, None) => http::check(http),
+            (None, Some(_), None) | (None, None, Some(_)) => Ok(()),
+            _ => Err("it needs exactly one of httpGet, tcpSocket and grpc".into()),
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds.unwrap_or(DEFAULT_TIMEOUT).max(1))
+    }
+}
+
+/// Makes the probes of one pod.
+#[derive(Debug)]
+pub(crate) struct Prober {
+    probes: Probes,
+    /// Where the application is, unless a probe says otherwise.
+    address: IpAddr,
+    free: Semaphore,
+}
+
+impl Prober {
+    pub(crate) fn new(probes: Probes, address: IpAddr) -> Self {
+        Self { probes, address, free: Semaphore::new(AT_ONCE) }
+    }
+
+    /// Whether there is a probe with this path.
+    pub(crate) fn knows(&self, path: &str) -> bool {
+        self.probes.0.contains_key(path)
+    }
+
+    /// Makes the probe with this path: what the application said, or why the probe fails.
+    pub(crate) async fn probe(&self, path: &str) -> Result<String, String> {
+        let probe = self.probes.0.get(path).ok_or("there is no such probe")?;
+        let _slot =
+            self.free.try_acquire().map_err(|_| format!("{AT_ONCE} probes are being made already"))?;
+        let timeout = probe.timeout();
+        match tokio::time::timeout(timeout, self.attempt(probe)).await {
+            Ok(Ok(said)) => Ok(said),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {timeout:?}")),
+        }
+    }
+
+    async fn attempt(&self, probe: &Probe) -> io::Result<String> {
+        if let Some(get) = &probe.http_get {
+            return http::get(get, self.address).await;
+        }
+        if let Some(TcpSocket { port, host }) = &probe.tcp_socket {
+            let stream = self.dial(host.as_deref(), *port).await?;
+            return Ok(format!("{} accepts connections", stream.peer_addr()?));
+        }
+        let Some(Grpc { port, service }) = &probe.grpc else {
+            return Err(io::Error::other("the probe asks for nothing"));
+        };
+        let stream = self.dial(None, *port).await?;
+        let authority = SocketAddr::new(self.address, *port).to_string();
+        server::grpc(stream, &authority, service.as_deref().unwrap_or_default()).await?;
+        Ok("it is serving".into())
+    }
+
+    async fn dial(&self, host: Option<&str>, port: u16) -> io::Result<TcpStream> {
+        dial(host, self.address, port).await
+    }
+}
+
+/// Connects to `port` of the host, or of the pod where none is named. What the
+/// sidecar's user dials is not intercepted.
+async fn dial(host: Option<&str>, pod: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
+        let address = SocketAddr::new(pod, port);
+        return TcpStream::connect(address).await.map_err(|error| at(&address.to_string(), &error));
+    };
+    let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
+    TcpStream::connect(&*addresses).await.map_err(|error| at(&format!("{host}:{port}"), &error))
+}
+
+fn at(place: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("connecting to {place}: {error}"))
+}
+
+#[cfg(test)]
+mod tests;
