@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod cluster;
 pub mod mesh;
+pub mod netns;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -22,6 +23,7 @@ pub mod forge;
 pub mod load;
 pub mod open_loop;
 pub mod outside;
+pub mod pod;
 pub mod replica;
 
 /// The longest that any condition may take to come true. Test machines are slow and shared.
@@ -127,10 +129,18 @@ impl Process {
     /// # Panics
     /// If it does not.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
-        assert!(told.success(), "it has ended before:\n{}", self.log());
+        self.signal("TERM");
         self.ended()
+    }
+
+    /// Sends it a signal by this name.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let told = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
+        assert!(told.success(), "it has ended before:\n{}", self.log());
     }
 
     /// Waits until it has ended by itself.
@@ -177,9 +187,17 @@ impl ControlPlane {
     /// # Panics
     /// If it cannot be started.
     pub fn start_with(args: &'static [&'static str]) -> Self {
+        Self::start_at("127.0.0.1:0", args)
+    }
+
+    /// The same where others reach it.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_at(listen: &str, args: &'static [&'static str]) -> Self {
         let directory = tempfile::tempdir().expect("there is room for temporary files");
         std::fs::create_dir(directory.path().join("manifests")).expect("there is room");
-        let process = Self::process(directory.path(), "127.0.0.1:0", args);
+        let process = Self::process(directory.path(), listen, args);
         let address = process.listening("discovery");
         Self { process, directory, address, args }
     }
@@ -329,7 +347,14 @@ impl App {
     /// # Panics
     /// If there is no port.
     pub fn answering(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        Self::listening(TcpListener::bind("127.0.0.1:0").expect("there is a free port"), answer)
+    }
+
+    /// The same on a listener of the caller's.
+    ///
+    /// # Panics
+    /// If that is no listener.
+    pub fn listening(listener: TcpListener, answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().expect("it is bound");
         let shared =
             Shared { answer: Box::new(answer), stopped: AtomicBool::new(false), open: Mutex::default() };
