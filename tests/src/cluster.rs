@@ -12,6 +12,7 @@
 
 mod assets;
 mod certificates;
+mod images;
 mod kubectl;
 mod namespaces;
 mod parts;
@@ -24,6 +25,7 @@ use std::{fs, thread};
 use serde_json::{Value, json};
 
 use self::assets::Assets;
+pub use self::images::of_heddle;
 use self::namespaces::Namespaces;
 use self::parts::Part;
 use crate::mesh::{is_root, missing};
@@ -88,7 +90,9 @@ impl Cluster {
         };
         let namespaces = Namespaces::new();
         certificates::write(&namespaces, settings.nodes);
-        let images = json!(images(&assets, settings));
+        let mut images = images::of_every_cluster(&assets);
+        images.extend(settings.images.clone());
+        let images = json!(images);
         fs::write(namespaces.path("images.json"), images.to_string()).expect("there is room");
         let nodes = settings.nodes.to_string();
         namespaces.run(assets.program("node"), &["--network", "--nodes", &nodes]);
@@ -200,22 +204,4 @@ impl Drop for Cluster {
             eprintln!("{}", self.logs_of_parts());
         }
     }
-}
-
-/// What images stand for: those of every cluster, and those of the settings.
-fn images(assets: &Assets, settings: &Settings) -> BTreeMap<String, Value> {
-    let echo = assets.program("echo").canonicalize().expect("it was found");
-    let mut images = BTreeMap::from([
-        (
-            "registry.k8s.io/gateway-api/echo-advanced".to_owned(),
-            json!({
-                "files": {"/usr/local/bin/server": echo, "/usr/local/bin/client": echo},
-                "entrypoint": ["/usr/local/bin/server"],
-                "root": "scratch",
-            }),
-        ),
-        ("machine".to_owned(), json!({})),
-    ]);
-    images.extend(settings.images.clone());
-    images
 }

@@ -55,9 +55,13 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 pub fn binary(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
-        // Tests lie in TARGET/PROFILE/deps.
+        // Tests lie in TARGET/PROFILE/deps, programs in TARGET/PROFILE.
         let test = std::env::current_exe().expect("a test knows where it is");
-        let directory = test.parent().and_then(Path::parent).expect("it is not in the root").to_owned();
+        let mut directory = test.parent().expect("it is not the root");
+        if directory.ends_with("deps") {
+            directory = directory.parent().expect("it is not in the root");
+        }
+        let directory = directory.to_owned();
         let profile = match directory.file_name().and_then(OsStr::to_str) {
             None | Some("debug") => "dev",
             Some(profile) => profile,

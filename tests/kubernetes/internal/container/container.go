@@ -14,7 +14,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -83,6 +85,10 @@ const (
 // Start starts a container in a network namespace (-1: the one of the caller)
 // that writes to output, and returns once its program runs.
 func Start(spec Spec, network netns.NsHandle, output *os.File) (*Process, error) {
+	spec, err := spec.resolved()
+	if err != nil {
+		return nil, err
+	}
 	text, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -130,6 +136,29 @@ func Start(spec Spec, network netns.NsHandle, output *os.File) (*Process, error)
 	process := &Process{command: command, spec: spec, Started: time.Now(), done: make(chan struct{})}
 	go process.wait()
 	return process, nil
+}
+
+// resolved is the spec with sources that are no links: in the container's own
+// root a link may lead elsewhere.
+func (spec Spec) resolved() (Spec, error) {
+	files := make(map[string]string, len(spec.Files))
+	for target, source := range spec.Files {
+		path, err := filepath.EvalSymlinks(source)
+		if err != nil {
+			return spec, err
+		}
+		files[target] = path
+	}
+	mounts := slices.Clone(spec.Mounts)
+	for index, mount := range mounts {
+		path, err := filepath.EvalSymlinks(mount.Source)
+		if err != nil {
+			return spec, err
+		}
+		mounts[index].Source = path
+	}
+	spec.Files, spec.Mounts = files, mounts
+	return spec, nil
 }
 
 func (process *Process) wait() {

@@ -27,7 +27,7 @@ const (
 	leaseSeconds = 40
 )
 
-// Name is that of the node with this number. Zone is its zone: there are three.
+// Name is that of the node with this number.
 func Name(number int) string {
 	return fmt.Sprintf("node-%d", number)
 }
@@ -40,13 +40,15 @@ func Zone(number int) string {
 // Announce makes the node's object and keeps it alive until the context ends.
 func Announce(ctx context.Context, client kubernetes.Interface, number int) {
 	for {
+		wait := heartbeat
 		if err := announce(ctx, client, number); err != nil {
 			slog.Warn("a node is not announced", "node", Name(number), "error", err)
+			wait = time.Second
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(heartbeat):
+		case <-time.After(wait):
 		}
 	}
 }
