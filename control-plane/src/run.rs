@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -214,8 +214,18 @@ impl ControlPlane {
     }
 }
 
+/// Binds a listener. Every address, as `[::]` means it, is every one of IPv4 on a machine without IPv6.
 async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|error| Reason::Bind { setting, address, error }.into())
+    let bound = match TcpListener::bind(address).await {
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED
+                && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|error| Reason::Bind { setting, address, error }.into())
 }
 
 fn local(listener: &TcpListener, setting: &'static str, address: SocketAddr) -> Result<SocketAddr, RunError> {

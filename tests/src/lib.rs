@@ -8,6 +8,7 @@ pub mod backend;
 pub mod cluster;
 pub mod mesh;
 pub mod netns;
+pub mod policies;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};

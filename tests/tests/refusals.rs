@@ -7,61 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use heddle_tests::policies::{changed, whole};
 use heddle_tests::{ControlPlane, eventually};
 use serde_json::{Value, json};
-
-/// A kind with all of its fields.
-fn whole(kind: &str) -> Value {
-    match kind {
-        "TrafficPolicy" => json!({
-            "targetRefs": [{"group": "", "kind": "Service", "name": "users", "sectionName": "main"}],
-            "loadBalancer": {
-                "algorithm": "ConsistentHash",
-                "consistentHash": {"cookie": {"name": "user", "ttl": "1h", "path": "/"}},
-                "slowStart": {"window": "30s"}, "locality": "PreferZone", "panicThreshold": 50,
-            },
-            "timeouts": {"connect": "1s", "request": "15s", "perTry": "5s", "idle": "1h"},
-            "retry": {
-                "attempts": 2, "on": ["Reset", "5xx", "429"], "methods": ["GET"],
-                "backoff": {"strategy": "Exponential", "base": "25ms", "max": "1s", "multiplier": 2, "jitter": 0.25},
-                "maxElapsed": "10s", "budget": {"percent": 20, "minPerSecond": 10}, "bufferBytes": 65536,
-                "hedge": {"after": "50ms"},
-            },
-            "circuitBreaker": {
-                "scope": "Endpoint", "consecutiveFailures": 5,
-                "failureRate": {"percent": 60, "minRequests": 20, "window": "10s"},
-                "slowCall": {"duration": "2s", "percent": 60},
-                "open": {"base": "30s", "max": "5m", "growth": "Exponential"},
-                "halfOpen": {"requests": 5, "successPercent": 60}, "maxEjectedPercent": 50,
-            },
-            "limits": {"connections": 1024, "pendingRequests": 1024, "requests": 1024, "requestsPerConnection": 0},
-            "concurrency": {"mode": "Adaptive", "targetLatency": "50ms", "min": 1, "max": 1000},
-            "healthCheck": {
-                "http": {"path": "/healthz"}, "interval": "10s", "timeout": "1s", "healthyAfter": 2, "unhealthyAfter": 3,
-            },
-            "fallback": {"on": ["CircuitOpen"], "steps": [
-                {"staleCache": {"maxAge": "5m", "maxBytes": "16Mi"}},
-                {"service": {"name": "users-readonly"}},
-                {"response": {"status": 200, "headers": {"content-type": "text/plain"}, "body": "later"}},
-            ]},
-        }),
-        "FaultPolicy" => json!({
-            "targetRefs": [{"group": "", "kind": "Service", "name": "users", "sectionName": "main"}],
-            "delay": {"fixed": "1s", "percent": 10},
-            "abort": {"status": 503, "grpcStatus": 14, "percent": 10},
-            "match": [{"method": "GET", "pathPrefix": "/", "headers": [{"name": "x-test", "value": "1"}]}],
-        }),
-        "RateLimitPolicy" => json!({
-            "targetRefs": [{"group": "", "kind": "Service", "name": "users", "sectionName": "main"}],
-            "limits": [{
-                "name": "each-client", "key": [{"identity": true}, {"header": "x-user"}],
-                "requests": 100, "per": "1m", "burst": 20,
-                "match": [{"method": "GET", "pathPrefix": "/", "headers": [{"name": "x-test", "value": "1"}]}],
-            }],
-        }),
-        other => panic!("no {other}"),
-    }
-}
 
 /// What is wrong only beside something else, as changes of the whole object: a path to set, or to
 /// remove with null, and the path that the refusal names.
@@ -164,23 +112,6 @@ fn spoil(value: &Value, path: &str, whole: &dyn Fn(Value) -> Value, into: &mut V
         }
         _ => into.push((path.into(), whole(json!(["surprise"])))),
     }
-}
-
-/// The object with these changes.
-fn changed(mut spec: Value, changes: &[(&str, &str)]) -> Value {
-    for (path, new) in changes {
-        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let parent = if parent.is_empty() { String::new() } else { format!("/{parent}") };
-        let parent = spec.pointer_mut(&parent).unwrap_or_else(|| panic!("no {path}"));
-        match serde_json::from_str(new).expect("it is JSON") {
-            Value::Null => drop(parent.as_object_mut().expect("it is an object").remove(name)),
-            new => match (parent, name.parse::<usize>()) {
-                (Value::Array(items), Ok(at)) => items[at] = new,
-                (parent, _) => parent[name] = new,
-            },
-        }
-    }
-    spec
 }
 
 fn refuses_whatever_is_wrong(kind: &str) {

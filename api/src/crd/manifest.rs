@@ -413,6 +413,10 @@ mod tests {
             for (name, inner) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
                 check(&format!("{path}.{name}"), inner);
             }
+            for needed in object.get("required").and_then(Value::as_array).into_iter().flatten() {
+                let field = &object["properties"][needed.as_str().unwrap()];
+                assert!(field.get("default").is_none(), "{path}.{needed} is needed and has a default");
+            }
             for keyword in ["items", "additionalProperties"] {
                 if let Some(inner) = object.get(keyword) {
                     check(&format!("{path}[]"), inner);

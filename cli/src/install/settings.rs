@@ -3,9 +3,10 @@
 
 use std::fmt::Write;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use heddle_api::crd::GatewayDuration;
 use heddle_api::spiffe::TrustDomain;
+use heddle_control_plane::injection::{OPTION_NAMES, Options};
 use serde_json::{Value, json};
 
 /// One key.
@@ -152,8 +153,19 @@ pub(super) fn describe() -> String {
     for Setting { key, about, form, .. } in SETTINGS {
         let _ = writeln!(text, "  {key} ({})\n      {about}", form.describe());
     }
+    let names = OPTION_NAMES.join(", ");
+    let _ = writeln!(
+        text,
+        "  {SIDECAR}NAME\n      what pods have that do not choose it by the annotation heddle.dev/NAME: {names}"
+    );
     text
 }
+
+/// Keys that begin so are defaults of pods, under the names of their annotations.
+const SIDECAR: &str = "sidecar.";
+
+/// The control plane's variable for them, a list.
+const INJECT_DEFAULT: &str = "HEDDLE_INJECT_DEFAULT";
 
 /// Changes the objects as `KEY=VALUE` says.
 ///
@@ -163,13 +175,33 @@ pub(super) fn set(objects: &mut Vec<Value>, assignment: &str) -> anyhow::Result<
     let Some((key, value)) = assignment.split_once('=') else {
         bail!("--set {assignment}: is written KEY=VALUE");
     };
+    if let Some(name) = key.strip_prefix(SIDECAR) {
+        return set_default(objects, name, value).with_context(|| format!("--set {key}"));
+    }
     let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
         let known: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
-        bail!("--set {key}: there is no such key; there are {}", known.join(", "));
+        bail!("--set {key}: there is no such key; there are {} and {SIDECAR}NAME", known.join(", "));
     };
     let value =
         setting.form.read(value).map_err(|expected| anyhow!("--set {key}: {value:?} is not {expected}"))?;
     setting.change.apply(objects, value)
+}
+
+/// Makes a choice for all pods that do not make it themselves.
+fn set_default(objects: &mut [Value], name: &str, value: &str) -> anyhow::Result<()> {
+    Options::default().set(name, value)?;
+    ensure!(!value.contains(';'), "{value:?} has a semicolon, which separates choices");
+    let Value::Array(variables) = &mut container(objects)?["env"] else {
+        bail!("the control plane's container has no environment");
+    };
+    let before = variables.iter().position(|variable| variable["name"] == INJECT_DEFAULT);
+    let before = before.map(|at| variables.remove(at));
+    let before = before.as_ref().and_then(|variable| variable["value"].as_str()).unwrap_or_default();
+    let same = format!("{name}=");
+    let kept = before.split(';').filter(|choice| !choice.is_empty() && !choice.starts_with(&same));
+    let choices: Vec<String> = kept.map(str::to_owned).chain([format!("{name}={value}")]).collect();
+    variables.push(json!({ "name": INJECT_DEFAULT, "value": choices.join(";") }));
+    Ok(())
 }
 
 impl Form {
@@ -299,6 +331,9 @@ mod tests {
             "injector.failurePolicy=Ignore",
             "networkPolicies=false",
             "serviceMonitor=true",
+            "sidecar.log-level=debug",
+            "sidecar.sidecar-memory-limit=128Mi",
+            "sidecar.log-level=warn",
         ])
         .unwrap();
         let deployment = of(&objects, "Deployment")[0];
@@ -319,6 +354,7 @@ mod tests {
         assert_eq!(variable("HEDDLE_TRUST_DOMAIN"), "mesh.example");
         assert_eq!(variable("HEDDLE_CERTIFICATE_LIFETIME"), "1h");
         assert_eq!(variable("HEDDLE_LOG_LEVEL"), "debug,h2=warn");
+        assert_eq!(variable("HEDDLE_INJECT_DEFAULT"), "sidecar-memory-limit=128Mi;log-level=warn");
         let injector = of(&objects, "MutatingWebhookConfiguration")[0];
         assert!(injector["webhooks"].as_array().unwrap().iter().all(|w| w["failurePolicy"] == "Ignore"));
         assert!(of(&objects, "NetworkPolicy").is_empty());
@@ -342,6 +378,8 @@ mod tests {
             ("resources.requests.cpu=0", "a quantity"),
             ("trustDomain=Not One", "a trust domain"),
             ("networkPolicies=no", "true or false"),
+            ("sidecar.sidecar-memory-limit=lots", "sidecar.sidecar-memory-limit"),
+            ("sidecar.colour=red", "sidecar.colour"),
         ] {
             let error = rendered(&[assignment]).unwrap_err().to_string();
             assert!(error.contains(part), "{assignment}: {error}");

@@ -89,7 +89,7 @@ pub struct Alert {
     #[schemars(extend("x-default" = "1m"))]
     pub window: Option<GatewayDuration>,
     /// Fewer requests in the window say nothing about shares and latencies. Default: 20.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::crd::number::unsigned", extend("x-default" = 20))]
     pub min_requests: Option<u32>,
     /// How long the condition has to hold before the alert fires, and not to
