@@ -12,7 +12,7 @@ use crate::upgrade::installed;
 
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     let namespaces = cluster.list_metadata("/api/v1/namespaces").await;
-    let pods = cluster.list_metadata("/api/v1/pods").await;
+    let pods = cluster.list_metadata(&format!("/api/v1/pods?fieldSelector={ALIVE}")).await;
     let mut findings = Vec::new();
     match (&namespaces, &pods) {
         (Ok(namespaces), Ok(pods)) => {
@@ -31,6 +31,9 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     findings.extend(refusals(cluster).await);
     findings
 }
+
+/// Pods that have not ended: `status.phase!=Succeeded,status.phase!=Failed`.
+const ALIVE: &str = "status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed";
 
 const INJECT: &str = "heddle.dev/inject";
 const MESHED: &str = "heddle.dev/meshed";
