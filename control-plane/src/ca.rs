@@ -18,6 +18,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 pub(crate) mod bundle;
@@ -148,6 +149,11 @@ impl Authority {
         &self.domain
     }
 
+    /// The certificate whose key signs.
+    pub(crate) fn issuing(&self) -> &CertificateDer<'static> {
+        self.chain.first().expect("a chain has at least the issuing certificate")
+    }
+
     /// The certificate that others must trust to trust ours.
     pub(crate) fn root(&self) -> &CertificateDer<'static> {
         self.chain.last().expect("a chain has at least the issuing certificate")
@@ -247,8 +253,41 @@ fn random_serial() -> SerialNumber {
     SerialNumber::from_slice(&serial)
 }
 
-/// An authority that everyone shares.
-pub(crate) type SharedAuthority = Arc<Authority>;
+/// Whether `issuer` signed `certificate`; validity and usages are not looked at.
+pub(crate) fn issued(issuer: &CertificateDer<'_>, certificate: &CertificateDer<'_>) -> bool {
+    let (Ok((_, issuer)), Ok((_, certificate))) =
+        (X509Certificate::from_der(issuer), X509Certificate::from_der(certificate))
+    else {
+        return false;
+    };
+    issuer.subject() == certificate.issuer()
+        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
+/// The authority that everyone shares; it may be replaced while they use it.
+#[derive(Clone)]
+pub(crate) struct SharedAuthority(Arc<watch::Sender<Arc<Authority>>>);
+
+impl SharedAuthority {
+    pub(crate) fn new(authority: Authority) -> Self {
+        Self(Arc::new(watch::Sender::new(Arc::new(authority))))
+    }
+
+    /// The one in force.
+    pub(crate) fn current(&self) -> Arc<Authority> {
+        self.0.borrow().clone()
+    }
+
+    /// Puts another one in force, of the same trust domain.
+    pub(crate) fn replace(&self, authority: Authority) {
+        self.0.send_replace(Arc::new(authority));
+    }
+
+    /// Tells of each replacement.
+    pub(crate) fn replacements(&self) -> watch::Receiver<Arc<Authority>> {
+        self.0.subscribe()
+    }
+}
 
 #[cfg(test)]
 mod tests {

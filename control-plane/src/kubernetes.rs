@@ -1,5 +1,90 @@
-//! The cluster that the control plane runs for: how its API server is reached.
+//! The cluster that the control plane runs for: how its API server is reached,
+//! and what is kept there besides what is read.
 //!
-//! What is read from there is the business of [`crate::source`].
+//! A control plane with a Kubernetes source keeps its certificate authority in
+//! a Secret ([`authority`]), believes pods by their tokens ([`token_review`]) and
+//! needs no disk. Of several replicas one writes ([`lease`]): the mesh's roots into
+//! each namespace ([`trust_bundle`]). What is read from there is the business of
+//! [`crate::source`].
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use heddle_api::tls::Credentials;
+use kube::Api;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::ca::SharedAuthority;
+use crate::ca::bundle::Roots;
+use crate::discovery::Published;
+use crate::metrics::Metrics;
+use crate::settings::{AuthoritySettings, ClusterSettings};
 
 pub mod client;
+
+pub(crate) mod authority;
+pub(crate) mod lease;
+pub(crate) mod token_review;
+pub(crate) mod trust_bundle;
+
+/// Who writes, as the cluster's field ownership names it.
+pub(crate) const FIELD_MANAGER: &str = "heddle";
+
+/// A cluster whose authority is known.
+pub(crate) struct InCluster {
+    pub(crate) client: kube::Client,
+    settings: ClusterSettings,
+    keeper: authority::Keeper,
+}
+
+/// Why there is no cluster to run for; the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoCluster {
+    #[error("--source: {0}")]
+    Client(#[from] client::NoClient),
+    #[error(transparent)]
+    Authority(#[from] authority::NoAuthority),
+}
+
+/// What the cluster's tasks need of the rest of the control plane.
+pub(crate) struct Surroundings {
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Set at the end: the lease is given back then.
+    pub(crate) shutdown: watch::Receiver<bool>,
+}
+
+impl InCluster {
+    /// Connects, and reads or makes the authority.
+    ///
+    /// # Errors
+    /// If the cluster cannot be reached, or its authority cannot be used.
+    pub(crate) async fn open(
+        settings: ClusterSettings,
+        authority: &AuthoritySettings,
+    ) -> Result<(Self, SharedAuthority, Roots), NoCluster> {
+        let client = client::connect(&settings.cluster).await?;
+        let secret = authority::CaSecret {
+            secrets: Api::namespaced(client.clone(), &settings.namespace),
+            domain: authority.trust_domain.clone(),
+            lifetime: authority.certificate_lifetime,
+        };
+        let (keeper, shared, roots) = secret.open(SystemTime::now()).await?;
+        let roots = Roots::kept(authority.trust_domain.clone(), roots);
+        Ok((Self { client, settings, keeper }, shared, roots))
+    }
+
+    /// Starts what works in the background, and what has to end by itself at the end.
+    pub(crate) fn start(self, around: Surroundings, background: &mut JoinSet<()>, ending: &mut JoinSet<()>) {
+        let Self { client, settings, keeper } = self;
+        let Surroundings { credentials, published, metrics, shutdown } = around;
+        let (candidate, leading) =
+            lease::Candidate::new(client.clone(), &settings.namespace, &settings.pod_name);
+        metrics.follow_lease(leading.clone());
+        ending.spawn(candidate.run(shutdown));
+        background.spawn(keeper.run(metrics));
+        background.spawn(trust_bundle::TrustBundleWriter { client, credentials, published, leading }.run());
+    }
+}

@@ -4,9 +4,11 @@
 //! everything else is `other`.
 
 use std::fmt::Write;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use heddle_api::discovery::{ResourceType, v1};
+use tokio::sync::watch;
 
 use crate::source::Watches;
 
@@ -25,6 +27,7 @@ pub(crate) struct Metrics {
     compile_microseconds: AtomicU64,
     bundle_errors: AtomicU64,
     notified: [AtomicU64; NOTIFIED.len()],
+    leading: OnceLock<watch::Receiver<bool>>,
 }
 
 /// How the bearer of a new certificate proved who it is.
@@ -32,6 +35,7 @@ pub(crate) struct Metrics {
 pub(crate) enum Proof {
     JoinToken,
     Certificate,
+    ServiceAccountToken,
 }
 
 /// How a try to tell of an alert ended.
@@ -66,7 +70,7 @@ const TYPES: [(&str, &str); 5] = [
     (v1::Workload::TYPE_URL, "Workload"),
 ];
 
-const PROOFS: [&str; 2] = ["join_token", "certificate"];
+const PROOFS: [&str; 3] = ["join_token", "certificate", "service_account_token"];
 
 /// One counter per resource type, the last for all others.
 type PerType = [AtomicU64; TYPES.len() + 1];
@@ -117,6 +121,11 @@ impl Metrics {
         self.notified[result as usize].fetch_add(1, Relaxed);
     }
 
+    /// Shows whether this replica holds the lease from now on.
+    pub(crate) fn follow_lease(&self, leading: watch::Receiver<bool>) {
+        let _ = self.leading.set(leading);
+    }
+
     /// Everything in the Prometheus text format.
     pub(crate) fn text(&self, gauges: &Gauges) -> String {
         let mut text = Text(String::with_capacity(4096));
@@ -159,7 +168,7 @@ impl Metrics {
             ("heddle_compilations_total", "Compilations of the model.", &self.compilations),
             (
                 "heddle_trust_bundle_errors_total",
-                "Changes of roots.pem that could not be read.",
+                "Changes of roots.pem, or of Secret heddle-ca, that could not be used.",
                 &self.bundle_errors,
             ),
         ];
@@ -190,6 +199,10 @@ impl Metrics {
         for (name, help, level) in levels {
             text.family(name, "gauge", help);
             text.sample(name, "", level);
+        }
+        if let Some(leading) = self.leading.get() {
+            text.family("heddle_leader", "gauge", "Whether this replica writes to the cluster.");
+            text.sample("heddle_leader", "", u8::from(*leading.borrow()));
         }
         text.family(
             "heddle_certificate_expiry_timestamp_seconds",

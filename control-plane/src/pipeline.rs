@@ -179,8 +179,13 @@ fn own_resources(
 /// Keeps the control plane's own certificate fresh: a new one, with a new key,
 /// at half of the lifetime, which leaves the other half for trying again.
 pub(crate) async fn renew(authority: SharedAuthority, credentials: Arc<Credentials>, lifetime: Duration) {
+    let mut replacements = authority.replacements();
     loop {
-        tokio::time::sleep(lifetime / 2).await;
+        tokio::select! {
+            () = tokio::time::sleep(lifetime / 2) => {}
+            // The handle above keeps the channel open.
+            _ = replacements.changed() => {}
+        }
         while let Err(error) = renew_once(&authority, &credentials) {
             error!(%error, "cannot renew the control plane's own certificate; the present one stays in use");
             tokio::time::sleep(lifetime / 20).await;
@@ -193,7 +198,7 @@ pub(crate) fn renew_once(
     authority: &SharedAuthority,
     credentials: &Credentials,
 ) -> Result<(), crate::ca::SignError> {
-    credentials.set_certificate(authority.own_certificate(SystemTime::now())?);
+    credentials.set_certificate(authority.current().own_certificate(SystemTime::now())?);
     Ok(())
 }
 

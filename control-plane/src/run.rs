@@ -25,12 +25,14 @@ use crate::compile::MeshDefaults;
 use crate::discovery::service::Discovery;
 use crate::discovery::sessions::Sessions;
 use crate::discovery::stream::Shared;
+use crate::kubernetes::token_review::Reviewer;
+use crate::kubernetes::{InCluster, NoCluster, Surroundings};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, renew, renew_once};
 use crate::registry::{Registry, saved};
 use crate::runtime_dir::Announced;
-use crate::server::identity::Identity;
+use crate::server::identity::{Identity, Proofs};
 use crate::server::registry::{RegistryService, SharedRegistry};
 use crate::server::{self, Services};
 use crate::settings::{DEFAULT_ADMIN, Settings};
@@ -39,12 +41,18 @@ use crate::source;
 /// A control plane that has its keys and its listeners, but does not serve yet.
 pub struct ControlPlane {
     settings: Settings,
-    data: DataDir,
     authority: SharedAuthority,
-    tokens: TokenKey,
+    roots: Roots,
+    home: Home,
     discovery: TcpListener,
     admin: TcpListener,
     addresses: Addresses,
+}
+
+/// Where a control plane keeps what outlives it, and whom it believes accordingly.
+enum Home {
+    Directory { data: DataDir, tokens: TokenKey },
+    Cluster(Box<InCluster>),
 }
 
 /// Where a control plane listens.
@@ -65,6 +73,8 @@ pub struct RunError(#[from] Reason);
 enum Reason {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Cluster(#[from] NoCluster),
     #[error("cannot make the control plane's own certificate: {0}")]
     OwnCertificate(#[from] crate::ca::SignError),
     #[error("cannot listen on {address} ({setting}): {error}")]
@@ -92,9 +102,20 @@ impl ControlPlane {
     /// # Errors
     /// If keys cannot be read or addresses cannot be bound.
     pub async fn bind(settings: Settings) -> Result<Self, RunError> {
-        let data = DataDir::open(&settings.authority.data_dir).map_err(Reason::from)?;
-        let authority = settings.authority.load(&data, SystemTime::now()).map_err(Reason::from)?;
-        let tokens = data.token_key().map_err(Reason::from)?;
+        let (home, authority, roots) = match &settings.cluster {
+            None => {
+                let data = settings.authority.open().map_err(Reason::from)?;
+                let authority = settings.authority.load(&data, SystemTime::now()).map_err(Reason::from)?;
+                let tokens = data.token_key().map_err(Reason::from)?;
+                let roots = Roots::in_file(&authority, data.roots());
+                (Home::Directory { data, tokens }, SharedAuthority::new(authority), roots)
+            }
+            Some(cluster) => {
+                let opened = InCluster::open(cluster.clone(), &settings.authority).await;
+                let (cluster, authority, roots) = opened.map_err(Reason::from)?;
+                (Home::Cluster(Box::new(cluster)), authority, roots)
+            }
+        };
         let discovery = bind("--listen", settings.listen).await?;
         let admin = match settings.admin {
             Some(address) => bind("--admin", address).await?,
@@ -108,7 +129,7 @@ impl ControlPlane {
             discovery: local(&discovery, "--listen", settings.listen)?,
             admin: local(&admin, "--admin", DEFAULT_ADMIN)?,
         };
-        Ok(Self { settings, data, authority: Arc::new(authority), tokens, discovery, admin, addresses })
+        Ok(Self { settings, authority, roots, home, discovery, admin, addresses })
     }
 
     /// Where it listens.
@@ -121,15 +142,21 @@ impl ControlPlane {
     /// # Errors
     /// If a listener fails.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { settings, data, authority, tokens, discovery, admin, addresses } = self;
-        let roots = Roots::new(authority.clone(), data.roots());
+        let Self { settings, authority, roots, home, discovery, admin, addresses } = self;
         let credentials = Credentials::new(roots.bundle());
         renew_once(&authority, &credentials).map_err(Reason::from)?;
 
         let metrics = Arc::new(Metrics::default());
         let registry = SharedRegistry::new(Registry::new(settings.registration_grace));
+        let (proofs, data, cluster) = match home {
+            Home::Directory { data, tokens } => (Proofs::JoinTokens(tokens), Some(data), None),
+            Home::Cluster(cluster) => {
+                (Proofs::ServiceAccounts(Reviewer::new(cluster.client.clone())), None, Some(cluster))
+            }
+        };
         // Nobody comes back to a port that was chosen anew.
-        let saved = (settings.listen.port() != 0).then(|| data.registrations(addresses.discovery.port()));
+        let data_of_port = data.as_ref().filter(|_| settings.listen.port() != 0);
+        let saved = data_of_port.map(|data| data.registrations(addresses.discovery.port()));
         restore(&registry, saved.as_ref());
 
         let (published, newest) = watch::channel(None);
@@ -144,7 +171,7 @@ impl ControlPlane {
             discovery: Discovery { shared },
             identity: Identity {
                 authority: authority.clone(),
-                tokens,
+                proofs,
                 credentials: credentials.clone(),
                 metrics: metrics.clone(),
             },
@@ -167,11 +194,20 @@ impl ControlPlane {
             metrics: metrics.clone(),
         };
         let defaults = MeshDefaults {
-            trust_domain: authority.domain().clone(),
+            trust_domain: settings.authority.trust_domain.clone(),
             cluster_domain: settings.cluster_domain.clone(),
         };
 
-        let mut background = JoinSet::new();
+        let (mut background, mut leaving) = (JoinSet::new(), JoinSet::new());
+        if let Some(cluster) = cluster {
+            let around = Surroundings {
+                credentials: credentials.clone(),
+                published: shown.published.clone(),
+                metrics: metrics.clone(),
+                shutdown: ending.clone(),
+            };
+            cluster.start(around, &mut background, &mut leaving);
+        }
         let pipeline = Pipeline {
             sources,
             registry,
@@ -188,9 +224,10 @@ impl ControlPlane {
         background.spawn(renew(authority, credentials.clone(), lifetime));
 
         // Before the lines: who reads them may start a sidecar that looks for the file.
-        let _announced = Announced::write(addresses.discovery, addresses.admin, data.path())
-            .inspect_err(|error| warn!(%error, "`heddle run` will not find this control plane by itself"))
-            .ok();
+        let _announced = data.map(|data| {
+            Announced::write(addresses.discovery, addresses.admin, data.path())
+                .inspect_err(|error| warn!(%error, "`heddle run` will not find this control plane by itself"))
+        });
         log::listening("discovery", addresses.discovery);
         log::listening("admin", addresses.admin);
 
@@ -206,7 +243,8 @@ impl ControlPlane {
         over.send_replace(true);
         // The pipeline owns the published state: with it, every discovery stream ends.
         background.shutdown().await;
-        let drained = async { tokio::join!(serving, admin) };
+        let left = async { while leaving.join_next().await.is_some() {} };
+        let drained = async { tokio::join!(serving, admin, left) };
         if tokio::time::timeout(settings.drain_timeout, drained).await.is_err() {
             warn!("some streams did not end in time and were cut");
         }

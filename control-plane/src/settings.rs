@@ -6,11 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 use serde::{Deserialize, Deserializer};
 
 use crate::ca::Authority;
 use crate::ca::store::{DataDir, GivenAuthority, StoreError};
+use crate::kubernetes::client::Cluster;
 use crate::source::SourceSpec;
 use crate::token::default_data_dir;
 
@@ -54,6 +56,12 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", env = "HEDDLE_DRAIN_TIMEOUT", value_parser = parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub drain_timeout: Option<Duration>,
+    /// The namespace of the control plane itself, of a Kubernetes source [default: that of the pod, or heddle-system]
+    #[arg(long, value_name = "NAME", env = "HEDDLE_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// What tells this replica from the others, of a Kubernetes source [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "HEDDLE_POD_NAME")]
+    pub pod_name: Option<String>,
     /// The cluster's domain, the end of qualified service names [default: cluster.local]
     #[arg(long, value_name = "DOMAIN", env = "HEDDLE_CLUSTER_DOMAIN")]
     pub cluster_domain: Option<String>,
@@ -91,6 +99,18 @@ pub struct CaArgs {
     pub ca_key: Option<PathBuf>,
 }
 
+/// A cluster that the control plane does not only read: its authority is kept there, its pods prove
+/// themselves by their tokens, and what became of policies is written to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// Which one.
+    pub cluster: Cluster,
+    /// The control plane's own namespace.
+    pub namespace: String,
+    /// What tells this replica from the others.
+    pub pod_name: String,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -113,6 +133,8 @@ pub struct Settings {
     pub admin: Option<SocketAddr>,
     /// Keys and trust.
     pub authority: AuthoritySettings,
+    /// The cluster among the sources, if there is one.
+    pub cluster: Option<ClusterSettings>,
     /// How long a workload stays after its stream was lost.
     pub registration_grace: Duration,
     /// Ends when no sidecar has been connected for this long.
@@ -130,8 +152,8 @@ pub struct Settings {
 /// Where keys are, and what they sign.
 #[derive(Debug, Clone)]
 pub struct AuthoritySettings {
-    /// Keeps the authority and the token key.
-    pub data_dir: PathBuf,
+    /// Keeps the authority and the token key, save in a cluster; `None`: there is no home directory.
+    pub data_dir: Option<PathBuf>,
     /// The trust domain of all identities.
     pub trust_domain: TrustDomain,
     /// How long certificates last.
@@ -167,9 +189,17 @@ pub enum InvalidSettings {
     /// One without the other, in the file.
     #[error("--ca-cert and --ca-key are given together or not at all")]
     HalfAuthority,
-    /// Nowhere to keep keys.
-    #[error("--data-dir: there is no home directory to keep keys in; name a directory")]
-    NoDataDir,
+    /// A second place for what is kept in a Secret.
+    #[error(
+        "--ca-cert: with a Kubernetes source the certificate authority is that of Secret heddle-ca; put it there"
+    )]
+    AuthorityInCluster,
+    /// There is one place for statuses and keys.
+    #[error("--source: there can be one Kubernetes cluster at most")]
+    SeveralClusters,
+    /// No name of a namespace.
+    #[error("--namespace: {0:?} is no name of a namespace")]
+    Namespace(String),
     /// A directory that is not a folder.
     #[error("--source: {} is no folder", .0.display())]
     Source(PathBuf),
@@ -205,7 +235,12 @@ impl Args {
                 SourceSpec::Folder(_) | SourceSpec::Kubernetes(_) => {}
             }
         }
+        let cluster = cluster(&set.sources, set.namespace, set.pod_name)?;
+        if cluster.is_some() && authority.given.is_some() {
+            return Err(InvalidSettings::AuthorityInCluster);
+        }
         Ok(Settings {
+            cluster,
             sources: set.sources,
             listen: set.listen.unwrap_or(DEFAULT_LISTEN),
             admin: set.admin,
@@ -230,6 +265,8 @@ impl Args {
             registration_grace: self.registration_grace.or(file.registration_grace),
             idle_exit: self.idle_exit.or(file.idle_exit),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            namespace: self.namespace.or(file.namespace),
+            pod_name: self.pod_name.or(file.pod_name),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             log_level: self.log_level.or(file.log_level),
             log_format: self.log_format.or(file.log_format),
@@ -253,7 +290,7 @@ impl CaArgs {
             _ => return Err(InvalidSettings::HalfAuthority),
         };
         Ok(AuthoritySettings {
-            data_dir: self.data_dir.or_else(default_data_dir).ok_or(InvalidSettings::NoDataDir)?,
+            data_dir: self.data_dir.or_else(default_data_dir),
             trust_domain: self.trust_domain.as_deref().unwrap_or(DEFAULT_TRUST_DOMAIN).parse()?,
             certificate_lifetime: DEFAULT_LIFETIME,
             given,
@@ -264,7 +301,12 @@ impl CaArgs {
 impl AuthoritySettings {
     /// The self-made authority of the directory at `data_dir`.
     pub fn in_directory(data_dir: PathBuf, trust_domain: TrustDomain) -> Self {
-        Self { data_dir, trust_domain, certificate_lifetime: DEFAULT_LIFETIME, given: None }
+        Self { data_dir: Some(data_dir), trust_domain, certificate_lifetime: DEFAULT_LIFETIME, given: None }
+    }
+
+    /// The directory that keeps keys.
+    pub(crate) fn open(&self) -> Result<DataDir, StoreError> {
+        DataDir::open(self.data_dir.as_deref().ok_or(StoreError::Nowhere)?)
     }
 
     pub(crate) fn load(&self, data: &DataDir, now: SystemTime) -> Result<Authority, StoreError> {
@@ -273,6 +315,35 @@ impl AuthoritySettings {
             None => data.authority(&self.trust_domain, self.certificate_lifetime, now),
         }
     }
+}
+
+/// Where the kubelet tells a pod its namespace.
+const POD_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+const DEFAULT_NAMESPACE: &str = "heddle-system";
+
+/// The cluster among `sources`.
+fn cluster(
+    sources: &[SourceSpec],
+    namespace: Option<String>,
+    pod_name: Option<String>,
+) -> Result<Option<ClusterSettings>, InvalidSettings> {
+    let mut clusters = sources.iter().filter_map(|source| match source {
+        SourceSpec::Kubernetes(cluster) => Some(cluster),
+        SourceSpec::Folder(_) => None,
+    });
+    let Some(cluster) = clusters.next() else { return Ok(None) };
+    if clusters.next().is_some() {
+        return Err(InvalidSettings::SeveralClusters);
+    }
+    let of_pod = || std::fs::read_to_string(POD_NAMESPACE).ok().map(|name| name.trim().to_owned());
+    let namespace = namespace.or_else(of_pod).unwrap_or_else(|| DEFAULT_NAMESPACE.into());
+    if ServiceName::new(&namespace, "any").is_err() {
+        return Err(InvalidSettings::Namespace(namespace));
+    }
+    let host = || std::env::var("HOSTNAME").ok();
+    let pod_name = pod_name.or_else(host).filter(|name| !name.is_empty());
+    let pod_name = pod_name.unwrap_or_else(|| "control-plane".into());
+    Ok(Some(ClusterSettings { cluster: cluster.clone(), namespace, pod_name }))
 }
 
 /// A duration as manifests write it: `10s`, `250ms`, `1h30m`.
@@ -339,7 +410,7 @@ mod tests {
                     trustDomain: mesh.example\nlogFormat: json\n";
         let settings = settings(yaml, &["--listen", "127.0.0.1:2"]).unwrap();
         assert_eq!(settings.listen.port(), 2);
-        assert_eq!(settings.authority.data_dir, Path::new("/data"));
+        assert_eq!(settings.authority.data_dir.as_deref(), Some(Path::new("/data")));
         assert_eq!(settings.authority.certificate_lifetime, Duration::from_secs(600));
         assert_eq!(settings.authority.trust_domain.as_str(), "mesh.example");
         assert_eq!(settings.sources, [SourceSpec::Folder("/tmp".into())]);
@@ -357,6 +428,9 @@ mod tests {
             ("source: dir:/nowhere/at/all\n", "/nowhere/at/all"),
             ("caCert: a.pem\n", "together"),
             ("trustDomain: Not A Domain\n", "--trust-domain"),
+            ("source: [kubernetes, kubernetes]\n", "one Kubernetes cluster"),
+            ("source: kubernetes\nnamespace: Not.A.Name\n", "--namespace"),
+            ("source: kubernetes\ncaCert: a.pem\ncaKey: b.pem\n", "Secret heddle-ca"),
         ] {
             let error = settings(yaml, &[]).unwrap_err().to_string();
             assert!(error.contains(part), "{yaml}: {error}");

@@ -10,7 +10,7 @@ use heddle_api::join_token::{JoinToken, RootHash};
 use heddle_api::name::{InvalidServiceName, ServiceName};
 use heddle_api::spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain};
 
-use crate::ca::store::{DataDir, StoreError};
+use crate::ca::store::StoreError;
 use crate::settings::{AuthoritySettings, CaArgs, InvalidSettings, parse_duration};
 
 /// Flags of `token`.
@@ -92,7 +92,7 @@ pub fn mint(
     if identity == SpiffeId::control_plane(domain) {
         return Err(Reason::ControlPlane.into());
     }
-    let data = DataDir::open(&settings.data_dir).map_err(Reason::from)?;
+    let data = settings.open().map_err(Reason::from)?;
     let authority = settings.load(&data, now).map_err(Reason::from)?;
     let token = JoinToken {
         identity,

@@ -3,18 +3,19 @@
 //! trust the new one everywhere, then sign with it, then drop the old one).
 //!
 //! The file is looked at once a second; one that cannot be read changes
-//! nothing, and the reason is reported once.
+//! nothing, and the reason is reported once. In a cluster the roots are those
+//! of a Secret, which [`crate::kubernetes`] follows.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use heddle_api::discovery::v1;
 use heddle_api::spiffe::TrustDomain;
 use heddle_api::tls::TrustBundle;
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use super::Authority;
 use super::store::read_pem;
@@ -23,12 +24,18 @@ use super::store::read_pem;
 /// one of the manifests (1 s), and one `stat` a second costs nothing.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Roots of one trust domain, from the authority and a file.
+/// Roots of one trust domain.
 pub(crate) struct Roots {
-    authority: Arc<Authority>,
-    file: PathBuf,
-    seen: Option<(SystemTime, u64)>,
+    domain: TrustDomain,
+    source: Source,
     roots: Vec<CertificateDer<'static>>,
+}
+
+enum Source {
+    /// The authority's own, and those of a file.
+    File { own: CertificateDer<'static>, file: PathBuf, seen: Option<(SystemTime, u64)> },
+    /// Those that somebody else keeps, the authority's own among them.
+    Kept(watch::Receiver<Vec<CertificateDer<'static>>>),
 }
 
 /// Why the file of roots was not taken over.
@@ -41,50 +48,56 @@ pub(crate) struct BadRoots {
 
 impl Roots {
     /// The authority's own root; the file is read by the first [`Self::look`].
-    pub(crate) fn new(authority: Arc<Authority>, file: PathBuf) -> Self {
-        let roots = vec![authority.root().clone()];
-        Self { authority, file, seen: None, roots }
+    pub(crate) fn in_file(authority: &Authority, file: PathBuf) -> Self {
+        let own = authority.root().clone();
+        let roots = vec![own.clone()];
+        Self { domain: authority.domain().clone(), source: Source::File { own, file, seen: None }, roots }
+    }
+
+    /// Roots that were read as certificates before they were put there.
+    pub(crate) fn kept(domain: TrustDomain, roots: watch::Receiver<Vec<CertificateDer<'static>>>) -> Self {
+        let now = roots.borrow().clone();
+        Self { domain, source: Source::Kept(roots), roots: now }
     }
 
     /// What is trusted now.
     pub(crate) fn bundle(&self) -> TrustBundle {
-        TrustBundle::new(self.domain().clone(), self.roots.clone())
+        TrustBundle::new(self.domain.clone(), self.roots.clone())
             .expect("each root was read as a certificate before it was taken over")
     }
 
-    fn domain(&self) -> &TrustDomain {
-        self.authority.domain()
-    }
-
-    /// Reads the file if it changed. Returns whether the roots did.
+    /// Takes over what changed. Returns whether the roots did.
     pub(crate) fn look(&mut self) -> Result<bool, BadRoots> {
-        let seen = match fs::metadata(&self.file) {
-            Ok(metadata) => metadata.modified().ok().map(|modified| (modified, metadata.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(self.bad(error.to_string())),
-        };
-        if seen == self.seen {
-            return Ok(false);
-        }
-        self.seen = seen;
-        let mut roots = vec![self.authority.root().clone()];
-        if seen.is_some() {
-            let pem = fs::read(&self.file).map_err(|error| self.bad(error.to_string()))?;
-            let (certificates, _) = read_pem(&pem).map_err(|error| self.bad(error.to_string()))?;
-            for certificate in certificates {
-                if !roots.contains(&certificate) {
-                    roots.push(certificate);
+        let roots = match &mut self.source {
+            Source::Kept(kept) => kept.borrow_and_update().clone(),
+            Source::File { own, file, seen } => {
+                let bad = |reason: String| BadRoots { file: file.clone(), reason };
+                let found = match fs::metadata(&*file) {
+                    Ok(metadata) => metadata.modified().ok().map(|modified| (modified, metadata.len())),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                    Err(error) => return Err(bad(error.to_string())),
+                };
+                if found == *seen {
+                    return Ok(false);
                 }
+                *seen = found;
+                let mut roots = vec![own.clone()];
+                if found.is_some() {
+                    let pem = fs::read(&*file).map_err(|error| bad(error.to_string()))?;
+                    let (certificates, _) = read_pem(&pem).map_err(|error| bad(error.to_string()))?;
+                    for certificate in certificates {
+                        if !roots.contains(&certificate) {
+                            roots.push(certificate);
+                        }
+                    }
+                }
+                TrustBundle::new(self.domain.clone(), roots.clone()).map_err(|e| bad(e.to_string()))?;
+                roots
             }
-        }
-        TrustBundle::new(self.domain().clone(), roots.clone()).map_err(|e| self.bad(e.to_string()))?;
+        };
         let changed = roots != self.roots;
         self.roots = roots;
         Ok(changed)
-    }
-
-    fn bad(&self, reason: String) -> BadRoots {
-        BadRoots { file: self.file.clone(), reason }
     }
 }
 
@@ -107,8 +120,8 @@ mod tests {
         let data = DataDir::open(scratch.path()).unwrap();
         let domain: TrustDomain = "mesh.local".parse().unwrap();
         let now = SystemTime::now();
-        let authority = Arc::new(data.authority(&domain, Duration::from_secs(60), now).unwrap());
-        let mut roots = Roots::new(authority, data.roots());
+        let authority = data.authority(&domain, Duration::from_secs(60), now).unwrap();
+        let mut roots = Roots::in_file(&authority, data.roots());
         assert!(!roots.look().unwrap());
 
         let (next, _) = Authority::create_root(&domain, now).unwrap();

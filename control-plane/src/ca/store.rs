@@ -27,6 +27,8 @@ pub(crate) struct DataDir(PathBuf);
 /// Why the data directory cannot be used; the operator's to mend.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
+    #[error("--data-dir: there is no home directory to keep keys in; name a directory")]
+    Nowhere,
     #[error("cannot {action} {}: {error}", path.display())]
     Io { action: &'static str, path: PathBuf, error: io::Error },
     #[error(

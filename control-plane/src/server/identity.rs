@@ -1,5 +1,6 @@
-//! Issues certificates to callers that prove who they are: by a join token,
-//! or by the certificate that they have.
+//! Issues certificates to callers that prove who they are: by a join token or
+//! the certificate that they have outside a cluster, by a pod's service account
+//! token inside.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,26 +12,36 @@ use heddle_api::join_token::{JoinToken, TokenKey};
 use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::Credentials;
 use tonic::{Request, Response, Status};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::connection::Peer;
 use crate::ca::bundle;
 use crate::ca::{SharedAuthority, SignError, Subject};
+use crate::kubernetes::token_review::{NotProved, Reviewer};
 use crate::metrics::{Metrics, Proof};
 
 /// The service; one for all connections.
 pub(crate) struct Identity {
     pub(crate) authority: SharedAuthority,
-    pub(crate) tokens: TokenKey,
+    pub(crate) proofs: Proofs,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What is accepted as proof.
+pub(crate) enum Proofs {
+    /// Outside a cluster: join tokens, and the certificates that they led to.
+    JoinTokens(TokenKey),
+    /// In a cluster: tokens of pods, each time. A certificate alone would renew itself for ever after
+    /// its pod is gone.
+    ServiceAccounts(Reviewer),
 }
 
 #[tonic::async_trait]
 impl identity_server::Identity for Identity {
     async fn sign(&self, request: Request<v1::SignRequest>) -> Result<Response<v1::SignResponse>, Status> {
         let peer = Peer::of(&request)?.clone();
-        let response = self.answer(&peer, request.into_inner());
+        let response = self.answer(&peer, request.into_inner()).await;
         if let Err(status) = &response {
             self.metrics.certificate_refused();
             warn!(
@@ -44,16 +55,17 @@ impl identity_server::Identity for Identity {
 }
 
 impl Identity {
-    fn answer(&self, peer: &Peer, request: v1::SignRequest) -> Result<v1::SignResponse, Status> {
+    async fn answer(&self, peer: &Peer, request: v1::SignRequest) -> Result<v1::SignResponse, Status> {
+        let (subject, proof) = self.proved(peer, request.proof).await?;
         let now = SystemTime::now();
-        let (subject, proof) = self.proved(peer, request.proof, now)?;
-        let chain = self.authority.sign(&request.csr, &subject, now).map_err(|error| match error {
-            SignError::Request(bad) => Status::invalid_argument(bad.to_string()),
-            ours => {
-                error!(error = %ours, identity = %subject.identity, "cannot issue a certificate");
-                Status::unavailable(ours.to_string())
-            }
-        })?;
+        let chain =
+            self.authority.current().sign(&request.csr, &subject, now).map_err(|error| match error {
+                SignError::Request(bad) => Status::invalid_argument(bad.to_string()),
+                ours => {
+                    error!(error = %ours, identity = %subject.identity, "cannot issue a certificate");
+                    Status::unavailable(ours.to_string())
+                }
+            })?;
         self.metrics.certificate_issued(proof);
         info!(identity = %subject.identity, ?proof, "issued a certificate");
         Ok(v1::SignResponse {
@@ -64,24 +76,20 @@ impl Identity {
 
     /// Who the caller has proved to be. A token that is presented decides,
     /// whatever certificate comes with it.
-    fn proved(
-        &self,
-        peer: &Peer,
-        presented: Option<Presented>,
-        now: SystemTime,
-    ) -> Result<(Subject, Proof), Status> {
-        let proved = match presented {
-            Some(Presented::JoinToken(text)) => {
-                let token = JoinToken::verify(&text, &self.tokens, now)
+    async fn proved(&self, peer: &Peer, presented: Option<Presented>) -> Result<(Subject, Proof), Status> {
+        let authority = self.authority.current();
+        let proved = match (&self.proofs, presented) {
+            (Proofs::JoinTokens(key), Some(Presented::JoinToken(text))) => {
+                let token = JoinToken::verify(&text, key, SystemTime::now())
                     .map_err(|refused| Status::unauthenticated(refused.to_string()))?;
                 (Subject { identity: token.identity, service: Some(token.service) }, Proof::JoinToken)
             }
-            Some(Presented::ServiceAccountToken(_)) => {
+            (Proofs::JoinTokens(_), Some(Presented::ServiceAccountToken(_))) => {
                 return Err(Status::unauthenticated(
                     "service account tokens can be checked only by a control plane in Kubernetes",
                 ));
             }
-            None => match &peer.subject {
+            (Proofs::JoinTokens(_), None) => match &peer.subject {
                 Some(subject) => (Subject::clone(subject), Proof::Certificate),
                 None => {
                     return Err(Status::unauthenticated(
@@ -89,8 +97,25 @@ impl Identity {
                     ));
                 }
             },
+            (Proofs::ServiceAccounts(reviewer), Some(Presented::ServiceAccountToken(token))) => {
+                let pod = reviewer.review(&token).await.map_err(|not| match not {
+                    NotProved::Refused(_) => Status::unauthenticated(not.to_string()),
+                    // The sidecar keeps the certificate that it has and tries again.
+                    NotProved::Unknown(_) => Status::unavailable(not.to_string()),
+                })?;
+                let identity = SpiffeId::new(authority.domain(), &pod.namespace, &pod.account)
+                    .map_err(|invalid| Status::unauthenticated(invalid.to_string()))?;
+                debug!(%identity, pod = pod.pod, uid = pod.uid, "the API server knows the pod");
+                (Subject { identity, service: None }, Proof::ServiceAccountToken)
+            }
+            (Proofs::ServiceAccounts(_), Some(Presented::JoinToken(_)) | None) => {
+                return Err(Status::unauthenticated(
+                    "in Kubernetes a workload proves its identity by its pod's service account token, \
+                     for every certificate; join tokens are for control planes elsewhere",
+                ));
+            }
         };
-        let (identity, domain) = (&proved.0.identity, self.authority.domain());
+        let (identity, domain) = (&proved.0.identity, authority.domain());
         if identity.trust_domain() != domain.as_str() {
             return Err(Status::unauthenticated(format!("{identity} is not of trust domain {domain}")));
         }
