@@ -6,6 +6,7 @@
 //! previous model accepted stays in force. Everything else is made anew each
 //! time, and what came out equal keeps its bytes.
 
+mod carriers;
 mod endpoints;
 mod external;
 mod faults;
@@ -29,6 +30,7 @@ use heddle_api::spiffe::TrustDomain;
 use crate::model::{Model, Registration, Resource, ResourceKey};
 use crate::source::{ObjectName, Objects};
 
+pub(crate) use carriers::{Carrier, carriers};
 pub(crate) use external::Hosts;
 use faults::Faults;
 pub(crate) use policies::Accepted;

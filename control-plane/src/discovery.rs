@@ -14,6 +14,7 @@ use heddle_api::spiffe::SpiffeId;
 use crate::model::{Model, Resource};
 use crate::registry::WorkloadKey;
 
+pub(crate) mod answers;
 pub(crate) mod service;
 pub(crate) mod sessions;
 pub(crate) mod stream;

@@ -4,8 +4,9 @@
 //! A control plane with a Kubernetes source keeps its certificate authority in
 //! a Secret ([`authority`]), believes pods by their tokens ([`token_review`]) and
 //! needs no disk. Of several replicas one writes ([`lease`]): the mesh's roots into
-//! each namespace ([`trust_bundle`]). What is read from there is the business of
-//! [`crate::source`].
+//! each namespace ([`trust_bundle`]), what became of policies and routes to their
+//! statuses ([`status`]), and the mesh itself ([`mesh_object`]). What is read from
+//! there is the business of [`crate::source`].
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,13 +19,17 @@ use tokio::task::JoinSet;
 use crate::ca::SharedAuthority;
 use crate::ca::bundle::Roots;
 use crate::discovery::Published;
+use crate::discovery::sessions::Sessions;
 use crate::metrics::Metrics;
 use crate::settings::{AuthoritySettings, ClusterSettings};
+use crate::source::Content;
 
 pub mod client;
 
 pub(crate) mod authority;
 pub(crate) mod lease;
+pub(crate) mod mesh_object;
+pub(crate) mod status;
 pub(crate) mod token_review;
 pub(crate) mod trust_bundle;
 
@@ -51,6 +56,8 @@ pub(crate) enum NoCluster {
 pub(crate) struct Surroundings {
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
+    pub(crate) sources: watch::Receiver<Content>,
+    pub(crate) sessions: Arc<Sessions>,
     pub(crate) metrics: Arc<Metrics>,
     /// Set at the end: the lease is given back then.
     pub(crate) shutdown: watch::Receiver<bool>,
@@ -79,12 +86,21 @@ impl InCluster {
     /// Starts what works in the background, and what has to end by itself at the end.
     pub(crate) fn start(self, around: Surroundings, background: &mut JoinSet<()>, ending: &mut JoinSet<()>) {
         let Self { client, settings, keeper } = self;
-        let Surroundings { credentials, published, metrics, shutdown } = around;
+        let Surroundings { credentials, published, sources, sessions, metrics, shutdown } = around;
         let (candidate, leading) =
             lease::Candidate::new(client.clone(), &settings.namespace, &settings.pod_name);
         metrics.follow_lease(leading.clone());
         ending.spawn(candidate.run(shutdown));
-        background.spawn(keeper.run(metrics));
-        background.spawn(trust_bundle::TrustBundleWriter { client, credentials, published, leading }.run());
+        background.spawn(keeper.run(metrics.clone()));
+        let bundles = trust_bundle::TrustBundleWriter {
+            client: client.clone(),
+            credentials,
+            published: published.clone(),
+            leading: leading.clone(),
+        };
+        background.spawn(bundles.run());
+        background.spawn(mesh_object::MeshObject { client: client.clone(), leading: leading.clone() }.run());
+        let statuses = status::StatusWriter { client, published, sources, sessions, leading, metrics };
+        background.spawn(statuses.run());
     }
 }

@@ -47,6 +47,6 @@ pub fn run_until_terminated(args: settings::Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        Ok(run(settings, shutdown).await?)
+        Ok(Box::pin(run(settings, shutdown)).await?)
     })
 }

@@ -27,6 +27,8 @@ pub(crate) struct Metrics {
     compile_microseconds: AtomicU64,
     bundle_errors: AtomicU64,
     notified: [AtomicU64; NOTIFIED.len()],
+    statuses_written: AtomicU64,
+    status_writes_failed: AtomicU64,
     leading: OnceLock<watch::Receiver<bool>>,
 }
 
@@ -121,6 +123,11 @@ impl Metrics {
         self.notified[result as usize].fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn status_written(&self, written: bool) {
+        let counter = if written { &self.statuses_written } else { &self.status_writes_failed };
+        counter.fetch_add(1, Relaxed);
+    }
+
     /// Shows whether this replica holds the lease from now on.
     pub(crate) fn follow_lease(&self, leading: watch::Receiver<bool>) {
         let _ = self.leading.set(leading);
@@ -203,6 +210,13 @@ impl Metrics {
         if let Some(leading) = self.leading.get() {
             text.family("heddle_leader", "gauge", "Whether this replica writes to the cluster.");
             text.sample("heddle_leader", "", u8::from(*leading.borrow()));
+            let name = "heddle_status_writes_total";
+            text.family(name, "counter", "Writes of objects' statuses, by how they ended.");
+            for (result, counter) in
+                [("written", &self.statuses_written), ("failed", &self.status_writes_failed)]
+            {
+                text.sample(name, &format!("{{result=\"{result}\"}}"), counter.load(Relaxed));
+            }
         }
         text.family(
             "heddle_certificate_expiry_timestamp_seconds",

@@ -51,7 +51,7 @@ pub struct ControlPlane {
 
 /// Where a control plane keeps what outlives it, and whom it believes accordingly.
 enum Home {
-    Directory { data: DataDir, tokens: TokenKey },
+    Directory { data: DataDir, tokens: Box<TokenKey> },
     Cluster(Box<InCluster>),
 }
 
@@ -106,7 +106,7 @@ impl ControlPlane {
             None => {
                 let data = settings.authority.open().map_err(Reason::from)?;
                 let authority = settings.authority.load(&data, SystemTime::now()).map_err(Reason::from)?;
-                let tokens = data.token_key().map_err(Reason::from)?;
+                let tokens = Box::new(data.token_key().map_err(Reason::from)?);
                 let roots = Roots::in_file(&authority, data.roots());
                 (Home::Directory { data, tokens }, SharedAuthority::new(authority), roots)
             }
@@ -203,6 +203,8 @@ impl ControlPlane {
             let around = Surroundings {
                 credentials: credentials.clone(),
                 published: shown.published.clone(),
+                sources: sources.clone(),
+                sessions: shown.sessions.clone(),
                 metrics: metrics.clone(),
                 shutdown: ending.clone(),
             };

@@ -2,18 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
+use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::Subscriber;
+use super::answers::Answers;
 
 /// All open streams.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     open: Mutex<(u64, BTreeMap<u64, Session>)>,
+    /// Counts the changes of answers.
+    changes: AtomicU64,
 }
 
 /// One stream, as the admin listener shows it.
@@ -28,12 +33,17 @@ pub(crate) struct Session {
     nacks: u64,
     /// The last refusal, as "type: reason".
     last_nack: Option<String>,
+    #[serde(skip)]
+    subscriber: Arc<Subscriber>,
+    #[serde(skip)]
+    answers: Arc<Mutex<Answers>>,
 }
 
 /// A stream's entry; the stream's end removes it.
 pub(crate) struct SessionGuard {
     sessions: Arc<Sessions>,
     id: u64,
+    answers: Arc<Mutex<Answers>>,
 }
 
 impl Sessions {
@@ -46,16 +56,30 @@ impl Sessions {
             pushes: 0,
             nacks: 0,
             last_nack: None,
+            subscriber: Arc::new(subscriber.clone()),
+            answers: Arc::default(),
         };
+        let answers = session.answers.clone();
         let mut open = self.open.lock();
         open.0 += 1;
         let id = open.0;
         open.1.insert(id, session);
-        SessionGuard { sessions: self.clone(), id }
+        SessionGuard { sessions: self.clone(), id, answers }
     }
 
     pub(crate) fn list(&self) -> Vec<Session> {
         self.open.lock().1.values().cloned().collect()
+    }
+
+    /// What each sidecar said.
+    pub(crate) fn answers(&self) -> Vec<(Arc<Subscriber>, Arc<Mutex<Answers>>)> {
+        let open = self.open.lock();
+        open.1.values().map(|session| (session.subscriber.clone(), session.answers.clone())).collect()
+    }
+
+    /// Differs when any of [`Self::answers`] may have changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Relaxed)
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -79,6 +103,18 @@ impl SessionGuard {
         });
     }
 
+    /// Takes in a request.
+    pub(crate) fn requested(&self, request: &DeltaDiscoveryRequest) {
+        if self.answers.lock().request(request) {
+            self.sessions.changes.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Takes in a response.
+    pub(crate) fn responded(&self, response: &DeltaDiscoveryResponse) {
+        self.answers.lock().response(response);
+    }
+
     fn update(&self, change: impl FnOnce(&mut Session)) {
         if let Some(session) = self.sessions.open.lock().1.get_mut(&self.id) {
             change(session);
@@ -89,5 +125,6 @@ impl SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.sessions.open.lock().1.remove(&self.id);
+        self.sessions.changes.fetch_add(1, Relaxed);
     }
 }

@@ -86,6 +86,7 @@ impl DiscoveryStream {
 
     fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let type_url = request.type_url.clone();
+        self.session.requested(&request);
         let answer = self
             .subscriptions
             .request(request)
@@ -112,6 +113,7 @@ impl DiscoveryStream {
             .response(|type_url, name| published.resource(&self.subscriber, type_url, name))?;
         self.shared.metrics.config_pushed(&response.type_url);
         self.session.pushed();
+        self.session.responded(&response);
         Some(response)
     }
 }

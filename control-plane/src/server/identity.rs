@@ -31,7 +31,7 @@ pub(crate) struct Identity {
 /// What is accepted as proof.
 pub(crate) enum Proofs {
     /// Outside a cluster: join tokens, and the certificates that they led to.
-    JoinTokens(TokenKey),
+    JoinTokens(Box<TokenKey>),
     /// In a cluster: tokens of pods, each time. A certificate alone would renew itself for ever after
     /// its pod is gone.
     ServiceAccounts(Reviewer),
