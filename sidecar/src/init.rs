@@ -4,9 +4,11 @@
 //! Runs once before the sidecar, in the pod's network namespace, with the
 //! capability `NET_ADMIN` and nothing else. [`rules`] says what is intercepted;
 //! it is written through netlink as one transaction that replaces what an
-//! earlier run left, and read back. Always holds: either all rules are in
-//! force, in both families, or the command fails and the pod does not start.
+//! earlier run left, and read back; kernels without nf_tables are served by
+//! [`iptables`]. Always holds: either all rules are in force, in both families, or
+//! the command fails and the pod does not start.
 
+mod iptables;
 mod rules;
 mod spec;
 
@@ -72,6 +74,7 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
     if args.remove {
         for family in FAMILIES {
             remove(&mut netfilter, family)?;
+            iptables::remove(family);
         }
         tracing::info!("connections are not intercepted any more");
         return Ok(());
@@ -106,15 +109,19 @@ fn install(netfilter: &mut Netlink, rules: &[Rule]) -> anyhow::Result<&'static s
         }
         Err(refused) => refused,
     };
-    let advice =
-        "nf_tables with nft_redir and nft_ct (CONFIG_NF_TABLES, CONFIG_NFT_REDIR, CONFIG_NFT_CT) is needed";
-    replace(netfilter, rules, Family::Ip).with_context(|| format!("{both}; {advice}"))?;
-    if has_ipv6() {
-        // Connections that nobody intercepts would go out in plaintext.
-        replace(netfilter, rules, Family::Ip6)
-            .with_context(|| format!("for IPv6, which is enabled; {advice}"))?;
-    }
-    Ok("nftables, a table for each family")
+    // Connections of a family that nobody intercepts would go out in plaintext.
+    let families = if has_ipv6() { &[Family::Ip, Family::Ip6][..] } else { &[Family::Ip] };
+    let each = families.iter().try_for_each(|family| replace(netfilter, rules, *family));
+    let Err(each) = each else { return Ok("nftables, a table for each family") };
+    remove(netfilter, Family::Ip)?;
+    families.iter().try_for_each(|family| iptables::install(rules, *family)).with_context(|| {
+        format!(
+            "the kernel takes the rules neither as one nftables table ({both}) nor as one for each family ({each}): \
+             nf_tables with nft_redir and nft_ct is needed (CONFIG_NF_TABLES, CONFIG_NFT_REDIR, CONFIG_NFT_CT), \
+             or iptables in an image of your own"
+        )
+    })?;
+    Ok("iptables")
 }
 
 /// Replaces the table of this family, if there is one, in one transaction.
@@ -154,7 +161,9 @@ fn check(netfilter: &mut Netlink, rules: &[Rule]) -> anyhow::Result<()> {
     };
     let complete =
         in_force(Family::Inet)? || in_force(Family::Ip)? && (!has_ipv6() || in_force(Family::Ip6)?);
-    if !complete {
+    let by_iptables =
+        || iptables::has(rules, Family::Ip) && (!has_ipv6() || iptables::has(rules, Family::Ip6));
+    if !complete && !by_iptables() {
         bail!(
             "the rules that bring connections to the sidecar are not in force, or are others than these settings \
              ask for; `heddle-sidecar init` sets them (`nft list ruleset` shows what there is)"

@@ -22,7 +22,7 @@ const DNS: u16 = 53;
 
 /// Where a rule stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chain {
+pub(super) enum Chain {
     /// Which packets out of the pod are tracked.
     TrackOutput,
     /// Which packets into the pod are tracked.
@@ -34,9 +34,9 @@ enum Chain {
 }
 
 impl Chain {
-    const ALL: [Self; 4] = [Self::TrackOutput, Self::TrackInput, Self::Outbound, Self::Inbound];
+    pub(super) const ALL: [Self; 4] = [Self::TrackOutput, Self::TrackInput, Self::Outbound, Self::Inbound];
 
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::TrackOutput => "track-output",
             Self::TrackInput => "track-input",
@@ -51,6 +51,22 @@ impl Chain {
             Self::TrackInput => Hook::RawPrerouting,
             Self::Outbound => Hook::NatOutput,
             Self::Inbound => Hook::NatPrerouting,
+        }
+    }
+
+    /// The table of iptables that it belongs to.
+    pub(super) const fn table(self) -> &'static str {
+        match self {
+            Self::TrackOutput | Self::TrackInput => "raw",
+            Self::Outbound | Self::Inbound => "nat",
+        }
+    }
+
+    /// The chain of iptables that leads to it.
+    pub(super) const fn hooked(self) -> &'static str {
+        match self {
+            Self::TrackOutput | Self::Outbound => "OUTPUT",
+            Self::TrackInput | Self::Inbound => "PREROUTING",
         }
     }
 }
@@ -170,6 +186,36 @@ impl Rule {
             (Match::Network(network), Family::Ip6) => network.address.is_ipv6(),
             _ => true,
         })
+    }
+
+    /// Whether it stands in this chain.
+    pub(super) fn is_in(&self, chain: Chain) -> bool {
+        self.chain == chain
+    }
+
+    /// What follows the chain's name in `iptables -A`.
+    pub(super) fn in_words_of_iptables(&self) -> String {
+        let mut words = String::new();
+        for matching in &self.matches {
+            words += &match matching {
+                Match::User(id) => format!("-m owner --uid-owner {id} "),
+                Match::ToLoopback => "-o lo ".into(),
+                Match::FromLoopback => "-i lo ".into(),
+                Match::Transport(Transport::Tcp) => "-p tcp ".into(),
+                Match::Transport(Transport::Udp) => "-p udp ".into(),
+                Match::Transport(other) => format!("-p {} ", *other as u8),
+                Match::Ports(ports) if ports.start() == ports.end() => format!("--dport {} ", ports.start()),
+                Match::Ports(ports) => format!("--dport {}:{} ", ports.start(), ports.end()),
+                Match::SourcePort(port) => format!("--sport {port} "),
+                Match::Network(network) => format!("-d {network} "),
+            };
+        }
+        let action = match self.action {
+            Action::LeaveAlone => "RETURN".into(),
+            Action::Untracked => "CT --notrack".into(),
+            Action::RedirectTo(port) => format!("REDIRECT --to-ports {port}"),
+        };
+        format!("{words}-m comment --comment \"{}\" -j {action}", self.comment)
     }
 
     /// The request that appends it to its chain.
