@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use anyhow::Context;
 use clap::Args;
+use heddle_api::name::ServiceName;
 use socket2::{Domain, Socket, Type};
 
 use self::probe::Probes;
@@ -158,15 +159,17 @@ impl Pod {
     }
 }
 
-/// Names the workload after its service account where its owner's name is no service's:
-/// in a pod the name is for display only.
+/// Gives the workload a name that a service could have: its owner's, or that of its service
+/// account. In a pod it is for display only, and no reason to fail.
 pub(crate) fn name(mut workload: WorkloadArgs) -> WorkloadArgs {
-    let usable = |name: &String| heddle_api::name::ServiceName::new("default", name).is_ok();
-    let dashed = |name: String| name.replace('.', "-").chars().take(63).collect::<String>();
-    workload.service = workload
-        .service
-        .or_else(|| workload.service_account.clone())
-        .map(|name| if usable(&name) { name } else { dashed(name).trim_matches('-').to_owned() });
+    let dashed = |name: &String| {
+        let name: String = name.replace('.', "-").chars().take(63).collect();
+        name.trim_matches('-').to_owned()
+    };
+    let usable = |name: &String| ServiceName::new("default", name).is_ok();
+    let told = [&workload.service, &workload.service_account];
+    let name = told.into_iter().flatten().map(dashed).find(usable);
+    workload.service = Some(name.unwrap_or_else(|| "workload".to_owned()));
     workload
 }
 
@@ -236,7 +239,8 @@ mod tests {
         assert_eq!(named(Some("users.v2"), None).as_deref(), Some("users-v2"));
         assert_eq!(named(None, Some("clerk")).as_deref(), Some("clerk"));
         assert_eq!(named(Some(&format!("{}.b", "a".repeat(62))), None), Some("a".repeat(62)));
-        assert_eq!(named(None, None), None);
+        assert_eq!(named(Some("_"), Some("clerk")).as_deref(), Some("clerk"));
+        assert_eq!(named(None, None).as_deref(), Some("workload"));
     }
 
     #[test]

@@ -396,6 +396,63 @@ mod tests {
         assert_eq!(code(&responder, "users", TYPE_AAAA).await, (0, None));
     }
 
+    /// A responder beside a cluster whose DNS knows names that begin with `known`, at 192.0.2.1.
+    async fn beside_cluster() -> (Responder, Publisher, Receiver<Want>) {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (responder, publisher, wants) = responder();
+        let forwarder = Forwarder::to(vec![server.local_addr().unwrap()]);
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = server.recv_from(&mut buffer).await {
+                let query = Query::read(&buffer[..length]).unwrap();
+                let reply = match query.name.starts_with("known") {
+                    true => query.answer(Code::NoError, &[[192, 0, 2, 1].into()], 30),
+                    false => query.reply(Code::NxDomain),
+                };
+                let _ = server.send_to(&reply, from).await;
+            }
+        });
+        (Responder { answers: Answers::OfCluster, forwarder, ..responder }, publisher, wants)
+    }
+
+    #[tokio::test]
+    async fn the_cluster_answers_for_its_names_and_the_mesh_for_those_it_does_not_know() {
+        let (responder, publisher, mut wants) = beside_cluster().await;
+        let services = [
+            ("shop/known", Lookup::Found(())),
+            ("shop/vm", Lookup::Found(())),
+            ("shop/nobody", Lookup::Absent),
+            ("example/payments", Lookup::Found(())),
+            ("example/known", Lookup::Absent),
+        ];
+        let mut snapshot = Snapshot::default();
+        for (name, lookup) in services {
+            publish(&publisher, name, lookup);
+            snapshot.services.extend(publisher.current().services.clone());
+        }
+        publisher.publish(snapshot);
+        let clusters = (0, Some([192, 0, 2, 1]));
+        let is_ours =
+            |(code, address): (u8, Option<[u8; 4]>)| code == 0 && address.is_some_and(|a| a[0] == 240);
+        assert_eq!(code(&responder, "known.shop.svc.cluster.local", TYPE_A).await, clusters);
+        assert_eq!(code(&responder, "known.example", TYPE_A).await, clusters);
+        assert_eq!(code(&responder, "known", TYPE_A).await, clusters);
+        assert!(is_ours(code(&responder, "vm.shop.svc.cluster.local", TYPE_A).await));
+        assert!(is_ours(code(&responder, "payments.example", TYPE_A).await));
+        assert_eq!(code(&responder, "nobody.shop.svc.cluster.local", TYPE_A).await, (3, None));
+        assert_eq!(code(&responder, "vm.shop.svc.cluster.local", TYPE_AAAA).await, (0, None));
+        assert_eq!(code(&responder, "www.unknown.example", TYPE_A).await, (3, None));
+        assert_eq!(code(&responder, "1.0.0.10.in-addr.arpa", 12).await, (3, None));
+        assert!(wants.try_recv().is_err(), "all of it was known");
+    }
+
+    #[tokio::test]
+    async fn a_cluster_needs_no_discovery_to_answer() {
+        let (responder, _publisher, mut wants) = beside_cluster().await;
+        assert_eq!(code(&responder, "gone.shop.svc.cluster.local", TYPE_A).await, (3, None));
+        assert_eq!(wants.recv().await, Some(Want::Service("shop/gone".parse().unwrap())));
+    }
+
     #[tokio::test]
     async fn a_host_gets_the_address_of_its_service_without_waiting() {
         let (responder, publisher, mut wants) = responder();
