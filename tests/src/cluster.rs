@@ -131,9 +131,14 @@ impl Cluster {
         self.settle("the API server answers", || self.try_kubectl(&["get", "--raw", "/readyz"]).is_ok());
     }
 
-    /// A file of the cluster's own, as its processes see it.
+    /// The folder of the cluster's own files, as its processes see it.
     pub fn directory(&self) -> &Path {
         self.namespaces.directory()
+    }
+
+    /// Where this process finds a file that processes of the cluster know by `path`.
+    pub fn outside(&self, path: &Path) -> PathBuf {
+        self.namespaces.outside(path)
     }
 
     /// The file by which clients inside the cluster's namespaces reach the API server as its administrator.
@@ -151,7 +156,8 @@ impl Cluster {
         self.assets.program(name)
     }
 
-    /// The zone's pods answer to nobody outside: this is a command inside, on the machine that all nodes share.
+    /// A command on the machine that all nodes share, from where Services and pods can be reached. It
+    /// begins in the root directory.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
         let mut command = self.namespaces.command(program);
         command.env("KUBECONFIG", self.kubeconfig());

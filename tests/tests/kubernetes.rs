@@ -131,18 +131,14 @@ fn pods_get_what_they_ask_for() {
     let code = cluster.kubectl(&["get", "pods", "-n", "pods", "-l", "job-name=work", "-o", sidecar]);
     assert_eq!(code, "0", "the sidecar ends after the work");
 
-    cluster.wait("pods", "pod/restarted", "jsonpath={.status.containerStatuses[0].restartCount}=1");
-    assert_eq!(
-        cluster.kubectl(&[
-            "get",
-            "-n",
-            "pods",
-            "pod/restarted",
-            "-o",
-            "jsonpath={.status.containerStatuses[0].ready}"
-        ]),
-        "false"
-    );
+    let status = |field: &str| {
+        let path = format!("jsonpath={{.status.containerStatuses[0].{field}}}");
+        cluster.kubectl(&["get", "-n", "pods", "pod/restarted", "-o", &path])
+    };
+    eventually("it is started again", || {
+        status("restartCount").parse::<u32>().is_ok_and(|count| count > 0).then_some(())
+    });
+    assert_eq!(status("ready"), "false");
     eventually("it can be told that it is ready", || {
         cluster.exec("pods", "restarted", "app", &["touch", "/kept/ready"]).ok()
     });

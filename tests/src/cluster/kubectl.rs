@@ -1,11 +1,12 @@
 //! What tests do to a cluster, as its operators do it.
 
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use super::Cluster;
+use crate::binary;
 
 /// How long `kubectl` waits where it waits.
 const WAIT: &str = "--timeout=120s";
@@ -65,6 +66,28 @@ impl Cluster {
     /// If the API server refuses one.
     pub fn try_apply(&self, manifests: &str) -> Result<String, String> {
         self.kubectl_with(&["apply", "--server-side", "-f", "-"], manifests)
+    }
+
+    /// Installs the custom resources of the Gateway API, with those of its experimental channel.
+    ///
+    /// # Panics
+    /// If they cannot be installed.
+    pub fn install_gateway_api(&self) {
+        let file = self.program("gateway-api-experimental.yaml");
+        self.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]);
+        self.kubectl(&["wait", "crd", "--all", "--for=condition=Established", WAIT]);
+    }
+
+    /// Installs Heddle with these arguments of `heddle install`, and waits until it is ready. The
+    /// cluster needs its images ([`super::of_heddle`]).
+    ///
+    /// # Panics
+    /// If it does not come to that.
+    pub fn install_heddle(&self, args: &[&str]) {
+        let output = Command::new(binary("heddle")).arg("install").args(args).output().expect("it was built");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.apply(&String::from_utf8_lossy(&output.stdout));
+        self.rolled_out("heddle-system", "deploy/heddle-control-plane");
     }
 
     /// Waits until an object is as `condition` says, in the words of `kubectl wait --for`.

@@ -41,7 +41,7 @@ impl Namespaces {
         });
         let namespaces = Self { holder, process, directory };
         let target = namespaces.directory().to_string_lossy().into_owned();
-        namespaces.run("mount", &["-t", "tmpfs", "-o", "mode=755", "heddle-cluster", &target]);
+        namespaces.run("mount", &["-t", "tmpfs", "-o", "mode=755,size=4g", "heddle-cluster", &target]);
         namespaces
     }
 
@@ -57,9 +57,13 @@ impl Namespaces {
 
     /// A file in the folder, as this process sees it.
     pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.outside(&self.inside(name))
+    }
+
+    /// Where this process finds what processes inside know by `path`.
+    pub(super) fn outside(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.process));
-        let inside = self.inside(name);
-        root.join(inside.strip_prefix("/").unwrap_or(&inside))
+        root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     pub(super) fn process(&self) -> u32 {

@@ -115,6 +115,8 @@ pub(super) fn controller_manager(assets: &Assets, namespaces: &Namespaces) -> Pa
             "--use-service-account-credentials=true",
             // There is one only, and it goes on when the API server is gone.
             "--leader-elect=false",
+            // Others lose their lease with the API server, and give all nodes time when they begin anew.
+            "--node-monitor-grace-period=1h",
             "--kube-api-qps=500",
             "--kube-api-burst=500",
             "--profiling=false",

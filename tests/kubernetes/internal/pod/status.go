@@ -15,14 +15,15 @@ import (
 
 // publish tells the API server the pod's status after each change, until the context ends.
 func (worker *Worker) publish(ctx context.Context) {
-	var published string
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-worker.changed:
 		}
-		pod := worker.seen()
+		worker.mutex.Lock()
+		pod, published := worker.pod, worker.published
+		worker.mutex.Unlock()
 		patch, err := json.Marshal(map[string]any{
 			"metadata": map[string]any{"uid": pod.UID},
 			"status":   worker.status(),
@@ -38,7 +39,9 @@ func (worker *Worker) publish(ctx context.Context) {
 			ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 		switch {
 		case err == nil:
-			published = string(patch)
+			worker.mutex.Lock()
+			worker.published = string(patch)
+			worker.mutex.Unlock()
 		case apierrors.IsNotFound(err) || apierrors.IsConflict(err):
 			// The pod is gone, or is another by the same name.
 		case ctx.Err() == nil:
@@ -50,6 +53,17 @@ func (worker *Worker) publish(ctx context.Context) {
 			}()
 		}
 	}
+}
+
+// contradicted is whether someone else, such as a controller that took the node for
+// dead, says otherwise about the pod's readiness. The lock is held.
+func (worker *Worker) contradicted() bool {
+	for _, condition := range worker.pod.Status.Conditions {
+		if known, found := worker.since[condition.Type]; found && known.Status != condition.Status {
+			return true
+		}
+	}
+	return false
 }
 
 // status is the pod's, of which the API server keeps what others wrote.

@@ -65,6 +65,8 @@ type Worker struct {
 	// initialized is whether all init containers did their part, ended whether all containers did.
 	initialized, ended bool
 	since              map[corev1.PodConditionType]corev1.PodCondition
+	// published is what the API server was last told.
+	published string
 }
 
 // Start begins to run a pod.
@@ -120,6 +122,10 @@ func (worker *Worker) Update(pod *corev1.Pod) {
 		if worker.deadline.IsZero() || deadline.Before(worker.deadline) {
 			worker.deadline = deadline
 		}
+	}
+	if worker.contradicted() {
+		worker.published = ""
+		signal(worker.changed)
 	}
 	worker.mutex.Unlock()
 	if ending {
