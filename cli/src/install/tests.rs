@@ -18,8 +18,14 @@ fn by_name(objects: Vec<Value>) -> BTreeMap<String, Value> {
 
 /// What kubectl makes of a folder below `manifests/`; `None`: there is no kubectl.
 fn kubectl(folder: &str) -> Option<Vec<Value>> {
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(|folder| Path::new(&folder).join("kubectl"));
+    let program = assets.filter(|program| program.exists()).unwrap_or_else(|| "kubectl".into());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(folder);
-    let output = Command::new("kubectl").arg("kustomize").arg(&folder).output().ok()?;
+    let Ok(output) = Command::new(program).arg("kustomize").arg(&folder).output() else {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must not skip what needs kubectl");
+        eprintln!("SKIPPED: this machine lacks kubectl");
+        return None;
+    };
     assert!(output.status.success(), "{folder:?}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     Some(serde_saphyr::from_multiple(&text).unwrap())
@@ -29,10 +35,7 @@ fn kubectl(folder: &str) -> Option<Vec<Value>> {
 fn what_is_installed_is_what_kubectl_makes_of_the_same_files() {
     for overlay in [Overlay::Default, Overlay::Ha, Overlay::Dev] {
         let folder = format!("overlays/{}", overlay.name());
-        let Some(theirs) = kubectl(&folder) else {
-            eprintln!("kubectl is missing: nothing to compare with");
-            return;
-        };
+        let Some(theirs) = kubectl(&folder) else { return };
         let ours = kustomize::build(&folder).unwrap();
         let (ours, theirs) = (by_name(ours), by_name(theirs));
         assert!(ours.keys().eq(theirs.keys()), "{folder}: {:?} {:?}", ours.keys(), theirs.keys());
