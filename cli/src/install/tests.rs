@@ -68,6 +68,22 @@ fn what_was_chosen_is_noted_and_chosen_again() {
     assert!(plain.iter().all(|object| object["metadata"]["annotations"].get(CHOSEN).is_none()));
 }
 
+/// Patches of lists go by place, which a new entry moves.
+#[test]
+fn patches_change_what_they_mean() {
+    let of = |overlay| {
+        let made = objects(&Chosen { overlay, set: Vec::new() }).unwrap();
+        made.into_iter().find(|object| object["kind"] == "Deployment").unwrap()["spec"]["template"]["spec"]
+            .take()
+    };
+    let dev = of(Overlay::Dev);
+    let variables = dev["containers"][0]["env"].as_array().unwrap();
+    assert!(variables.contains(&json!({"name": "HEDDLE_LOG_LEVEL", "value": "debug"})), "{variables:?}");
+    let spread = &of(Overlay::Ha)["topologySpreadConstraints"][1];
+    assert_eq!(spread["topologyKey"], "kubernetes.io/hostname");
+    assert_eq!(spread["whenUnsatisfiable"], "DoNotSchedule");
+}
+
 /// Where this version is written down, it is the same.
 #[test]
 fn the_manifests_are_of_this_version() {
