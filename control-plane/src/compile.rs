@@ -10,6 +10,7 @@ mod carriers;
 mod endpoints;
 mod external;
 mod faults;
+mod pods;
 mod policies;
 mod protocol;
 mod rate_limits;
@@ -33,6 +34,7 @@ use crate::source::{ObjectName, Objects};
 pub(crate) use carriers::{Carrier, carriers};
 pub(crate) use external::Hosts;
 use faults::Faults;
+pub(crate) use pods::Pods;
 pub(crate) use policies::Accepted;
 pub(crate) use rate_limits::Limited;
 use rate_limits::RateLimits;
@@ -159,12 +161,19 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         for port in &mut service.ports {
             port.policy = attachments.port(&name, &port.name);
         }
+        if service.endpoints.iter().any(|endpoint| !endpoint.for_zones.is_empty()) {
+            services::prefer_zones(&mut service);
+        }
         service.routes = bound.sets.remove(&name).unwrap_or_default();
         service.faults = faults.service(&name, &service.ports);
         resources.add(name.as_str(), &service);
     }
     for (address, service) in services.addresses {
-        let message = v1::Address { namespace: service.namespace().into(), name: service.name().into() };
+        let message = v1::Address {
+            namespace: service.namespace().into(),
+            name: service.name().into(),
+            workload: None,
+        };
         resources.add(&address.to_string(), &message);
     }
     let egress = match accepted.mesh.values().find_map(|config| config.value.spec.egress) {
@@ -184,6 +193,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         alert_rules: telemetry.alert_rules(inputs.objects),
         telemetry,
         declared: services.declared,
+        pods: services.pods,
         attachments,
         hosts: Hosts::new(&accepted.external),
         limited,

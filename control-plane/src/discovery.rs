@@ -6,6 +6,7 @@
 //! a slow client skips intermediate states and nothing is ever queued for it.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use heddle_api::discovery::{ResourceType, SELF, v1};
@@ -40,21 +41,31 @@ pub(crate) struct Subscriber {
 
 impl Published {
     /// The resource, as far as `subscriber` may see it. A type that this
-    /// version does not know has no resources.
+    /// version does not know has no resources. Those of pods are made when they are asked for:
+    /// few ask for a pod, and there are many.
     pub(crate) fn resource(
         &self,
         subscriber: &Subscriber,
         type_url: &str,
         name: &str,
-    ) -> Option<&Arc<Resource>> {
+    ) -> Option<Arc<Resource>> {
         match type_url {
             v1::Workload::TYPE_URL if name == SELF => {
-                self.workloads.get(&(subscriber.identity.clone(), subscriber.instance.clone()))
+                let key = (subscriber.identity.clone(), subscriber.instance.clone());
+                let registered = self.workloads.get(&key).cloned();
+                registered.or_else(|| {
+                    let workload = self.model.workload_of_pod(&subscriber.identity, &subscriber.instance)?;
+                    Some(Arc::new(Resource::encode(&workload)))
+                })
             }
-            v1::TrustBundle::TYPE_URL => (self.trust.0 == name).then_some(&self.trust.1),
-            v1::Service::TYPE_URL => self.model.resource::<v1::Service>(name),
-            v1::Address::TYPE_URL => self.model.resource::<v1::Address>(name),
-            v1::Mesh::TYPE_URL => self.model.resource::<v1::Mesh>(name),
+            v1::TrustBundle::TYPE_URL => (self.trust.0 == name).then(|| self.trust.1.clone()),
+            v1::Service::TYPE_URL => self.model.resource::<v1::Service>(name).cloned(),
+            v1::Address::TYPE_URL => self.model.resource::<v1::Address>(name).cloned().or_else(|| {
+                let address: IpAddr = name.parse().ok()?;
+                let address = self.model.address_of_pod(address.to_canonical())?;
+                Some(Arc::new(Resource::encode(&address)))
+            }),
+            v1::Mesh::TYPE_URL => self.model.resource::<v1::Mesh>(name).cloned(),
             _ => None,
         }
     }

@@ -16,7 +16,8 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
 use crate::compile::{
-    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Hosts, Limited, PortRef, RuleRef, Telemetry,
+    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Hosts, Limited, Pods, PortRef, RuleRef,
+    Telemetry,
 };
 use crate::source::{Location, ObjectName};
 
@@ -34,6 +35,7 @@ pub struct Model {
     pub(crate) attachments: Attachments,
     pub(crate) hosts: Hosts,
     pub(crate) limited: Limited,
+    pub(crate) pods: Pods,
 }
 
 impl Model {
@@ -92,6 +94,29 @@ impl Model {
             hosts: self.hosts.of(registration.service.namespace()),
             rate_limits: self.limited.of(registration),
         }
+    }
+
+    /// The resource "self" of a pod's sidecar, which proved `identity` and names its pod by UID or
+    /// name; `None` if that is no pod of the identity.
+    pub(crate) fn workload_of_pod(&self, identity: &SpiffeId, instance: &str) -> Option<v1::Workload> {
+        let mut workloads = self.pods.workload(identity, instance).into_iter();
+        let mut workload = self.workload_for(&workloads.next()?);
+        // Clients may know it by any of its addresses.
+        for limit in workloads.flat_map(|other| self.limited.of(&other)) {
+            let same = |known: &v1::RateLimit| (&known.source, &known.name) == (&limit.source, &limit.name);
+            if !workload.rate_limits.iter().any(same) {
+                workload.rate_limits.push(limit);
+            }
+        }
+        Some(workload)
+    }
+
+    /// The resource of an address that is a pod's.
+    pub(crate) fn address_of_pod(&self, address: IpAddr) -> Option<v1::Address> {
+        let (mut service, headless) = self.pods.at(address)?;
+        service.policy = headless.and_then(|headless| self.attachments.service(headless));
+        let (namespace, name) = (service.namespace.clone(), service.name.clone());
+        Some(v1::Address { namespace, name, workload: Some(service) })
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Snapshot {
     /// Addresses that belong to services: cluster IPs that were asked for and
     /// the synthetic ones that our DNS hands out.
     pub addresses: HashMap<IpAddr, Lookup<ServiceName>>,
+    /// Those of `addresses` that are one workload's, each as a service of which it is the only
+    /// endpoint: whoever dials one means that very workload.
+    pub workloads: HashMap<IpAddr, Arc<Service>>,
     /// The workload's own side; `None` until received: nothing is admitted.
     pub workload: Option<Arc<Workload>>,
 }
@@ -118,6 +121,21 @@ impl Service {
     }
 }
 
+impl Service {
+    /// The same with this port alone, as it is at its endpoints. Of a workload that is addressed
+    /// directly, where every port means itself.
+    pub fn at(&self, port: u16) -> Self {
+        let declared = self.ports.iter().find(|declared| declared.number == port).cloned();
+        let undeclared = || Port { number: port, protocol: AppProtocol::Detect, policy: None, tls: None };
+        let endpoint = |endpoint: &Endpoint| Endpoint { bindings: vec![(port, port)], ..endpoint.clone() };
+        Self {
+            ports: vec![declared.unwrap_or_else(undeclared)],
+            endpoints: self.endpoints.iter().map(endpoint).collect(),
+            ..self.clone()
+        }
+    }
+}
+
 /// The routes of one port.
 #[derive(Debug, Clone)]
 pub struct PortRoutes {
@@ -173,6 +191,8 @@ pub struct Endpoint {
     pub mesh: Option<MeshPeer>,
     /// The zone it runs in, empty if unknown.
     pub zone: String,
+    /// The zones whose clients it is meant for; empty: those of its own.
+    pub for_zones: Vec<String>,
     /// Relative share of traffic, at least 1.
     pub weight: u32,
     /// The percentage of it that the instance's own health lets it carry, 1 to 100.
@@ -181,6 +201,17 @@ pub struct Endpoint {
     pub priority: u32,
     /// What discovery says about it.
     pub health: EndpointHealth,
+}
+
+impl Endpoint {
+    /// Whether clients in a zone are those that it is meant for.
+    pub fn is_for(&self, zone: &str) -> bool {
+        match self.for_zones.as_slice() {
+            _ if zone.is_empty() => false,
+            [] => self.zone == zone,
+            zones => zones.iter().any(|other| other == zone),
+        }
+    }
 }
 
 /// Endpoints at the addresses of a name.
@@ -207,6 +238,7 @@ impl DnsEndpoint {
             bindings: self.bindings.clone(),
             mesh: None,
             zone: self.zone.clone(),
+            for_zones: Vec::new(),
             weight: self.weight,
             score: 100,
             priority: self.priority,
@@ -229,8 +261,8 @@ pub enum EndpointHealth {
 /// The sidecar in front of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshPeer {
-    /// Its inbound listener.
-    pub inbound: SocketAddr,
+    /// Its inbound listener; `None`: it meets what is sent to the application's own ports.
+    pub inbound: Option<SocketAddr>,
     /// What it must prove.
     pub identity: SpiffeId,
 }

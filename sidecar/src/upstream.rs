@@ -64,6 +64,8 @@ pub const DEFAULT_ROUTE: &str = "default";
 pub enum DestinationKey {
     /// A port of a service.
     Service(ServiceName, u16),
+    /// A port of one workload, by its own address.
+    Workload(SocketAddr),
     /// A port of the application beside us.
     App(u16),
     /// An address outside the registry.
@@ -74,6 +76,7 @@ impl fmt::Display for DestinationKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service(name, port) => write!(f, "service {name} port {port}"),
+            Self::Workload(address) => write!(f, "workload {address}"),
             Self::App(port) => write!(f, "application port {port}"),
             Self::Direct(address) => write!(f, "address {address}"),
         }
@@ -187,8 +190,31 @@ impl Destination {
         checks: &Checks,
         metrics: &Shard,
     ) -> Option<Rc<Self>> {
-        let declared = service.ports.iter().find(|p| p.number == port)?;
         let key = DestinationKey::Service(service.name.clone(), port);
+        Self::of_port(key, service, port, home, checks, metrics)
+    }
+
+    /// A port of one workload, whatever services it belongs to.
+    pub fn of_workload(
+        workload: &Service,
+        address: SocketAddr,
+        home: Home<'_>,
+        checks: &Checks,
+        metrics: &Shard,
+    ) -> Option<Rc<Self>> {
+        let port = address.port();
+        Self::of_port(DestinationKey::Workload(address), &workload.at(port), port, home, checks, metrics)
+    }
+
+    fn of_port(
+        key: DestinationKey,
+        service: &Service,
+        port: u16,
+        home: Home<'_>,
+        checks: &Checks,
+        metrics: &Shard,
+    ) -> Option<Rc<Self>> {
+        let declared = service.ports.iter().find(|p| p.number == port)?;
         let name = (service.name.name().into(), service.name.namespace().into());
         let policy = service.policy(port).clone();
         let shared = (service.usage.clone(), service.stale.clone());
@@ -277,7 +303,15 @@ impl Destination {
     /// Takes over endpoints and policy of a newer state of the service.
     /// `false` if the port is gone.
     pub fn follow(&self, service: &Service, home: Home<'_>, checks: &Checks, metrics: &Shard) -> bool {
-        let DestinationKey::Service(_, port) = self.key else { return true };
+        let at;
+        let (service, port) = match &self.key {
+            DestinationKey::Service(_, port) => (service, *port),
+            DestinationKey::Workload(address) => {
+                at = service.at(address.port());
+                (&at, address.port())
+            }
+            DestinationKey::App(_) | DestinationKey::Direct(_) => return true,
+        };
         if service.ports.iter().all(|p| p.number != port || p.protocol != self.protocol) {
             return false;
         }
@@ -409,6 +443,7 @@ impl Destination {
     pub fn port(&self) -> u16 {
         match &self.key {
             DestinationKey::Service(_, port) | DestinationKey::App(port) => *port,
+            DestinationKey::Workload(address) => address.port(),
             DestinationKey::Direct(address) => address.port(),
         }
     }

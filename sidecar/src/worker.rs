@@ -272,6 +272,13 @@ impl Worker {
                     Some(Lookup::Pending) => true,
                     Some(Lookup::Absent) | None => false,
                 },
+                DestinationKey::Workload(address) => match snapshot.addresses.get(&address.ip()) {
+                    Some(Lookup::Found(_)) => snapshot.workloads.get(&address.ip()).is_some_and(|workload| {
+                        destination.follow(workload, home, &self.checks, &self.metrics)
+                    }),
+                    Some(Lookup::Pending) => true,
+                    Some(Lookup::Absent) | None => false,
+                },
                 DestinationKey::App(port) => snapshot.workload.as_ref().is_some_and(|workload| {
                     destination.follow_limits(workload, &self.registry);
                     let declared = workload.ports.iter().find(|p| p.number == *port);

@@ -12,6 +12,7 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
 use super::endpoints::{self, Workloads};
+use super::pods::{Collector, Known, Pods};
 use super::{Inputs, protocol};
 use crate::model::{RegisteredPort, Registration};
 
@@ -25,6 +26,7 @@ pub(super) struct Services {
     pub(super) declared: Declared,
     /// Those without an address of their own, though they are declared.
     pub(super) headless: BTreeSet<ServiceName>,
+    pub(super) pods: Pods,
 }
 
 /// A port of a service and where it leads.
@@ -52,6 +54,8 @@ impl Port {
 
 pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
     let workloads = Workloads::new(inputs.registrations);
+    let known_pods = Known::new(inputs.objects, &inputs.mesh.trust_domain);
+    let mut pods = Collector::new(&known_pods);
     let mut slices: BTreeMap<ServiceName, Vec<&crd::EndpointSlice>> = BTreeMap::new();
     for (name, slice) in &inputs.objects.endpoint_slices {
         let service = slice.value.metadata.labels.get(SERVICE_LABEL);
@@ -74,6 +78,7 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
         addresses: BTreeMap::new(),
         declared: Declared::default(),
         headless: BTreeSet::new(),
+        pods: Pods::default(),
     };
     let mut declared = BTreeMap::new();
     let names: BTreeSet<&ServiceName> = objects.keys().chain(workloads.services()).collect();
@@ -83,7 +88,8 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
         if object.is_some() {
             declared.insert(name.clone(), ports.clone());
         }
-        if object.is_some_and(|object| object.spec.cluster_ip.as_deref() == Some("None")) {
+        let headless = object.is_some_and(|object| object.spec.cluster_ip.as_deref() == Some("None"));
+        if headless {
             services.headless.insert(name.clone());
         }
         for port in ports.iter_mut().filter(|port| port.protocol == v1::AppProtocol::Unspecified) {
@@ -94,17 +100,25 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
         for address in &addresses {
             services.addresses.entry(*address).or_insert_with(|| name.clone());
         }
+        let families = object.map_or(&[][..], |object| &object.spec.ip_families);
+        let parts = endpoints::Parts { service: name, ports: &ports, families, slices };
+        let (endpoints, selected) = endpoints::compile(&parts, &workloads, &known_pods);
+        let ports: Vec<v1::ServicePort> = ports.into_iter().map(service_port).collect();
+        for selected in selected {
+            pods.add(name, headless, &ports, selected);
+        }
         let resource = v1::Service {
             namespace: name.namespace().into(),
             name: name.name().into(),
-            endpoints: endpoints::compile(name, &ports, slices, &workloads),
-            ports: ports.into_iter().map(service_port).collect(),
+            endpoints,
+            ports,
             addresses: addresses.iter().map(ToString::to_string).collect(),
             ..v1::Service::default()
         };
         services.resources.insert(name.clone(), resource);
     }
     services.declared = Declared(Arc::new(declared));
+    services.pods = pods.finish();
     services
 }
 
@@ -175,6 +189,16 @@ fn service_port(port: Port) -> v1::ServicePort {
         protocol: port.protocol.into(),
         ..v1::ServicePort::default()
     }
+}
+
+/// Has clients keep to their zone, as hints ask them to, unless a policy says how they balance.
+pub(super) fn prefer_zones(service: &mut v1::Service) {
+    let prefer = |policy: &mut v1::TrafficPolicy| {
+        let preferring = || v1::LoadBalancer { prefer_zone: true, ..v1::LoadBalancer::default() };
+        policy.load_balancer.get_or_insert_with(preferring);
+    };
+    prefer(service.policy.get_or_insert_default());
+    service.ports.iter_mut().filter_map(|port| port.policy.as_mut()).for_each(prefer);
 }
 
 /// What Service objects declare about the ports of their workloads.

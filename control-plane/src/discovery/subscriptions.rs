@@ -7,7 +7,6 @@
 //! sent again until it changes, and the client keeps its last good one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire};
 
@@ -112,9 +111,9 @@ impl Subscriptions {
     }
 
     /// The next response, with the resources that `lookup` finds by type and name.
-    pub(crate) fn response<'a>(
+    pub(crate) fn response<R: AsRef<Resource>>(
         &mut self,
-        lookup: impl Fn(&str, &str) -> Option<&'a Arc<Resource>>,
+        lookup: impl Fn(&str, &str) -> Option<R>,
     ) -> Option<DeltaDiscoveryResponse> {
         for (type_url, subscribed) in &mut self.types {
             let (mut resources, mut removed, mut size) = (Vec::new(), Vec::new(), 0);
@@ -122,7 +121,8 @@ impl Subscriptions {
                 && let Some(name) = subscribed.pending.pop_first()
             {
                 let sent = subscribed.sent.get_mut(&name).expect("what is pending is subscribed");
-                match lookup(type_url, &name) {
+                let found = lookup(type_url, &name);
+                match found.as_ref().map(R::as_ref) {
                     Some(resource) if !matches!(sent, Sent::Version(v) if *v == resource.version) => {
                         *sent = Sent::Version(resource.version.clone());
                         size += resource.bytes.len() + name.len();
@@ -164,6 +164,8 @@ fn wire(type_url: &str, name: String, resource: &Resource) -> Wire {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use heddle_api::discovery::Status;
     use proptest::prelude::*;
 

@@ -70,6 +70,8 @@ pub(super) fn config(admin: &Admin) -> Value {
                 Lookup::Found(name) => Some(name.as_str()),
                 Lookup::Pending | Lookup::Absent => None,
             },
+            "workload": snapshot.workloads.get(address).and_then(|workload| workload.endpoints.first())
+                .map(|endpoint| &*endpoint.id),
         })).collect::<Vec<_>>(),
     })
 }
@@ -164,7 +166,7 @@ pub(super) fn endpoints(admin: &Admin) -> Value {
                 "address": endpoint.address.to_string(),
                 "ports": endpoint.bindings.iter().map(|(service, app)| json!({"service": service, "app": app}))
                     .collect::<Vec<_>>(),
-                "inbound": endpoint.mesh.as_ref().map(|mesh| mesh.inbound.to_string()),
+                "inbound": endpoint.mesh.as_ref().and_then(|mesh| mesh.inbound).map(|inbound| inbound.to_string()),
                 "identity": endpoint.mesh.as_ref().map(|mesh| mesh.identity.as_str()),
                 "zone": endpoint.zone,
                 "weight": endpoint.weight,

@@ -20,7 +20,7 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 use heddle_api::tls::TrustBundle;
 
-use crate::config::{Lookup, Mesh, Snapshot, Usage, Want, Workload, uptime};
+use crate::config::{Lookup, Mesh, Service, Snapshot, Usage, Want, Workload, uptime};
 use crate::dns::Addresses;
 
 use self::resolved::{Held, Resolved};
@@ -35,6 +35,8 @@ pub(crate) struct Knowledge {
     workload: Option<Arc<Workload>>,
     services: HashMap<ServiceName, Lookup<Held>>,
     addresses: HashMap<IpAddr, Lookup<ServiceName>>,
+    /// Those of `addresses` that are one workload's.
+    workloads: HashMap<IpAddr, Arc<Service>>,
     synthetic: Addresses,
     resolved: Resolved,
 }
@@ -60,6 +62,7 @@ impl Knowledge {
             workload: None,
             services: HashMap::new(),
             addresses: HashMap::new(),
+            workloads: HashMap::new(),
             synthetic,
             resolved: Resolved::default(),
         }
@@ -151,15 +154,16 @@ impl Knowledge {
     /// Gives up what was not used for long. Whether readers need a new snapshot.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let services = &self.services;
-        let addresses = &self.addresses;
+        let (addresses, workloads) = (&self.addresses, &self.workloads);
         let used = |name: &ServiceName| match services.get(name) {
             Some(Lookup::Found(held)) => last_used(&held.service.usage, now),
             _ => None,
         };
         let expired = self.subscriptions.expire(now, |name| match name {
             Name::Service(name) => used(name),
-            Name::Address(address) => match addresses.get(address) {
-                Some(Lookup::Found(name)) => used(name),
+            Name::Address(address) => match (workloads.get(address), addresses.get(address)) {
+                (Some(workload), _) => last_used(&workload.usage, now),
+                (None, Some(Lookup::Found(name))) => used(name),
                 _ => None,
             },
             _ => None,
@@ -177,6 +181,7 @@ impl Knowledge {
                 }
                 Name::Address(address) => {
                     self.addresses.remove(address);
+                    self.workloads.remove(address);
                 }
                 _ => {}
             }
@@ -211,6 +216,7 @@ impl Knowledge {
                 })
                 .collect(),
             addresses,
+            workloads: self.workloads.clone(),
         }
     }
 
@@ -265,11 +271,20 @@ impl Knowledge {
                 return Ok(());
             }
             Name::Address(address) => {
-                let message: v1::Address = decode(body)?;
-                let service = validate::address(&message).map_err(text)?;
+                let before = self.workloads.get(address);
+                let told = validate::address(*address, decode(body)?, before.map(|before| &**before));
+                let (service, workload) = told.map_err(text)?;
                 self.addresses.insert(*address, Lookup::Found(service.clone()));
-                // Whoever asked for the address will ask for its service next.
-                let _ = self.want_service(service, now);
+                match workload {
+                    Some(workload) => {
+                        self.workloads.insert(*address, Arc::new(workload));
+                    }
+                    None => {
+                        self.workloads.remove(address);
+                        // Whoever asked for the address will ask for its service next.
+                        let _ = self.want_service(service, now);
+                    }
+                }
             }
         }
         self.subscriptions.found(&name, &resource.version, now);
@@ -290,6 +305,7 @@ impl Knowledge {
             }
             Name::Address(address) => {
                 self.addresses.insert(*address, Lookup::Absent);
+                self.workloads.remove(address);
             }
             Name::Mesh | Name::Workload | Name::TrustBundle(_) => return false,
         }
@@ -366,7 +382,7 @@ mod tests {
         }
     }
 
-    fn found(snapshot: &Snapshot) -> Arc<config::Service> {
+    fn found(snapshot: &Snapshot) -> Arc<Service> {
         match &snapshot.services[&name("shop/users")] {
             Lookup::Found(service) => service.clone(),
             other => panic!("{other:?}"),
@@ -394,6 +410,34 @@ mod tests {
         assert!(snapshot.addresses.is_empty());
         assert!(knowledge.expire(now + ABSENT));
         assert!(knowledge.snapshot().services.is_empty());
+    }
+
+    /// A pod's address that another pod gets must not keep the first one's identity.
+    #[test]
+    fn an_address_is_the_workload_that_has_it_now() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        knowledge.want(Want::Address(ip), now).unwrap();
+        let pod = |id: &str, account: &str| {
+            let mut workload = users("10.0.0.1");
+            workload.endpoints[0].id = id.into();
+            workload.endpoints[0].identity = format!("spiffe://mesh.local/ns/shop/sa/{account}");
+            workload.endpoints[0].intercepted = true;
+            workload.name = account.into();
+            let (namespace, name) = ("shop".into(), account.into());
+            v1::Address { namespace, name, workload: Some(workload) }
+        };
+        for (version, account) in [("1", "users"), ("2", "orders")] {
+            let response = push(vec![resource("10.0.0.1", version, &pod(account, account))], &[]);
+            assert!(knowledge.apply(Kind::Address, response, now).changed);
+            let snapshot = knowledge.snapshot();
+            let mesh = snapshot.workloads[&ip].endpoints[0].mesh.clone().unwrap();
+            assert_eq!((mesh.identity.account(), mesh.inbound), (account, None));
+            assert!(snapshot.services.is_empty(), "nothing else is asked for");
+        }
+        knowledge.apply(Kind::Address, push(Vec::new(), &["10.0.0.1"]), now);
+        assert!(knowledge.snapshot().workloads.is_empty());
     }
 
     #[test]
@@ -492,7 +536,7 @@ mod tests {
         let mut knowledge = fresh(now);
         let ip: IpAddr = "10.96.0.9".parse().unwrap();
         assert_eq!(knowledge.want(Want::Address(ip), now), Ok(true));
-        let message = v1::Address { namespace: "shop".into(), name: "users".into() };
+        let message = v1::Address { namespace: "shop".into(), name: "users".into(), workload: None };
         knowledge.apply(Kind::Address, push(vec![resource("10.96.0.9", "1", &message)], &[]), now);
         let snapshot = knowledge.snapshot();
         assert_eq!(snapshot.addresses[&ip], Lookup::Found(name("shop/users")));

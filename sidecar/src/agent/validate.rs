@@ -115,9 +115,24 @@ pub(crate) fn service(
     Ok(ToldService { service, addresses, dns })
 }
 
-/// The service that an address belongs to.
-pub(crate) fn address(message: &v1::Address) -> Result<ServiceName, Invalid> {
-    ServiceName::new(&message.namespace, &message.name).map_err(|e| Invalid::new("name", e.to_string()))
+/// The service that an address belongs to, and the workload that it is, if it is one's own. From
+/// `before` is kept what did not change.
+pub(crate) fn address(
+    address: IpAddr,
+    message: v1::Address,
+    before: Option<&Service>,
+) -> Result<(ServiceName, Option<Service>), Invalid> {
+    let name = ServiceName::new(&message.namespace, &message.name);
+    let name = name.map_err(|e| Invalid::new("name", e.to_string()))?;
+    let Some(workload) = message.workload else { return Ok((name, None)) };
+    let before = before.filter(|before| before.name == name);
+    let told = service(&name, workload, before).map_err(|e| e.within("workload"))?;
+    let workload = told.service;
+    match workload.endpoints.as_slice() {
+        [only] if only.address == address && told.dns.is_empty() => Ok((name, Some(workload))),
+        // Others must not take what is meant for it.
+        _ => Err(Invalid::new("workload.endpoints", format!("they are not the one at {address}"))),
+    }
 }
 
 /// The workload's own side. What `before` has counted goes on to count.
@@ -219,14 +234,20 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
     }
     let address = ip("address", &wire.address)?;
     let bindings = bindings(&wire.bindings, ports)?;
-    let mesh = match (wire.identity.as_str(), wire.mesh_port) {
-        ("", 0) => None,
-        ("", _) => return Err(Invalid::new("identity", "it is empty, but there is a mesh_port")),
-        (identity, inbound) => Some(MeshPeer {
-            inbound: SocketAddr::new(address, port("mesh_port", inbound)?),
+    let mesh = match (wire.identity.as_str(), wire.mesh_port, wire.intercepted) {
+        ("", 0, false) => None,
+        ("", ..) => return Err(Invalid::new("identity", "it is empty, but there is a sidecar")),
+        (identity, inbound, intercepted) => Some(MeshPeer {
+            inbound: match intercepted {
+                true => None,
+                false => Some(SocketAddr::new(address, port("mesh_port", inbound)?)),
+            },
             identity: identity.parse::<SpiffeId>().map_err(|e| Invalid::new("identity", e.to_string()))?,
         }),
     };
+    if let Some(position) = wire.for_zones.iter().position(String::is_empty) {
+        return Err(Invalid::new(format!("for_zones[{position}]"), "it is empty"));
+    }
     let health = match v1::EndpointHealth::try_from(wire.health) {
         Ok(v1::EndpointHealth::Healthy) => EndpointHealth::Healthy,
         Ok(v1::EndpointHealth::Unhealthy) => EndpointHealth::Unhealthy,
@@ -244,6 +265,7 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
         bindings,
         mesh,
         zone: wire.zone,
+        for_zones: wire.for_zones,
         weight: wire.weight.max(1),
         score,
         priority: wire.priority,
@@ -341,7 +363,7 @@ mod tests {
         );
         let endpoint = &service.endpoints[0];
         assert_eq!((endpoint.weight, endpoint.health), (1, EndpointHealth::Healthy));
-        assert_eq!(endpoint.mesh.as_ref().unwrap().inbound, "10.0.0.7:7102".parse().unwrap());
+        assert_eq!(endpoint.mesh.as_ref().unwrap().inbound, "10.0.0.7:7102".parse().ok());
         assert_eq!(service.policy.connect_timeout, Duration::from_secs(1));
         assert_eq!(service.policy.request_timeout, None);
         assert_eq!(service.policy.limits.requests, 1024);
@@ -364,6 +386,11 @@ mod tests {
             (|s| s.endpoints[0].identity = "users".into(), "endpoints[0].identity: "),
             (|s| s.endpoints[0].identity.clear(), "endpoints[0].identity: "),
             (|s| s.endpoints[0].mesh_port = 0, "endpoints[0].mesh_port: "),
+            (
+                |s| (s.endpoints[0].identity, s.endpoints[0].intercepted) = (String::new(), true),
+                "endpoints[0].identity: ",
+            ),
+            (|s| s.endpoints[0].for_zones.push(String::new()), "endpoints[0].for_zones[0]: "),
             (|s| s.endpoints[0].health = 9, "endpoints[0].health: "),
             (|s| s.endpoints[0].score = 101, "endpoints[0].score: "),
             (|s| s.ports[0].tls = Some(v1::TlsOrigination::default()), "ports[0].tls.server_name: "),
@@ -383,6 +410,43 @@ mod tests {
             let error = refused(change);
             assert!(error.starts_with(path), "{error} should begin with {path}");
         }
+    }
+
+    #[test]
+    fn a_pod_is_dialled_at_the_applications_port() {
+        let (service, _) = check(|s| {
+            s.endpoints[0].mesh_port = 0;
+            s.endpoints[0].intercepted = true;
+        })
+        .unwrap();
+        let target = crate::upstream::Target::of(&service.endpoints[0], &service.ports[0]).unwrap();
+        assert_eq!(target.address(), "10.0.0.7:8080".parse().ok());
+        assert!(matches!(target, crate::upstream::Target::Mesh { port: 8080, .. }));
+    }
+
+    #[test]
+    fn a_workloads_address_is_that_of_its_only_endpoint() {
+        let ip: IpAddr = "10.0.0.7".parse().unwrap();
+        let message = |change: fn(&mut v1::Service)| {
+            let mut workload = wire();
+            change(&mut workload);
+            let (namespace, name) = ("shop".into(), "users".into());
+            address(ip, v1::Address { namespace, name, workload: Some(workload) }, None)
+        };
+        let (_, workload) = message(|_| {}).unwrap();
+        let at = workload.unwrap().at(9999);
+        assert_eq!((at.ports[0].number, at.endpoints[0].bindings.as_slice()), (9999, &[(9999, 9999)][..]));
+        for wrong in [
+            (|s| s.endpoints[0].address = "10.0.0.8".into()) as fn(&mut v1::Service),
+            |s| s.endpoints.clear(),
+            |s| s.endpoints.push(v1::Endpoint { id: "2".into(), ..s.endpoints[0].clone() }),
+        ] {
+            let error = message(wrong).unwrap_err().to_string();
+            assert!(error.starts_with("workload.endpoints: "), "{error}");
+        }
+        assert!(
+            message(|s| s.name = "orders".into()).unwrap_err().to_string().starts_with("workload.name: ")
+        );
     }
 
     #[test]

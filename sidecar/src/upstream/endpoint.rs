@@ -40,7 +40,7 @@ pub enum Target {
     },
     /// Through its sidecar.
     Mesh {
-        /// The sidecar's inbound listener.
+        /// The sidecar's inbound listener, or the application's port that leads there.
         inbound: SocketAddr,
         /// What it must prove.
         identity: SpiffeId,
@@ -55,7 +55,10 @@ impl Target {
         let port = endpoint.bindings.iter().find(|(service, _)| *service == declared.number)?.1;
         let address = SocketAddr::new(endpoint.address, port);
         Some(match (&endpoint.mesh, &declared.tls) {
-            (Some(peer), _) => Self::Mesh { inbound: peer.inbound, identity: peer.identity.clone(), port },
+            (Some(peer), _) => {
+                let inbound = peer.inbound.unwrap_or(address);
+                Self::Mesh { inbound, identity: peer.identity.clone(), port }
+            }
             // Never in plaintext, wherever the endpoint comes from.
             (None, Some(tls)) => Self::Tls { address, origination: tls.clone() },
             (None, None) => Self::Plain(address),
@@ -117,7 +120,9 @@ impl Endpoint {
         };
         let direction = match destination.key {
             DestinationKey::App(_) => Direction::Inbound,
-            DestinationKey::Service(..) | DestinationKey::Direct(_) => Direction::Outbound,
+            DestinationKey::Service(..) | DestinationKey::Workload(_) | DestinationKey::Direct(_) => {
+                Direction::Outbound
+            }
         };
         let requests = metrics.requests(&RequestLabels {
             direction,
@@ -166,7 +171,7 @@ impl Endpoint {
             // In hundredths: only shares of each other are looked at.
             weight: new.weight.saturating_mul(new.score),
             priority: new.priority,
-            local: !zone.is_empty() && new.zone == zone,
+            local: new.is_for(zone),
             since: if new.health == EndpointHealth::Healthy { since } else { known.since },
             ..known
         });

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
 
 use super::Worker;
-use crate::config::{AppProtocol, Lookup, Want};
+use crate::config::{AppProtocol, Lookup, Service, Want};
 use crate::pod;
 use crate::reason::Reason;
 use crate::sanitize::authority::{self, Authority};
-use crate::upstream::{Destination, DestinationKey};
+use crate::upstream::{Destination, DestinationKey, Home};
 
 /// How long a request waits for discovery's answer about a name. An answer
 /// takes a round trip; a control plane that is away does not answer at all.
@@ -116,7 +116,11 @@ impl Worker {
         let mut asked = false;
         let name = loop {
             let answered = self.answered.notified();
-            match self.config.load().addresses.get(&address.ip()) {
+            let snapshot = self.config.load();
+            if let Some(workload) = snapshot.workloads.get(&address.ip()) {
+                return self.workload(workload, address, snapshot.home());
+            }
+            match snapshot.addresses.get(&address.ip()) {
                 Some(Lookup::Found(name)) => break name.clone(),
                 Some(Lookup::Absent) => return self.outside(address),
                 Some(Lookup::Pending) | None => {}
@@ -131,6 +135,31 @@ impl Worker {
             }
         };
         self.service(&name, Some(address.port()), address.port()).await
+    }
+
+    /// A port of the workload at an address, declared or not.
+    fn workload(
+        &self,
+        workload: &Service,
+        address: SocketAddr,
+        home: Home<'_>,
+    ) -> Result<Rc<Destination>, Reason> {
+        let key = DestinationKey::Workload(address);
+        if let Some(known) = self.destinations.borrow().get(&key) {
+            known.touch(self.uptime(Instant::now()));
+            return Ok(known.clone());
+        }
+        let destination = Destination::of_workload(workload, address, home, &self.checks, &self.metrics)
+            .ok_or(Reason::UnknownPort)?;
+        destination.touch(self.uptime(Instant::now()));
+        let mut destinations = self.destinations.borrow_mut();
+        let direct = |key: &DestinationKey| matches!(key, DestinationKey::Workload(_));
+        if destinations.keys().filter(|key| direct(key)).count() >= DIRECT_DESTINATIONS {
+            // An application that scans ports; what it uses is found again.
+            destinations.retain(|key, _| !direct(key));
+        }
+        destinations.insert(key, destination.clone());
+        Ok(destination)
     }
 
     /// A destination outside the registry.

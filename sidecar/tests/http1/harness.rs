@@ -50,7 +50,7 @@ impl Sidecar {
     pub(crate) fn pair(app: SocketAddr, policy: TrafficPolicy) -> (Self, Self) {
         let identities = Identities::new();
         let server = Self::start(identities.issue("web"), vec![(app, None)], TrafficPolicy::default());
-        let peer = MeshPeer { inbound: server.inbound, identity: identities.id("web") };
+        let peer = MeshPeer { inbound: Some(server.inbound), identity: identities.id("web") };
         let client = Self::start(identities.issue("client"), vec![(app, Some(peer))], policy);
         (client, server)
     }
@@ -74,6 +74,7 @@ impl Sidecar {
                     bindings: vec![(80, address.port())],
                     mesh: mesh.clone(),
                     zone: String::new(),
+                    for_zones: Vec::new(),
                     weight: 1,
                     score: 100,
                     priority: 0,
@@ -106,6 +107,7 @@ impl Sidecar {
             mesh: Some(Arc::new(mesh)),
             services: [(name.clone(), Lookup::Found(Arc::new(service)))].into(),
             addresses: Default::default(),
+            workloads: Default::default(),
             workload: Some(Arc::new(workload)),
         });
         let registry = Registry::new();

@@ -111,7 +111,7 @@ impl Attachments {
     }
 
     /// What applies to a service as a whole.
-    pub(in crate::compile) fn service(&self, service: &ServiceName) -> Option<v1::TrafficPolicy> {
+    pub(crate) fn service(&self, service: &ServiceName) -> Option<v1::TrafficPolicy> {
         compiled(self.chain(Some((service, None)), None))
     }
 

@@ -227,3 +227,6 @@ impl Collection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,7 +112,7 @@ impl Mesh {
     pub(super) fn pair(app: SocketAddr, policy: TrafficPolicy) -> Self {
         let authority = Authority::new();
         let server = Sidecar::start("app", &authority, snapshot("app", &[app], None, policy.clone()));
-        let peer = MeshPeer { inbound: server.inbound, identity: authority.identity("app") };
+        let peer = MeshPeer { inbound: Some(server.inbound), identity: authority.identity("app") };
         let client = Sidecar::start("web", &authority, snapshot("web", &[app], Some(peer), policy));
         Self { client, server: Some(server) }
     }
@@ -151,6 +151,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
         bindings: vec![(80, app.port())],
         mesh: mesh.clone(),
         zone: String::new(),
+        for_zones: Vec::new(),
         weight: 1,
         score: 100,
         priority: 0,
