@@ -101,13 +101,13 @@ impl Answers {
 
     /// How the client stands to what is published: for each name the version that is current, by
     /// `version`. A name of which there is none is left out.
-    pub(crate) fn standing<'a, 'v>(
+    pub(crate) fn standing<'a, V: AsRef<str>>(
         &'a self,
-        version: impl Fn(Carried, &str) -> Option<&'v str>,
+        version: impl Fn(Carried, &str) -> Option<V>,
     ) -> impl Iterator<Item = (Carried, &'a str, Answer)> {
         self.held.iter().filter_map(move |((carried, name), (held, state))| {
             let current = version(*carried, name)?;
-            let answer = if current == held { *state } else { Answer::Pending };
+            let answer = if current.as_ref() == held.as_str() { *state } else { Answer::Pending };
             Some((*carried, name.as_str(), answer))
         })
     }

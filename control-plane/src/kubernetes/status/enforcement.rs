@@ -61,7 +61,7 @@ pub(super) fn counts(
         };
         let answers = answers.lock();
         for (carried, name, answer) in
-            answers.standing(|carried, name| Some(resource(carried, name)?.version.as_str()))
+            answers.standing(|carried, name| Some(resource(carried, name)?.version.clone()))
         {
             match carried {
                 Carried::Mesh => add(&index.mesh, answer),
