@@ -179,12 +179,25 @@ impl Authority {
         let subject = Subject { identity: SpiffeId::control_plane(&self.domain), service: None };
         let mut chain = vec![self.leaf(&key, &subject, now)?];
         chain.extend_from_slice(&self.chain);
-        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let key = heddle_api::tls::provider()
-            .key_provider
-            .load_private_key(der)
-            .expect("the key that was just made is of a supported kind");
-        Ok(CertifiedKey::new(chain, key))
+        Ok(certified(chain, &key))
+    }
+
+    /// A certificate for a server of the control plane's that others than sidecars call by these DNS
+    /// names. It has no identity in the mesh. Its chain is without the root.
+    pub(crate) fn serving_certificate(
+        &self,
+        names: &[String],
+        now: SystemTime,
+    ) -> Result<CertifiedKey, SignError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let mut params = self.end_entity(now)?;
+        for name in names {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let mut chain = vec![params.signed_by(&key, &self.issuer)?.der().clone()];
+        chain.extend_from_slice(&self.chain[..self.chain.len() - 1]);
+        Ok(certified(chain, &key))
     }
 
     fn leaf(
@@ -193,26 +206,42 @@ impl Authority {
         subject: &Subject,
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, SignError> {
+        let mut params = self.end_entity(now)?;
+        if let Some(service) = &subject.service {
+            params.distinguished_name.push(DnType::CommonName, service.as_str());
+        }
+        params.subject_alt_names = vec![SanType::URI(subject.identity.as_str().try_into()?)];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+
+    /// What all certificates for bearers have in common.
+    fn end_entity(&self, now: SystemTime) -> Result<CertificateParams, SignError> {
         let now = OffsetDateTime::from(now);
         if now >= self.not_after {
             return Err(SignError::AuthorityExpired);
         }
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        if let Some(service) = &subject.service {
-            params.distinguished_name.push(DnType::CommonName, service.as_str());
-        }
-        params.subject_alt_names = vec![SanType::URI(subject.identity.as_str().try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(random_serial());
         params.not_before = now - BACKDATE.min(self.lifetime / 10);
         params.not_after = (now + self.lifetime).min(self.not_after);
-        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+        Ok(params)
     }
+}
+
+/// A chain with the key of its first certificate.
+fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> CertifiedKey {
+    let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let key = heddle_api::tls::provider()
+        .key_provider
+        .load_private_key(der)
+        .expect("the key that was just made is of a supported kind");
+    CertifiedKey::new(chain, key)
 }
 
 /// The service that a verified certificate allows its bearer to register.
@@ -342,6 +371,20 @@ mod tests {
         csr[end] ^= 1;
         let result = authority(Duration::from_secs(60)).sign(&csr, &subject(), SystemTime::now());
         assert!(matches!(result, Err(SignError::Request(BadRequest::Signature | BadRequest::Unreadable(_)))));
+    }
+
+    /// The API server knows the webhook by a name; a sidecar must never take it for a workload.
+    #[test]
+    fn a_serving_certificate_is_no_identity() {
+        let authority = authority(Duration::from_secs(60));
+        let names = ["heddle-control-plane.heddle-system.svc".to_owned()];
+        let certificate = authority.serving_certificate(&names, SystemTime::now()).unwrap();
+        assert_eq!(certificate.cert.len(), 1, "the root is not sent");
+        assert!(heddle_api::tls::spiffe_id(&certificate.cert[0]).is_err());
+        let (_, leaf) = X509Certificate::from_der(&certificate.cert[0]).unwrap();
+        let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.server_auth && !usage.client_auth && !leaf.is_ca());
+        assert!(not_after(&certificate.cert[0]).is_some());
     }
 
     #[test]

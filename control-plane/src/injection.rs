@@ -145,8 +145,10 @@ impl Injector {
     /// Everything in the pod that stands against it, by field.
     pub fn inject(&self, candidate: Candidate<'_>) -> Result<Outcome, Vec<Violation>> {
         let pod = Pod::read(candidate.pod)?;
-        if let Some(skip) = skip(&pod, candidate.wanted)? {
-            return Ok(Outcome::Skipped(skip));
+        match skip(&pod, candidate.wanted)? {
+            Some(Skip::AlreadyInjected(version)) => return self.complete(&pod, candidate.pod, version),
+            Some(skip) => return Ok(Outcome::Skipped(skip)),
+            None => {}
         }
         let mut violations = Vec::new();
         let own = pod.annotations();
@@ -165,7 +167,7 @@ impl Injector {
         let of = SidecarOf {
             native,
             service: candidate.owner,
-            probes: probes.originals(),
+            probes: probes.originals(Map::new()),
             pod_resources: object(pod.spec, &["resources"]).is_some(),
         };
         let mut injected = candidate.pod.clone();
@@ -180,6 +182,27 @@ impl Injector {
             list_of(spec, "volumes").push(parts::identity());
         }
         Ok(Outcome::Injected { pod: injected, notes })
+    }
+}
+
+impl Injector {
+    /// Leads probes to the sidecar that containers brought along which were added after it, by
+    /// another webhook or by hand.
+    fn complete(&self, pod: &Pod<'_>, whole: &Value, version: String) -> Result<Outcome, Vec<Violation>> {
+        let mut violations = Vec::new();
+        let own = pod.annotations().map(|own| Options::of_annotations(own, &mut violations));
+        let options = own.unwrap_or_default().over(&self.defaults);
+        let probes = Rewritten::of(pod, options.skip_inbound_ports.as_ref(), &mut violations);
+        // What was let in once is not refused now; only what can be mended is.
+        if probes.is_empty() || !violations.is_empty() {
+            return Ok(Outcome::Skipped(Skip::AlreadyInjected(version)));
+        }
+        let mut completed = whole.clone();
+        if let Some(spec) = completed.get_mut("spec").and_then(Value::as_object_mut) {
+            probes::complete(pod, &probes, spec).map_err(|violation| vec![violation])?;
+        }
+        let notes = vec!["probes that were added after the sidecar are led to it now".to_owned()];
+        Ok(Outcome::Injected { pod: completed, notes })
     }
 }
 

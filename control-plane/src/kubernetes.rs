@@ -23,6 +23,7 @@ use crate::discovery::sessions::Sessions;
 use crate::metrics::Metrics;
 use crate::settings::{AuthoritySettings, ClusterSettings};
 use crate::source::Content;
+use crate::webhook::ca_bundle::CaBundleWriter;
 
 pub mod client;
 
@@ -92,6 +93,14 @@ impl InCluster {
         metrics.follow_lease(leading.clone());
         ending.spawn(candidate.run(shutdown));
         background.spawn(keeper.run(metrics.clone()));
+        let webhooks = CaBundleWriter {
+            client: client.clone(),
+            namespace: settings.namespace,
+            credentials: credentials.clone(),
+            published: published.clone(),
+            leading: leading.clone(),
+        };
+        background.spawn(webhooks.run());
         let bundles = trust_bundle::TrustBundleWriter {
             client: client.clone(),
             credentials,

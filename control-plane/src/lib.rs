@@ -24,6 +24,7 @@ mod registry;
 mod run;
 mod runtime_dir;
 mod server;
+mod webhook;
 
 pub use run::{Addresses, ControlPlane, RunError, run};
 

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     statuses_written: AtomicU64,
     status_writes_failed: AtomicU64,
     leading: OnceLock<watch::Receiver<bool>>,
+    admitted: [[AtomicU64; ADMISSIONS.len()]; WEBHOOKS.len()],
 }
 
 /// How the bearer of a new certificate proved who it is.
@@ -49,6 +50,18 @@ pub(crate) enum Notified {
 }
 
 const NOTIFIED: [&str; 3] = ["delivered", "retried", "dropped"];
+
+/// How a webhook answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Allowed,
+    Patched,
+    Refused,
+    Unreadable,
+}
+
+const ADMISSIONS: [&str; 4] = ["allowed", "patched", "refused", "unreadable"];
+const WEBHOOKS: [&str; 2] = ["inject", "validate"];
 
 /// What others know and the text also says.
 #[derive(Debug, Default)]
@@ -133,6 +146,13 @@ impl Metrics {
         let _ = self.leading.set(leading);
     }
 
+    /// Counts an answer of one of [`WEBHOOKS`].
+    pub(crate) fn admitted(&self, webhook: &str, admission: Admission) {
+        if let Some(index) = WEBHOOKS.iter().position(|known| *known == webhook) {
+            self.admitted[index][admission as usize].fetch_add(1, Relaxed);
+        }
+    }
+
     /// Everything in the Prometheus text format.
     pub(crate) fn text(&self, gauges: &Gauges) -> String {
         let mut text = Text(String::with_capacity(4096));
@@ -146,6 +166,14 @@ impl Metrics {
         text.family(name, "counter", "Tries to tell a webhook of an alert, by how they ended.");
         for (result, counter) in NOTIFIED.iter().zip(&self.notified) {
             text.sample(name, &format!("{{result=\"{result}\"}}"), counter.load(Relaxed));
+        }
+        let name = "heddle_admission_requests_total";
+        text.family(name, "counter", "Reviews that the API server asked for, by webhook and answer.");
+        for (webhook, counters) in WEBHOOKS.iter().zip(&self.admitted) {
+            for (result, counter) in ADMISSIONS.iter().zip(counters) {
+                let labels = format!("{{webhook=\"{webhook}\",result=\"{result}\"}}");
+                text.sample(name, &labels, counter.load(Relaxed));
+            }
         }
         text.family(
             "heddle_certificates_issued_total",

@@ -37,6 +37,7 @@ use crate::server::registry::{RegistryService, SharedRegistry};
 use crate::server::{self, Services};
 use crate::settings::{DEFAULT_ADMIN, Settings};
 use crate::source;
+use crate::webhook::{self, Webhook};
 
 /// A control plane that has its keys and its listeners, but does not serve yet.
 pub struct ControlPlane {
@@ -46,6 +47,7 @@ pub struct ControlPlane {
     home: Home,
     discovery: TcpListener,
     admin: TcpListener,
+    webhook: Option<TcpListener>,
     addresses: Addresses,
 }
 
@@ -62,6 +64,8 @@ pub struct Addresses {
     pub discovery: SocketAddr,
     /// Health, metrics and more.
     pub admin: SocketAddr,
+    /// The admission webhooks, if they are wanted.
+    pub webhook: Option<SocketAddr>,
 }
 
 /// Why a control plane does not start or stops; the operator's to mend.
@@ -125,11 +129,17 @@ impl ControlPlane {
                 Err(_) => bind("--admin", SocketAddr::new(DEFAULT_ADMIN.ip(), 0)).await?,
             },
         };
+        let webhook = match settings.webhook {
+            Some(address) => Some((bind("--webhook", address).await?, address)),
+            None => None,
+        };
         let addresses = Addresses {
             discovery: local(&discovery, "--listen", settings.listen)?,
             admin: local(&admin, "--admin", DEFAULT_ADMIN)?,
+            webhook: webhook.as_ref().map(|(bound, asked)| local(bound, "--webhook", *asked)).transpose()?,
         };
-        Ok(Self { settings, authority, roots, home, discovery, admin, addresses })
+        let webhook = webhook.map(|(listener, _)| listener);
+        Ok(Self { settings, authority, roots, home, discovery, admin, webhook, addresses })
     }
 
     /// Where it listens.
@@ -142,7 +152,7 @@ impl ControlPlane {
     /// # Errors
     /// If a listener fails.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { settings, authority, roots, home, discovery, admin, addresses } = self;
+        let Self { settings, authority, roots, home, discovery, admin, webhook, addresses } = self;
         let credentials = Credentials::new(roots.bundle());
         renew_once(&authority, &credentials).map_err(Reason::from)?;
 
@@ -223,6 +233,11 @@ impl ControlPlane {
         background.spawn(pipeline.run());
         background.spawn(teller.run());
         let lifetime = settings.authority.certificate_lifetime;
+        if let Some(listener) = webhook {
+            let webhook = Webhook::new(&settings, &authority, metrics.clone()).map_err(Reason::from)?;
+            background.spawn(webhook.certificate().keep(authority.clone(), lifetime));
+            leaving.spawn(webhook::serve(listener, webhook, ending.clone()));
+        }
         background.spawn(renew(authority, credentials.clone(), lifetime));
 
         // Before the lines: who reads them may start a sidecar that looks for the file.
@@ -232,6 +247,9 @@ impl ControlPlane {
         });
         log::listening("discovery", addresses.discovery);
         log::listening("admin", addresses.admin);
+        if let Some(webhook) = addresses.webhook {
+            log::listening("webhook", webhook);
+        }
 
         let serving = server::serve(discovery, &credentials, services, open, metrics, ending.clone());
         let mut serving = pin!(serving);

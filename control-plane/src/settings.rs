@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::ca::Authority;
 use crate::ca::store::{DataDir, GivenAuthority, StoreError};
+use crate::injection::Options;
 use crate::kubernetes::client::Cluster;
 use crate::source::SourceSpec;
 use crate::token::default_data_dir;
@@ -21,6 +22,9 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 
 /// Where the admin listener is tried first.
 pub const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7290);
+
+/// Where the webhooks of a cluster listen unless told otherwise.
+pub const DEFAULT_WEBHOOK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7210);
 
 /// The trust domain of a mesh that was not given one.
 pub const DEFAULT_TRUST_DOMAIN: &str = "heddle.local";
@@ -56,6 +60,19 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", env = "HEDDLE_DRAIN_TIMEOUT", value_parser = parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub drain_timeout: Option<Duration>,
+    /// Where the admission webhooks listen [default: 0.0.0.0:7210 with a Kubernetes source, else nowhere]
+    #[arg(long, value_name = "IP:PORT", env = "HEDDLE_WEBHOOK")]
+    pub webhook: Option<SocketAddr>,
+    /// A choice for injected pods that do not make it by the annotation heddle.dev/NAME (repeatable;
+    /// in the variable separated by ;)
+    #[arg(
+        long = "inject-default",
+        value_name = "NAME=VALUE",
+        env = "HEDDLE_INJECT_DEFAULT",
+        value_delimiter = ';'
+    )]
+    #[serde(rename = "injectDefault")]
+    pub inject_defaults: Vec<String>,
     /// The namespace of the control plane itself, of a Kubernetes source [default: that of the pod, or heddle-system]
     #[arg(long, value_name = "NAME", env = "HEDDLE_NAMESPACE")]
     pub namespace: Option<String>,
@@ -131,6 +148,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where the admin listener binds; `None`: the default, or any free port where that is taken.
     pub admin: Option<SocketAddr>,
+    /// Where the admission webhooks listen.
+    pub webhook: Option<SocketAddr>,
+    /// What injected pods have unless they choose otherwise.
+    pub inject_defaults: Options,
     /// Keys and trust.
     pub authority: AuthoritySettings,
     /// The cluster among the sources, if there is one.
@@ -197,6 +218,14 @@ pub enum InvalidSettings {
     /// There is one place for statuses and keys.
     #[error("--source: there can be one Kubernetes cluster at most")]
     SeveralClusters,
+    /// No choice about injection.
+    #[error("--inject-default: {setting:?}: {why}")]
+    InjectDefault {
+        /// What was written.
+        setting: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// No name of a namespace.
     #[error("--namespace: {0:?} is no name of a namespace")]
     Namespace(String),
@@ -239,7 +268,10 @@ impl Args {
         if cluster.is_some() && authority.given.is_some() {
             return Err(InvalidSettings::AuthorityInCluster);
         }
+        let webhook = set.webhook.or(cluster.is_some().then_some(DEFAULT_WEBHOOK));
         Ok(Settings {
+            webhook,
+            inject_defaults: inject_defaults(&set.inject_defaults)?,
             cluster,
             sources: set.sources,
             listen: set.listen.unwrap_or(DEFAULT_LISTEN),
@@ -265,6 +297,12 @@ impl Args {
             registration_grace: self.registration_grace.or(file.registration_grace),
             idle_exit: self.idle_exit.or(file.idle_exit),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            webhook: self.webhook.or(file.webhook),
+            inject_defaults: if self.inject_defaults.is_empty() {
+                file.inject_defaults
+            } else {
+                self.inject_defaults
+            },
             namespace: self.namespace.or(file.namespace),
             pod_name: self.pod_name.or(file.pod_name),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
@@ -317,9 +355,20 @@ impl AuthoritySettings {
     }
 }
 
+fn inject_defaults(settings: &[String]) -> Result<Options, InvalidSettings> {
+    let mut options = Options::default();
+    for setting in settings {
+        let invalid = |why: String| InvalidSettings::InjectDefault { setting: setting.clone(), why };
+        let (name, value) = setting.split_once('=').ok_or_else(|| invalid("is written NAME=VALUE".into()))?;
+        options.set(name.trim(), value).map_err(|error| invalid(error.to_string()))?;
+    }
+    Ok(options)
+}
+
 /// Where the kubelet tells a pod its namespace.
 const POD_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
-const DEFAULT_NAMESPACE: &str = "heddle-system";
+/// The namespace of a control plane that is in none.
+pub(crate) const DEFAULT_NAMESPACE: &str = "heddle-system";
 
 /// The cluster among `sources`.
 fn cluster(
@@ -430,6 +479,8 @@ mod tests {
             ("trustDomain: Not A Domain\n", "--trust-domain"),
             ("source: [kubernetes, kubernetes]\n", "one Kubernetes cluster"),
             ("source: kubernetes\nnamespace: Not.A.Name\n", "--namespace"),
+            ("injectDefault: [sidecar-cpu=1]\n", "no such option"),
+            ("injectDefault: [log-level]\n", "NAME=VALUE"),
             ("source: kubernetes\ncaCert: a.pem\ncaKey: b.pem\n", "Secret heddle-ca"),
         ] {
             let error = settings(yaml, &[]).unwrap_err().to_string();

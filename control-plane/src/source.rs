@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use heddle_api::crd::Violation;
 use tokio::sync::{mpsc, watch};
 
 use crate::kubernetes::client::{Cluster, NoClient};
@@ -74,6 +75,13 @@ impl fmt::Display for SourceSpec {
             Self::Kubernetes(Cluster::Context(context)) => write!(f, "kubernetes:{context}"),
         }
     }
+}
+
+/// What is wrong with an object, by the field, as it would be told if a source had it.
+pub(crate) fn violations(object: serde_json::Value) -> Vec<Violation> {
+    let place: Arc<Path> = Path::new("").into();
+    let errors = document::read_object(&place, &tree::Node::from(object)).err().unwrap_or_default();
+    errors.into_iter().map(|error| Violation { path: error.field, message: error.message }).collect()
 }
 
 #[cfg(test)]

@@ -96,10 +96,15 @@ impl Rewritten {
         Self { moved }
     }
 
-    /// The originals by path, as the sidecar reads them.
-    pub(super) fn originals(&self) -> Option<String> {
-        let entries: Map<String, Value> =
-            self.moved.iter().map(|moved| (moved.at(), Value::Object(moved.entry.clone()))).collect();
+    /// Whether there is nothing to move.
+    pub(super) fn is_empty(&self) -> bool {
+        self.moved.is_empty()
+    }
+
+    /// The originals by path, as the sidecar reads them, after those in `known`.
+    pub(super) fn originals(&self, known: Map<String, Value>) -> Option<String> {
+        let mut entries = known;
+        entries.extend(self.moved.iter().map(|moved| (moved.at(), Value::Object(moved.entry.clone()))));
         // Kubernetes puts variables in place of `$(NAME)` in the environment, which nobody means here.
         (!entries.is_empty()).then(|| Value::Object(entries).to_string().replace('$', r"\u0024"))
     }
@@ -121,11 +126,20 @@ impl Moved {
     }
 }
 
+/// Whether a handler is one that was led to the sidecar.
+fn is_ours(handler: &Map<String, Value>) -> bool {
+    field(handler, "port").and_then(Value::as_u64) == Some(ADMIN_PORT.into())
+        && text(handler, "path").is_some_and(|path| parse(path).is_some())
+}
+
 fn take(container: &Container<'_>, hook: Hook, skipped: Option<&Ports>) -> Result<Option<Moved>, Violation> {
     let Some(fields) = object(container.fields, hook.path()) else { return Ok(None) };
     let mut handlers = hook.handlers().iter();
     let found = handlers.find_map(|handler| Some((*handler, object(fields, &[handler])?)));
     let Some((handler, original)) = found else { return Ok(None) };
+    if is_ours(original) || container.name == super::SIDECAR {
+        return Ok(None);
+    }
     // Kubelet asks another host than the pod then, perhaps the node itself; only kubelet can.
     if text(original, "host").is_some_and(|host| !host.is_empty()) {
         return Ok(None);
@@ -174,20 +188,70 @@ fn port(container: &Container<'_>, port: Option<&Value>) -> Result<u16, String> 
     })
 }
 
+/// The originals that a pod carries with its sidecar.
+struct Carried {
+    /// Where they are written.
+    path: String,
+    originals: Map<String, Value>,
+}
+
+impl Carried {
+    /// Those of `pod`; none if it has no sidecar.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn by(pod: &Pod<'_>) -> Result<Self, Violation> {
+        let mut carried = Self { path: String::new(), originals: Map::new() };
+        let Some(sidecar) = pod.container(super::SIDECAR) else { return Ok(carried) };
+        let variable = sidecar.objects("env").find(|(_, env)| text(env, "name") == Some(parts::PROBES));
+        let Some((index, env)) = variable else { return Ok(carried) };
+        carried.path = format!("{}.env[{index}].value", sidecar.path);
+        carried.originals = serde_json::from_str(text(env, "value").unwrap_or_default())
+            .map_err(|error| carried.wrong(format!("is not what injection writes: {error}")))?;
+        Ok(carried)
+    }
+
+    fn wrong(&self, message: String) -> Violation {
+        Violation { path: self.path.clone(), message }
+    }
+}
+
+/// Leads to the sidecar what `pod` does not yet lead there although it has a sidecar: probes of containers
+/// that somebody added since.
+///
+/// # Errors
+/// If the originals that the pod carries cannot be read.
+pub(super) fn complete(
+    pod: &Pod<'_>,
+    rewritten: &Rewritten,
+    spec: &mut Map<String, Value>,
+) -> Result<(), Violation> {
+    let Some(originals) = rewritten.originals(Carried::by(pod)?.originals) else { return Ok(()) };
+    rewritten.apply(spec);
+    let Some(list) = pod.container(super::SIDECAR).map(|sidecar| sidecar.list.field()) else { return Ok(()) };
+    let sidecar = spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+    for sidecar in sidecar.filter(|container| container["name"] == super::SIDECAR) {
+        if !sidecar["env"].is_array() {
+            sidecar["env"] = Value::Array(Vec::new());
+        }
+        let Some(env) = sidecar["env"].as_array_mut() else { continue };
+        match env.iter_mut().find(|variable| variable["name"] == parts::PROBES) {
+            Some(variable) => variable["value"] = originals.as_str().into(),
+            None => env.push(json!({"name": parts::PROBES, "value": originals})),
+        }
+    }
+    Ok(())
+}
+
 /// Puts the originals back that `pod`, whose spec is `spec`, carries with its sidecar.
 ///
 /// # Errors
 /// If they cannot be read.
 pub(super) fn restore(pod: &Pod<'_>, spec: &mut Map<String, Value>) -> Result<(), Violation> {
-    let Some(sidecar) = pod.container(super::SIDECAR) else { return Ok(()) };
-    let found = sidecar.objects("env").find(|(_, env)| text(env, "name") == Some(parts::PROBES));
-    let Some((index, env)) = found else { return Ok(()) };
-    let wrong = |message: String| Violation { path: format!("{}.env[{index}].value", sidecar.path), message };
-    let originals: Map<String, Value> = serde_json::from_str(text(env, "value").unwrap_or_default())
-        .map_err(|error| wrong(format!("is not what injection writes: {error}")))?;
-    for (at, entry) in originals {
-        let foreign = || wrong(format!("{at:?} is not what injection writes"));
-        let (container, hook) = parse(&at).ok_or_else(foreign)?;
+    let carried = Carried::by(pod)?;
+    for (at, entry) in &carried.originals {
+        let foreign = || carried.wrong(format!("{at:?} is not what injection writes"));
+        let (container, hook) = parse(at).ok_or_else(foreign)?;
         let entry = entry.as_object().ok_or_else(foreign)?;
         let (handler, original) =
             hook.handlers().iter().find_map(|h| Some((*h, object(entry, &[h])?))).ok_or_else(foreign)?;
@@ -196,10 +260,8 @@ pub(super) fn restore(pod: &Pod<'_>, spec: &mut Map<String, Value>) -> Result<()
             original.insert("port".into(), name.clone());
         }
         // A container or probe that went since has nothing to restore.
-        let place = handler_place(spec, container, hook);
-        let place =
-            place.filter(|place| object(place, &["httpGet"]).and_then(|get| text(get, "path")) == Some(&at));
-        if let Some(place) = place {
+        let leads_here = |place: &Map<String, Value>| object(place, &["httpGet"]).is_some_and(is_ours);
+        if let Some(place) = handler_place(spec, container, hook).filter(|place| leads_here(place)) {
             replace(place, "httpGet", handler, Value::Object(original));
         }
     }

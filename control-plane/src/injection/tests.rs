@@ -134,3 +134,26 @@ fn probes_are_safe_from_the_expansion_of_variables() {
     assert!(!probes.contains('$'), "{probes}");
     assert_eq!(remove(&pod), Ok(Removed::Restored(web)));
 }
+
+/// Another webhook that runs after ours may add a container; ours is asked again then (`reinvocationPolicy`).
+#[test]
+fn probes_of_containers_that_come_later_are_led_to_the_sidecar_too() {
+    let probe = |port: u16| json!({"tcpSocket": {"port": port}});
+    let first = json!({"name": "web", "readinessProbe": probe(80)});
+    let late =
+        json!({"name": "late", "readinessProbe": probe(81), "livenessProbe": {"exec": {"command": ["a"]}}});
+    let both = json!({"spec": {"containers": [first, late]}});
+    for first in [first, json!({"name": "web"})] {
+        let mut pod = injected(&json!({"spec": {"containers": [first]}}));
+        pod["spec"]["containers"].as_array_mut().unwrap().push(late.clone());
+        let completed = injected(&pod);
+        assert_eq!(
+            completed["spec"]["containers"][1]["readinessProbe"]["httpGet"]["path"],
+            "/probe/late/readiness"
+        );
+        assert_eq!(inject(&completed), Ok(Outcome::Skipped(Skip::AlreadyInjected("1.2.3".into()))));
+        let mut expected = both.clone();
+        expected["spec"]["containers"][0] = first;
+        assert_eq!(remove(&completed), Ok(Removed::Restored(expected)));
+    }
+}

@@ -113,7 +113,7 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    fn bound(&mut self, role: &str) -> SocketAddr {
+    pub(crate) fn bound(&mut self, role: &str) -> SocketAddr {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let log = self.log();

@@ -1,0 +1,208 @@
+//! The admission webhooks: the API server asks here before it makes a pod or
+//! takes a policy.
+//!
+//! HTTPS with a certificate of the mesh's authority ([`certificate`]), which the
+//! API server is told to trust ([`ca_bundle`]). What is answered is decided by
+//! pure functions of the request ([`review`]); nothing is read from the cluster
+//! for it, so that admission is as available as a replica of the control plane. Everything is bounded:
+//! connections, the time of each, bodies.
+
+pub(crate) mod ca_bundle;
+mod certificate;
+mod mutation;
+mod review;
+mod validation;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use self::certificate::Serving;
+use crate::ca::{SharedAuthority, SignError};
+use crate::injection::Injector;
+use crate::metrics::{Admission, Metrics};
+use crate::settings::{DEFAULT_NAMESPACE, Settings};
+
+/// An API server keeps a few connections to each replica; there are a handful of API servers.
+const MAX_CONNECTIONS: usize = 256;
+
+/// As for sidecars: long enough for a slow link, short enough that silence is not free.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For the next request on a connection. Longer than the API server itself leaves a connection
+/// idle (90 s in Go), so that it never writes to one that is being closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// For a body and the answer; the API server waits for 30 s at most.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The API server takes objects of 3 MiB; a review of an update has two of them.
+const MAX_BODY: usize = 8 * 1024 * 1024;
+
+/// After running out of file descriptors: long enough that some are closed meanwhile.
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+
+/// What answers.
+pub(crate) struct Webhook {
+    injector: Injector,
+    certificate: Arc<Serving>,
+    metrics: Arc<Metrics>,
+}
+
+impl Webhook {
+    /// The webhook of these settings, with a certificate of that authority.
+    ///
+    /// # Errors
+    /// If the authority cannot sign.
+    pub(crate) fn new(
+        settings: &Settings,
+        authority: &SharedAuthority,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, SignError> {
+        let namespace = settings.cluster.as_ref().map_or(DEFAULT_NAMESPACE, |cluster| &cluster.namespace);
+        let names = certificate::names(namespace, &settings.cluster_domain);
+        let injector = Injector {
+            control_plane: format!("heddle-control-plane.{namespace}.svc:7200"),
+            defaults: settings.inject_defaults.clone(),
+            ..Injector::default()
+        };
+        Ok(Self { injector, certificate: Serving::new(authority, names)?, metrics })
+    }
+
+    /// The certificate in use, which somebody has to keep fresh.
+    pub(crate) fn certificate(&self) -> Arc<Serving> {
+        self.certificate.clone()
+    }
+}
+
+/// Serves on `listener` until `shutdown` is set, then until the open requests are answered.
+pub(crate) async fn serve(listener: TcpListener, webhook: Webhook, mut shutdown: watch::Receiver<bool>) {
+    let tls = TlsAcceptor::from(Arc::new(webhook.certificate.server_config()));
+    let webhook = Arc::new(webhook);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let mut failing = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            _ = shutdown.wait_for(|over| *over) => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                failing = false;
+                let Ok(place) = places.clone().try_acquire_owned() else {
+                    webhook.metrics.connection_refused();
+                    continue;
+                };
+                let (tls, webhook, shutdown) = (tls.clone(), webhook.clone(), shutdown.clone());
+                connections.spawn(connection(stream, tls, webhook, place, shutdown));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, "the webhook cannot accept connections; trying again");
+                }
+                tokio::time::sleep(ACCEPT_BACK_OFF).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    webhook: Arc<Webhook>,
+    _place: OwnedSemaphorePermit,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let established = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
+    let stream = match established {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            webhook.metrics.handshake_failed();
+            return debug!(%error, "no TLS connection to the webhook");
+        }
+        Err(_) => return webhook.metrics.handshake_failed(),
+    };
+    let service = service_fn(move |request| answer(request, webhook.clone()));
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+    let over = async { drop(shutdown.wait_for(|over| *over).await) };
+    let ended = tokio::select! {
+        ended = serving.as_mut() => Some(ended),
+        () = over => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection to the webhook broke");
+    }
+}
+
+async fn answer(request: Request<Incoming>, webhook: Arc<Webhook>) -> Result<Response<Body>, Infallible> {
+    let kind = match (request.method(), request.uri().path()) {
+        (&Method::POST, "/inject") => review::Kind::Inject,
+        (&Method::POST, "/validate") => review::Kind::Validate,
+        (_, "/inject" | "/validate") => return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n")),
+        _ => return Ok(text(StatusCode::NOT_FOUND, "there are /inject and /validate\n")),
+    };
+    let answered = timely(async {
+        let body = to_bytes(Body::new(request.into_body()), MAX_BODY).await;
+        body.map(|body| review::answer(kind, &body, &webhook.injector))
+    });
+    let (admission, response) = match answered.await {
+        Some(Ok(Ok((admission, body)))) => {
+            let mut response = Response::new(Body::from(body));
+            response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+            (admission, response)
+        }
+        Some(Ok(Err(unreadable))) => {
+            warn!(error = %unreadable, "the API server asked something that is no AdmissionReview");
+            (Admission::Unreadable, text(StatusCode::BAD_REQUEST, &format!("{unreadable}\n")))
+        }
+        Some(Err(error)) => {
+            debug!(%error, "the body of a review did not arrive");
+            let why = format!("no body of at most {MAX_BODY} bytes\n");
+            (Admission::Unreadable, text(StatusCode::PAYLOAD_TOO_LARGE, &why))
+        }
+        None => (Admission::Unreadable, text(StatusCode::REQUEST_TIMEOUT, "the body took too long\n")),
+    };
+    webhook.metrics.admitted(kind.name(), admission);
+    Ok(response)
+}
+
+async fn timely<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(REQUEST_TIMEOUT, work).await.ok()
+}
+
+fn text(status: StatusCode, message: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(message.to_owned()));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,157 @@
+//! AdmissionReview (admission.k8s.io/v1): from the bytes of a request to those
+//! of its answer.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::{mutation, validation};
+use crate::injection::Injector;
+use crate::metrics::Admission;
+
+/// Which webhook is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Inject,
+    Validate,
+}
+
+impl Kind {
+    /// As it is counted.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Inject => "inject",
+            Self::Validate => "validate",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review {
+    api_version: String,
+    kind: String,
+    request: Request,
+}
+
+/// What is asked about.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Request {
+    uid: String,
+    /// The object's namespace, which the object itself may not say; empty for kinds of the cluster.
+    #[serde(default)]
+    pub(super) namespace: String,
+    /// The object as it would be.
+    #[serde(default)]
+    pub(super) object: Value,
+    /// As it was, if it is changed.
+    #[serde(default)]
+    pub(super) old_object: Value,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Verdict {
+    Allowed {
+        /// JSON Patch (RFC 6902); empty: as it is.
+        patch: Vec<Value>,
+        /// What kubectl shows.
+        warnings: Vec<String>,
+    },
+    /// Each reason on its own.
+    Refused(Vec<String>),
+}
+
+impl Verdict {
+    /// As it is, without a word.
+    pub(super) const ALLOWED: Self = Self::Allowed { patch: Vec::new(), warnings: Vec::new() };
+}
+
+/// A request that is no review that we know.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("no AdmissionReview: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error(
+        "{kind} of {api_version} is not the AdmissionReview of admission.k8s.io/v1 that is understood here"
+    )]
+    Other { kind: String, api_version: String },
+}
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+
+/// Kubernetes cuts warnings off there.
+const LONGEST_WARNING: usize = 256;
+
+/// More reasons help nobody; kubectl shows them in one line.
+const MOST_REASONS: usize = 16;
+
+/// The answer to the review in `body`, and how it is counted.
+pub(super) fn answer(
+    kind: Kind,
+    body: &[u8],
+    injector: &Injector,
+) -> Result<(Admission, Vec<u8>), Unreadable> {
+    let review: Review = serde_json::from_slice(body)?;
+    if (review.api_version.as_str(), review.kind.as_str()) != (API_VERSION, "AdmissionReview") {
+        return Err(Unreadable::Other { kind: review.kind, api_version: review.api_version });
+    }
+    let request = review.request;
+    let verdict = match kind {
+        Kind::Inject => mutation::inject(&request, injector),
+        Kind::Validate => validation::validate(&request),
+    };
+    let (admission, response) = match verdict {
+        Verdict::Allowed { patch, warnings } => {
+            let mut response = json!({"uid": request.uid, "allowed": true});
+            let admission = if patch.is_empty() { Admission::Allowed } else { Admission::Patched };
+            if !patch.is_empty() {
+                response["patchType"] = "JSONPatch".into();
+                response["patch"] = BASE64.encode(Value::from(patch).to_string()).into();
+            }
+            if !warnings.is_empty() {
+                response["warnings"] = warnings.into_iter().map(warning).collect();
+            }
+            (admission, response)
+        }
+        Verdict::Refused(mut reasons) => {
+            let more = reasons.len().saturating_sub(MOST_REASONS);
+            reasons.truncate(MOST_REASONS);
+            if more > 0 {
+                reasons.push(format!("and {more} more"));
+            }
+            let message = reasons.join("; ");
+            info!(
+                webhook = kind.name(),
+                namespace = request.namespace,
+                object = name(&request.object),
+                message,
+                "refused"
+            );
+            let status = json!({"code": 422, "reason": "Invalid", "message": message});
+            (Admission::Refused, json!({"uid": request.uid, "allowed": false, "status": status}))
+        }
+    };
+    let review = json!({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response});
+    Ok((admission, review.to_string().into_bytes()))
+}
+
+/// A text that fits into a warning header.
+fn warning(text: String) -> String {
+    let text = format!("heddle: {}", text.replace(['\n', '\r'], " "));
+    match text.char_indices().nth(LONGEST_WARNING) {
+        Some((end, _)) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+fn name(object: &Value) -> &str {
+    let metadata = &object["metadata"];
+    metadata["name"].as_str().or_else(|| metadata["generateName"].as_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,41 @@
+//! Policies and routes that are about to be taken: what no schema can say about
+//! them, by the very code that reads them afterwards.
+
+use serde_json::Value;
+
+use super::review::{Request, Verdict};
+use crate::source;
+
+/// What to say about the object of `request`.
+pub(super) fn validate(request: &Request) -> Verdict {
+    let (new, old) = (&request.object, &request.old_object);
+    // What is on its way out, or was let in before, must not be kept from losing a finalizer or a label.
+    if !new["metadata"]["deletionTimestamp"].is_null() || (old.is_object() && new["spec"] == old["spec"]) {
+        return Verdict::ALLOWED;
+    }
+    let ours =
+        |parent: &Value| parent["kind"] == "Service" && parent["group"].as_str().is_some_and(str::is_empty);
+    let is_route = new["kind"].as_str().is_some_and(|kind| kind.ends_with("Route"));
+    let parents = new["spec"]["parentRefs"].as_array().map_or(&[][..], Vec::as_slice);
+    if is_route && !parents.iter().any(ours) {
+        return Verdict::ALLOWED;
+    }
+    let mut object = new.clone();
+    if object["metadata"]["namespace"].is_null() && !request.namespace.is_empty() {
+        object["metadata"]["namespace"] = request.namespace.as_str().into();
+    }
+    let violations = source::violations(object);
+    let texts = violations.into_iter().map(|violation| match violation.path.as_str() {
+        "" => violation.message,
+        path => format!("{path}: {}", violation.message),
+    });
+    let texts: Vec<String> = texts.collect();
+    if texts.is_empty() {
+        Verdict::ALLOWED
+    } else if is_route && !parents.iter().all(ours) {
+        // Others read this route, too, and may know what we do not; ours says the same in its status.
+        Verdict::Allowed { patch: Vec::new(), warnings: texts }
+    } else {
+        Verdict::Refused(texts)
+    }
+}
