@@ -104,6 +104,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         |object| claims.unresolved(object),
     );
     claims.withdraw(&mut accepted.external, &mut statuses);
+    let hosts = claims.hosts(&accepted.external);
     external::add(&accepted.external, &mut services);
     macro_rules! judge_routes {
         ($($routes:ident),*) => {$(
@@ -195,7 +196,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         declared: services.declared,
         pods: services.pods,
         attachments,
-        hosts: Hosts::new(&accepted.external),
+        hosts,
         limited,
         accepted,
     }

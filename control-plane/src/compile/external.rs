@@ -61,8 +61,7 @@ impl<'a> Claims<'a> {
                 refuse(path, format!("{host:?} is in the cluster's domain, {domain}"));
                 continue;
             }
-            let service = ServiceName::from_host(host, namespace, domain);
-            if let Some(service) = service.filter(|name| self.services.resources.contains_key(name)) {
+            if let Some(service) = self.named(host, namespace) {
                 refuse(path, format!("{host:?} is the name of Service {service}"));
                 continue;
             }
@@ -72,6 +71,17 @@ impl<'a> Claims<'a> {
             }
         }
         found
+    }
+
+    /// The Service whose name a host is, as clients in `namespace` write it.
+    fn named(&self, host: &str, namespace: &str) -> Option<ServiceName> {
+        let service = ServiceName::from_host(host, namespace, self.cluster_domain)?;
+        self.services.resources.contains_key(&service).then_some(service)
+    }
+
+    /// The hosts of the objects in force, without those that have become the name of a Service since.
+    pub(super) fn hosts(&self, accepted: &Versions) -> Hosts {
+        Hosts::new(accepted, |host, namespace| self.named(host, namespace).is_none())
     }
 
     /// The Service of the object's own name, if it does not lead there.
@@ -254,12 +264,13 @@ fn origination(tls: &TlsOrigination, spec: &ExternalServiceSpec) -> Option<v1::T
 pub(crate) struct Hosts(Arc<BTreeMap<String, BTreeMap<String, ServiceName>>>);
 
 impl Hosts {
-    pub(super) fn new(accepted: &Versions) -> Self {
+    fn new(accepted: &Versions, is_free: impl Fn(&str, &str) -> bool) -> Self {
         let mut hosts: BTreeMap<String, BTreeMap<String, ServiceName>> = BTreeMap::new();
         for object in oldest_first(accepted) {
             let Some(name) = service_name(&object.name) else { continue };
-            let known = hosts.entry(object.name.namespace.clone()).or_default();
-            for host in &object.value.spec.hosts {
+            let namespace = &object.name.namespace;
+            let known = hosts.entry(namespace.clone()).or_default();
+            for host in object.value.spec.hosts.iter().filter(|host| is_free(host.as_str(), namespace)) {
                 known.entry(host.as_str().into()).or_insert_with(|| name.clone());
             }
         }

@@ -197,3 +197,18 @@ spec:
     let backend = &routes.rules[0].backends[0];
     assert_eq!((backend.name.as_str(), backend.invalid.as_str()), ("payments", ""));
 }
+
+/// What was accepted before there was a Service of that name went on to answer to it.
+#[test]
+fn a_service_takes_its_name_back_from_a_host() {
+    let spec = "  hosts: [users.shop, api.example]\n  ports: [{name: a, port: 80}]\n  endpoints: [{address: 192.0.2.1}]";
+    let said = external("payments", "shop", spec);
+    let hosts = |model: &Model| model.hosts.of("shop").into_iter().map(|host| host.name).collect::<Vec<_>>();
+    let before = model(&said, &[]);
+    assert_eq!(hosts(&before), ["api.example", "users.shop"]);
+    let after = model_after(&before, &(USERS.to_owned() + &said), &[]);
+    assert_eq!(hosts(&after), ["api.example"]);
+    let status = after.statuses.iter().find(|status| status.kind == "ExternalService").unwrap();
+    assert_eq!((status.refusals[0].path.as_str(), status.in_force), ("spec.hosts[0]", InForce::LastGood));
+    assert_eq!(hosts(&model_after(&after, &said, &[])), ["api.example", "users.shop"]);
+}
