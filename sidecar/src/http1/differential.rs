@@ -8,6 +8,7 @@ use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::http1::fields::Field;
@@ -98,7 +99,7 @@ fn end_to_end(request: &Request) -> Vec<(String, Vec<u8>)> {
 }
 
 fn agree(input: &[u8]) {
-    let Some(forwarded) = by_us(input) else { return };
+    let Some(forwarded) = by_us(input).filter(|_| !only_we_accept(input)) else { return };
     let shown = String::from_utf8_lossy(input);
     let theirs = by_hyper(input).unwrap_or_else(|| panic!("hyper refuses what we accept: {shown:?}"));
     let again = by_hyper(&forwarded)
@@ -113,6 +114,40 @@ fn agree(input: &[u8]) {
     }
     // Our own reading of what we wrote changes nothing any more.
     assert_eq!(by_us(&forwarded).as_ref(), Some(&forwarded), "{shown:?}");
+}
+
+/// Bytes that no URI may contain (RFC 3986, section 2). Clients send them all the same: we write
+/// them encoded in a path and leave a query as it is, and hyper refuses just these.
+const IN_PATH_FOR_US: &[u8] = b"<>`";
+const IN_QUERY_FOR_US: &[u8] = b"\"<>";
+
+/// Whether the request's target has a byte that hyper refuses and we do not.
+fn only_we_accept(input: &[u8]) -> bool {
+    let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    let path = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    target[..path].iter().any(|byte| IN_PATH_FOR_US.contains(byte))
+        || target[path..].iter().any(|byte| IN_QUERY_FOR_US.contains(byte))
+}
+
+/// Each byte in a path and in a query, so that the difference is known for all of them.
+#[test]
+fn where_hyper_refuses_what_we_accept() {
+    let ours_alone = |request: &dyn Fn(u8) -> Vec<u8>| -> Vec<u8> {
+        let differs = |byte: &u8| {
+            let input = request(*byte);
+            by_us(&input).is_some() && by_hyper(&input).is_none()
+        };
+        (0..=u8::MAX).filter(differs).collect()
+    };
+    let in_path = |byte| [b"GET /a", &[byte][..], b"b HTTP/1.1\r\nhost: a\r\n\r\n"].concat();
+    assert_eq!(ours_alone(&in_path), IN_PATH_FOR_US);
+    let in_query = |byte| [b"GET /?a", &[byte][..], b"b HTTP/1.1\r\nhost: a\r\n\r\n"].concat();
+    assert_eq!(ours_alone(&in_query), IN_QUERY_FOR_US);
+    for byte in 0..=u8::MAX {
+        agree(&in_path(byte));
+        agree(&in_query(byte));
+    }
 }
 
 #[test]
@@ -213,7 +248,8 @@ fn requests() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    // The same cases each time: a difference that is yet unknown is not to be found by somebody else's change.
+    #![proptest_config(ProptestConfig { cases: 512, rng_seed: RngSeed::Fixed(0x6865_6464_6c65), ..Default::default() })]
 
     #[test]
     fn what_both_accept_is_read_alike(input in requests()) {
