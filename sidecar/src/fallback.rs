@@ -232,7 +232,7 @@ impl Fallback {
         if let Some(kept) = self.kept.as_ref().filter(|kept| kept.method == Method::Unsafe)
             && (200..400).contains(&status)
         {
-            kept.cache.lock().invalidate(&kept.target);
+            kept.cache.lock().invalidate(&kept.target, now);
         }
     }
 
@@ -266,7 +266,8 @@ impl Fallback {
         }
         let headers = headers();
         let terms = terms(request, status, &headers, delay, kept.rules.max_age)?;
-        Keep::new(kept, request, terms, headers, now).map(Box::new)
+        let asked = now.checked_sub(delay).unwrap_or(now);
+        Keep::new(kept, request, terms, headers, (asked, now)).map(Box::new)
     }
 }
 

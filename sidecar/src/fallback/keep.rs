@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{AGE, CONTENT_LENGTH, HeaderMap, TRAILER};
+use http::header::{AGE, CONTENT_LENGTH, HeaderMap, HeaderName, TRAILER};
 use parking_lot::Mutex;
 
 use super::Place;
@@ -18,6 +18,7 @@ pub(crate) struct Keep {
     selecting: Selecting,
     terms: Terms,
     headers: HeaderMap,
+    asked: Instant,
     received: Instant,
     max_bytes: usize,
     body: Vec<u8>,
@@ -36,10 +37,12 @@ impl Keep {
         request: &impl Head,
         terms: Terms,
         mut headers: HeaderMap,
-        now: Instant,
+        (asked, received): (Instant, Instant),
     ) -> Option<Self> {
-        // Set anew, or without a meaning in what is kept.
-        for name in [AGE, CONTENT_LENGTH, TRAILER] {
+        // Set anew, or without a meaning in what is kept: limits were those of another request.
+        const LIMITS: [HeaderName; 2] =
+            [HeaderName::from_static("ratelimit"), HeaderName::from_static("ratelimit-policy")];
+        for name in [AGE, CONTENT_LENGTH, TRAILER].into_iter().chain(LIMITS) {
             headers.remove(name);
         }
         let mut keep = Self {
@@ -47,7 +50,8 @@ impl Keep {
             target: place.target.clone(),
             selecting: Selecting::of(&terms.vary, request),
             terms,
-            received: now,
+            asked,
+            received,
             max_bytes: place.rules.max_bytes,
             body: Vec::new(),
             reserved: 0,
@@ -86,6 +90,9 @@ impl Keep {
         let (selecting, terms) = (self.selecting.clone(), self.terms.clone());
         let mut cache = self.cache.lock();
         cache.release(std::mem::take(&mut self.reserved));
+        if cache.has_changed(&self.target, self.asked) {
+            return;
+        }
         cache.insert(&self.target, selecting, terms, kept, self.received, self.max_bytes);
     }
 
@@ -130,7 +137,11 @@ mod tests {
 
     fn keep(place: &Place, body: &Body) -> Option<Box<Keep>> {
         let terms = Terms { age: Duration::ZERO, usable: MAX_AGE, public: false, vary: [].into() };
-        let keep = Keep::new(place, &Http1Head::new(REQUEST), terms, HeaderMap::new(), Instant::now());
+        let headers = [("ratelimit", "\"a\";r=1"), ("x-a", "1")];
+        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        let now = Instant::now();
+        let keep =
+            Keep::new(place, &Http1Head::new(REQUEST), terms, HeaderMap::from_iter(headers), (now, now));
         Box::new(keep?).framed(body)
     }
 
@@ -171,5 +182,29 @@ mod tests {
         assert!(second.relay(&[0; 8 << 10]));
         drop(second);
         assert!(place.cache.lock().reserve(16 << 10, 64 << 10), "all of it is free again");
+    }
+
+    /// A response that was on its way while its target was changed was kept as if it were of afterwards.
+    #[test]
+    fn what_was_changed_meanwhile_is_not_kept() {
+        let place = place(64 << 10);
+        let body = Body::of_length(2);
+        let mut before = keep(&place, &body).unwrap();
+        assert!(before.relay(b"hi"));
+        place.cache.lock().invalidate(&place.target, Instant::now());
+        before.store();
+        assert_eq!(kept(&place), None);
+        assert!(place.cache.lock().reserve(16 << 10, 64 << 10), "its room is free again");
+    }
+
+    #[test]
+    fn the_word_of_a_rate_limit_is_not_kept() {
+        let place = place(64 << 10);
+        let mut whole = keep(&place, &Body::of_length(2)).unwrap();
+        assert!(whole.relay(b"hi"));
+        whole.store();
+        let mut cache = place.cache.lock();
+        let found = cache.find(&place.target, &Http1Head::new(REQUEST), MAX_AGE, Instant::now()).unwrap();
+        assert!(found.kept.headers.contains_key("x-a") && !found.kept.headers.contains_key("ratelimit"));
     }
 }

@@ -1,7 +1,8 @@
 //! What is kept, by what it answers: bounded in bytes, the least recently used
 //! goes first. No clock: the time comes in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,35 @@ pub struct Cache {
     used: usize,
     /// What responses on their way may cost.
     reserved: usize,
+    changes: Changes,
+}
+
+/// The targets that were changed lately: what was asked for before must not be kept afterwards.
+#[derive(Debug, Default)]
+struct Changes {
+    /// The hash of each and the time, in their order.
+    recent: VecDeque<(u64, Instant)>,
+    /// When the last one was forgotten. Whatever was asked for before may have changed.
+    forgotten: Option<Instant>,
+    hasher: RandomState,
+}
+
+/// More than this change while a response is on its way at few services; there what is slowest is not kept.
+const RECENT_CHANGES: usize = 256;
+
+impl Changes {
+    fn note(&mut self, target: &[u8], now: Instant) {
+        if self.recent.len() >= RECENT_CHANGES {
+            self.forgotten = self.recent.pop_front().map(|(_, at)| at);
+        }
+        self.recent.push_back((self.hasher.hash_one(target), now));
+    }
+
+    fn since(&self, target: &[u8], then: Instant) -> bool {
+        let hash = self.hasher.hash_one(target);
+        self.forgotten.is_some_and(|at| at >= then)
+            || self.recent.iter().any(|(changed, at)| *changed == hash && *at >= then)
+    }
 }
 
 /// A response that is kept.
@@ -121,8 +151,13 @@ impl Cache {
         self.reserved = self.reserved.saturating_sub(bytes);
     }
 
-    /// Keeps a response in place of the one that the same request got before, unless it
-    /// would take more than a quarter of `max_bytes`.
+    /// Whether a target may have changed since a request for it was sent.
+    pub fn has_changed(&self, target: &[u8], since: Instant) -> bool {
+        self.changes.since(target, since)
+    }
+
+    /// Keeps a response in place of the one that the same request got before, unless that came later, or
+    /// it would take more than a quarter of `max_bytes`.
     pub fn insert(
         &mut self,
         target: &[u8],
@@ -132,6 +167,10 @@ impl Cache {
         received: Instant,
         max_bytes: usize,
     ) {
+        let variants = self.targets.get(target).map(Vec::as_slice).unwrap_or_default();
+        if variants.iter().any(|variant| variant.selecting == selecting && variant.received > received) {
+            return;
+        }
         self.remove(target, |variant| variant.selecting == selecting);
         let cost = VARIANT_COST + target.len() + selecting.cost() + Kept::head_cost(&kept.headers);
         let cost = cost + kept.body.len();
@@ -181,7 +220,8 @@ impl Cache {
     }
 
     /// Forgets all responses for a target, which was changed (section 4.4).
-    pub fn invalidate(&mut self, target: &[u8]) {
+    pub fn invalidate(&mut self, target: &[u8], now: Instant) {
+        self.changes.note(target, now);
         self.remove(target, |_| true);
     }
 

@@ -145,7 +145,7 @@ proptest! {
                     prop_assert_eq!(found.map(|found| found.age), expected);
                 }
                 Event::Invalidate(target) => {
-                    cache.invalidate(&[target]);
+                    cache.invalidate(&[target], now);
                     oracle.entries.retain(|entry| entry.target != target);
                 }
                 Event::Reserve(bytes) => {
@@ -210,4 +210,30 @@ fn values_on_several_lines_select_as_one_list() {
     assert!(selecting.selects(&asked(&["a, b"])) && selecting.selects(&asked(&["a", " b "])));
     assert!(!selecting.selects(&asked(&["b", "a"])) && !selecting.selects(&asked(&[])));
     assert!(!Selecting::of(&names(true), &asked(&[])).selects(&asked(&[""])), "absent is not empty");
+}
+
+/// A slow response that was overtaken by a quicker one took its place when it came to its end.
+#[test]
+fn what_came_later_stays() {
+    let (now, asked) = (Instant::now(), request(None, false));
+    let mut cache = Cache::default();
+    for (size, received) in [(1, now), (3, now + 2 * SECOND), (2, now + SECOND)] {
+        let selecting = Selecting::of(&[], &asked);
+        cache.insert(b"/", selecting, terms(false, 60, false), kept(size), received, 1 << 20);
+    }
+    let found = cache.find(b"/", &asked, 60 * SECOND, now + 2 * SECOND).unwrap();
+    assert_eq!(found.kept.body.len(), 3);
+}
+
+#[test]
+fn a_target_has_changed_for_whoever_asked_before() {
+    let now = Instant::now();
+    let mut cache = Cache::default();
+    cache.invalidate(b"/a", now + SECOND);
+    assert!(cache.has_changed(b"/a", now) && cache.has_changed(b"/a", now + SECOND));
+    assert!(!cache.has_changed(b"/a", now + 2 * SECOND) && !cache.has_changed(b"/b", now));
+    // Of too many changes it is no longer known what they changed.
+    (0..RECENT_CHANGES).for_each(|n| cache.invalidate(&n.to_be_bytes(), now + 2 * SECOND));
+    assert!(cache.has_changed(b"/b", now) && !cache.has_changed(b"/b", now + 2 * SECOND));
+    assert_eq!(cache.changes.recent.len(), RECENT_CHANGES);
 }
