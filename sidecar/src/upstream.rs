@@ -12,6 +12,7 @@ mod checks;
 mod connect;
 mod endpoint;
 mod fallback;
+mod line;
 mod origination;
 mod pool;
 
@@ -53,6 +54,9 @@ pub use self::checks::{Check, CheckKey, Checks};
 pub(crate) use self::connect::{ClientConfigs, server_name};
 pub use self::connect::{ConnectError, MeshProtocol, broken, port_of_server_name};
 pub use self::endpoint::{Endpoint, Target};
+#[cfg(test)]
+pub(crate) use self::line::Waiting;
+pub(crate) use self::line::{Leaving, Line};
 pub use self::origination::{Origination, Terms};
 pub use self::pool::Lease;
 
@@ -164,7 +168,7 @@ pub struct Home<'a> {
 #[derive(Default)]
 struct Connections {
     open: Cell<usize>,
-    waiting: Rc<Cell<usize>>,
+    line: Rc<Line>,
     freed: Notify,
 }
 
@@ -176,8 +180,14 @@ impl Connections {
     fn closed(&self, count: usize) {
         self.open.set(self.open.get().saturating_sub(count));
         for _ in 0..count {
-            self.freed.notify_one();
+            self.free();
         }
+    }
+
+    /// One who waits may look again.
+    fn free(&self) {
+        self.line.tell();
+        self.freed.notify_one();
     }
 }
 

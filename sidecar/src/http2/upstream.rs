@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::http2::seam::Refusal;
 use crate::http2::vigil::Times;
 use crate::reason::Reason;
+use crate::upstream::{Leaving, Line};
 use crate::wheel::Wheel;
 
 /// Connections to one endpoint: more gain nothing for one worker, fewer let
@@ -43,7 +44,7 @@ struct Shared {
     retired: Cell<bool>,
     waiting: RefCell<VecDeque<oneshot::Sender<Told>>>,
     /// Requests to other endpoints that wait for one of the destination's connections to end.
-    elsewhere: Rc<Cell<usize>>,
+    elsewhere: Rc<Line>,
 }
 
 /// What one who waits is told: to look again, or why there is no connection.
@@ -60,6 +61,8 @@ struct Link {
     /// Bytes received so far, as its driver last saw.
     received: Cell<u64>,
     closing: Cell<bool>,
+    /// Says until its end that it makes room for somebody, if it does.
+    leaving: Rc<RefCell<Option<Leaving>>>,
 }
 
 /// What links need besides a connection.
@@ -97,15 +100,15 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.link.streams.set(self.link.streams.get() - 1);
         if self.link.streams.get() == 0 && self.shared.is_in_the_way() {
-            self.shared.remove(&self.link);
+            self.shared.make_room(&self.link);
         }
         self.shared.wake_one();
     }
 }
 
 impl Links {
-    /// None yet. Those that carry nothing make room while `elsewhere` says that somebody waits.
-    pub(crate) fn new(elsewhere: Rc<Cell<usize>>) -> Self {
+    /// None yet. Those that carry nothing make room while `elsewhere` says that somebody lacks it.
+    pub(crate) fn new(elsewhere: Rc<Line>) -> Self {
         Self(Rc::new(Shared { elsewhere, ..Shared::default() }))
     }
 
@@ -142,7 +145,7 @@ impl Links {
     /// Ends a connection without streams; `false` if there is none.
     pub(crate) fn end_idle(&self) -> bool {
         let idle = self.0.links.borrow().iter().find(|link| link.streams.get() == 0).cloned();
-        idle.inspect(|link| self.0.remove(link)).is_some()
+        idle.inspect(|link| self.0.make_room(link)).is_some()
     }
 
     /// Ends the connections when their streams are done; new ones serve who
@@ -204,7 +207,15 @@ impl Shared {
     /// Whether a connection that carries nothing keeps requests to other endpoints waiting.
     fn is_in_the_way(&self) -> bool {
         self.waiting.borrow_mut().retain(|waiter| !waiter.is_closed());
-        self.elsewhere.get() > 0 && self.waiting.borrow().is_empty()
+        self.elsewhere.lacks_room(0) && self.waiting.borrow().is_empty()
+    }
+
+    /// Ends a connection for one who waits.
+    fn make_room(&self, link: &Rc<Link>) {
+        if !link.closing.get() {
+            link.leaving.replace(Some(Leaving::new(&self.elsewhere)));
+        }
+        self.remove(link);
     }
 
     fn wake_one(&self) {
@@ -276,5 +287,67 @@ impl Drop for Waiting {
         if matches!(self.receiver.try_recv(), Ok(Ok(()))) {
             self.shared.wake_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tokio::io::DuplexStream;
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::*;
+    use crate::upstream::Waiting;
+
+    /// A peer that takes one stream at a time.
+    async fn serve(io: DuplexStream) {
+        let handshake = h2::server::Builder::new().max_concurrent_streams(1).handshake::<_, Bytes>(io);
+        let mut connection = handshake.await.expect("it is HTTP/2");
+        while connection.accept().await.is_some() {}
+    }
+
+    /// One request waited for a connection elsewhere, and all connections that carried nothing ended for it.
+    #[tokio::test]
+    async fn one_who_waits_elsewhere_ends_one_connection() {
+        let test = async {
+            let line = Rc::new(Line::default());
+            let links = Links::new(line.clone());
+            let long = Duration::from_secs(3600);
+            let terms = Terms {
+                wheel: Wheel::new(Instant::now()),
+                times: Times { silence: long, idle: long },
+                waiting: 10,
+                requests_per_link: None,
+            };
+            let connect = || async {
+                let (ours, theirs) = tokio::io::duplex(1 << 16);
+                spawn_local(serve(theirs));
+                Ok::<_, Refusal>(ours)
+            };
+            let mut slots = Vec::new();
+            for _ in 0..3 {
+                slots.push(links.slot(&terms, connect).await.expect("there is room"));
+                // Its peer says how many streams it takes.
+                while links.0.links.borrow().iter().any(|link| link.received.get() == 0) {
+                    yield_now().await;
+                }
+            }
+            let count = || links.0.links.borrow().len();
+            assert_eq!(count(), 3);
+            let waits = Waiting::new(&line);
+            drop(slots);
+            assert_eq!(count(), 2, "the others may be used again");
+            assert!(!line.lacks_room(0));
+            drop(waits);
+            // As soon as that one has ended, another may for the next.
+            let _waits = Waiting::new(&line);
+            while !line.lacks_room(0) {
+                yield_now().await;
+            }
+            assert!(links.end_idle() && !line.lacks_room(0));
+            assert_eq!(count(), 1);
+        };
+        LocalSet::new().run_until(test).await;
     }
 }

@@ -14,6 +14,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::line::Waiting;
 use super::{Destination, Endpoint, Lease, Target, origination};
 use crate::io::{BufferedTcp, Connection, ReadBuffer, Transport};
 use crate::reason::Reason;
@@ -102,15 +103,19 @@ impl Destination {
             if connections.open.get() < policy.limits.connections || self.drop_idle() {
                 break;
             }
-            self.end_idle_links();
-            if connections.waiting.get() >= policy.limits.pending_requests {
+            if connections.line.lacks_room(1) {
+                self.end_idle_links();
+            }
+            let already = connections.line.waiting();
+            if already >= policy.limits.pending_requests {
                 return Err(ConnectError {
                     reason: Reason::Overloaded,
-                    detail: format!("{} requests wait for a connection already", connections.waiting.get()),
+                    detail: format!("{already} requests wait for a connection already"),
                 });
             }
-            let _waiting = Waiting::new(&connections.waiting);
+            let waiting = Waiting::new(&connections.line);
             connections.freed.notified().await;
+            waiting.looks();
         }
         let counted = Counted::new(endpoint);
         let transport = endpoint.connect(protocol, worker, policy.connect_timeout).await?;
@@ -132,22 +137,6 @@ impl Destination {
     /// Closes an idle connection to make room for one elsewhere.
     fn drop_idle(&self) -> bool {
         self.endpoints().iter().any(|endpoint| endpoint.drop_idle())
-    }
-}
-
-/// One more request waits for a connection, until dropped.
-struct Waiting<'a>(&'a std::cell::Cell<usize>);
-
-impl<'a> Waiting<'a> {
-    fn new(waiting: &'a std::cell::Cell<usize>) -> Self {
-        waiting.set(waiting.get() + 1);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }
 

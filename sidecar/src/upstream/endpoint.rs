@@ -151,7 +151,7 @@ impl Endpoint {
             breaker: Breaker::default(),
             requests,
             tcp,
-            http2: Links::new(destination.connections.waiting.clone()),
+            http2: Links::new(destination.connections.line.clone()),
             idle: Default::default(),
             connections: destination.connections.clone(),
             member: Cell::new(member),

@@ -65,7 +65,7 @@ impl Lease {
         {
             connection.input.release();
             pool.push(Idle { connection, since: now, served });
-            self.endpoint.connections.freed.notify_one();
+            self.endpoint.connections.free();
         }
     }
 
@@ -110,6 +110,13 @@ impl Endpoint {
                 return Some(lease);
             }
         }
+    }
+
+    /// Closes all idle connections of a protocol.
+    pub fn close_idle(&self, protocol: MeshProtocol) {
+        let Some(pool) = self.pool(protocol) else { return };
+        let gone = pool.take();
+        self.connections.closed(gone.len());
     }
 
     /// Closes one idle connection.

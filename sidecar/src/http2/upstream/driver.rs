@@ -50,7 +50,10 @@ pub(super) async fn open<Io>(
         opened: Cell::new(0),
         received: Cell::new(0),
         closing: Cell::new(false),
+        leaving: Rc::default(),
     });
+    // Whoever it makes room for is told when the connection itself has ended, just below.
+    let _leaving = link.leaving.clone();
     let vigil = Vigil::new(terms.times, &terms.wheel, connection.ping_pong(), Instant::now());
     opening.done(&link);
     // The list's own handle keeps the connection open; the driver has none.
@@ -145,7 +148,7 @@ impl Opening<'_> {
         self.0.opening.set(false);
         if self.0.is_in_the_way() {
             // Whoever asked for it is gone.
-            return self.0.remove(link);
+            return self.0.make_room(link);
         }
         self.0.wake_all(&Ok(()));
     }
