@@ -28,8 +28,10 @@ pub(super) struct Sides<'a> {
 #[derive(Debug)]
 pub(super) struct Sending {
     pub(super) body: Body,
-    /// Whether everything taken from the client is still held.
+    /// Whether everything taken from the client is still there.
     pub(super) replayable: bool,
+    /// Whether it stays there when it has been sent: it is no more than may be held.
+    pub(super) holds: bool,
     /// Bytes, the head included, that are held at most.
     pub(super) held: usize,
     /// Whether the end of the client's stream is no farewell: it said that
@@ -219,13 +221,13 @@ impl Exchange {
             let out = &mut *sides.to_upstream;
             if out.is_pending() {
                 let transport = &mut sides.upstream.transport;
-                let sent = if sending.replayable {
-                    out.poll_write(cx, transport)
-                } else {
-                    out.poll_drain(cx, transport)
-                };
+                let sent =
+                    if sending.holds { out.poll_write(cx, transport) } else { out.poll_drain(cx, transport) };
                 match sent {
-                    Poll::Ready(Ok(())) => self.moved = true,
+                    Poll::Ready(Ok(())) => {
+                        sending.replayable &= sending.holds;
+                        self.moved = true;
+                    }
                     Poll::Ready(Err(_)) => {
                         self.deaf = true;
                         break;
@@ -260,13 +262,13 @@ impl Sending {
         if self.body.is_complete() || input.is_empty() {
             return Ok(0);
         }
-        if self.replayable && out.bytes.len() + input.data().len() > self.held {
-            self.replayable = false;
-        }
-        if !self.replayable {
+        self.holds &= out.bytes.len() + input.data().len() <= self.held;
+        if !self.holds {
+            // What no try has taken in whole yet can go to another one.
             if out.is_pending() {
                 return Ok(0);
             }
+            self.replayable = false;
             out.clear();
         }
         let taken = self.body.relay(input.data(), &mut out.bytes)?;
@@ -276,7 +278,7 @@ impl Sending {
 
     /// There will be no other try: nothing needs to be held.
     pub(super) fn let_go(&mut self, out: &mut WriteBuffer) {
-        self.replayable = false;
+        (self.replayable, self.holds) = (false, false);
         if !out.is_pending() {
             out.clear();
         }

@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use self::answer::Unanswered;
 use self::hop::HeadEnd;
 use self::routed::Detour;
 use crate::config::TrafficPolicy;
@@ -56,6 +57,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         sending: Sending {
             body: head.body.clone(),
             replayable: true,
+            holds: true,
             held: usize::MAX,
             may_half_close: !head.keep_alive,
         },
@@ -225,7 +227,7 @@ impl Request {
         let started = self.progress.started;
         self.sending.held = self.head_end.at().saturating_add(policy.retry.buffer_bytes);
         // Some of the body came along with the head.
-        self.sending.replayable = client.to_upstream.bytes.len() <= self.sending.held;
+        self.sending.holds = client.to_upstream.bytes.len() <= self.sending.held;
         if policy.fallback.is_some() && self.fallback.is_none() {
             let head = Http1Head::new(&client.to_upstream.bytes[..self.head_end.at()]);
             self.fallback = Fallback::of(&head, &policy, destination, &client.session.worker);
@@ -269,6 +271,7 @@ impl Request {
             now = Instant::now();
             self.mirror(client);
             self.progress.response_started |= exchange.passed_on;
+            let stale = matches!(tried, Tried::Failed(Failure::StaleConnection));
             let after = match tried {
                 Tried::Response(mut response) => {
                     let failure = failure_of(&response, &policy);
@@ -342,9 +345,14 @@ impl Request {
                 Err((reason, bad)) => {
                     let message = bad.map(|bad| bad.to_string()).unwrap_or_default();
                     drop(lease);
-                    return self
-                        .answer(client, Some(destination), Some(&aim.endpoint), aim.metrics, reason, &message)
-                        .await;
+                    let unanswered = Unanswered {
+                        destination: Some(destination),
+                        endpoint: Some(&aim.endpoint),
+                        metrics: aim.metrics,
+                        reason,
+                        message: &message,
+                    };
+                    return self.answer(client, unanswered).await;
                 }
             };
             let Aim { endpoint, metrics, load } = aim;
@@ -362,7 +370,12 @@ impl Request {
                     }
                 }
             }
-            failed = Some(endpoint);
+            if stale {
+                // The others were used longer ago. The endpoint is not to blame: a session stays.
+                endpoint.close_idle(MeshProtocol::Http1);
+            } else {
+                failed = Some(endpoint);
+            }
         }
     }
 

@@ -470,7 +470,7 @@ impl Call for Forward<'_> {
     }
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
-        if self.endpoint.is_none() {
+        if self.progress.retries == 0 {
             // Here, so that one that meets a fault and goes nowhere pays for nobody's retry.
             self.destination.budget.borrow_mut().deposit(now);
         }
@@ -637,7 +637,12 @@ impl Call for Forward<'_> {
         stand: Stand,
     ) -> Option<Duration> {
         self.book(failure, stand.now);
-        self.decide((failure, Advice::None), request, stand)
+        let again = self.decide((failure, Advice::None), request, stand);
+        if failure == Failure::StaleConnection && again.is_some() {
+            // The endpoint is not to blame: a session stays with it.
+            self.endpoint = None;
+        }
+        again
     }
 
     fn has_fallback(&self) -> bool {

@@ -13,6 +13,19 @@ use crate::telemetry::metrics::{InFlight, Outcome, RequestMetrics};
 use crate::telemetry::trace::SpanContext;
 use crate::upstream::{Destination, Endpoint};
 
+/// A request that no upstream answers.
+pub(super) struct Unanswered<'a> {
+    /// Where it was for, as far as that is known.
+    pub(super) destination: Option<&'a Rc<Destination>>,
+    /// Where it was tried last.
+    pub(super) endpoint: Option<&'a Rc<Endpoint>>,
+    /// Counts it.
+    pub(super) metrics: InFlight,
+    pub(super) reason: Reason,
+    /// What happened, for people.
+    pub(super) message: &'a str,
+}
+
 impl Request {
     /// Who counts it while no endpoint does.
     pub(super) fn metrics_of_nobody(
@@ -35,7 +48,7 @@ impl Request {
         message: &str,
     ) -> Next {
         let metrics = self.metrics_of_nobody(client, destination).begin();
-        self.answer(client, destination, None, metrics, reason, message).await
+        self.answer(client, Unanswered { destination, endpoint: None, metrics, reason, message }).await
     }
 
     /// Answers as a route says.
@@ -61,33 +74,18 @@ impl Request {
     }
 
     /// Answers in place of the upstream: what the fallback says, or else the error.
-    pub(super) async fn answer(
-        &mut self,
-        client: &mut Client,
-        destination: Option<&Rc<Destination>>,
-        endpoint: Option<&Rc<Endpoint>>,
-        metrics: InFlight,
-        reason: Reason,
-        message: &str,
-    ) -> Next {
-        match destination {
-            Some(destination) if self.falls_back(reason) => {
-                self.fall_back(client, destination, endpoint, metrics, reason).await
+    pub(super) async fn answer(&mut self, client: &mut Client, request: Unanswered<'_>) -> Next {
+        match request.destination {
+            Some(destination) if self.falls_back(request.reason) => {
+                self.fall_back(client, destination, request).await
             }
-            _ => self.answer_error(client, destination, endpoint, metrics, reason, message).await,
+            _ => self.answer_error(client, request).await,
         }
     }
 
     /// Answers an error.
-    pub(super) async fn answer_error(
-        &mut self,
-        client: &mut Client,
-        destination: Option<&Rc<Destination>>,
-        endpoint: Option<&Rc<Endpoint>>,
-        metrics: InFlight,
-        reason: Reason,
-        message: &str,
-    ) -> Next {
+    pub(super) async fn answer_error(&mut self, client: &mut Client, request: Unanswered<'_>) -> Next {
+        let Unanswered { destination, endpoint, metrics, reason, message } = request;
         let whole = self.sending.body.is_complete();
         let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
         let service = destination.map(|d| format!("{}.{}", d.service, d.namespace)).unwrap_or_default();

@@ -8,6 +8,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Request;
+use super::answer::Unanswered;
 use crate::fallback::{Failed, Keep, Substitute, Turn};
 use crate::http1::Method;
 use crate::http1::connection::{Client, Next};
@@ -17,8 +18,8 @@ use crate::policy::hash_key::Affinity;
 use crate::policy::retry::Progress;
 use crate::reason::Reason;
 use crate::route::{Http1Head, Http1Response, fields};
-use crate::telemetry::metrics::{InFlight, Outcome};
-use crate::upstream::{Destination, Endpoint};
+use crate::telemetry::metrics::Outcome;
+use crate::upstream::Destination;
 
 /// Bytes of a body that are given to the client at once.
 const PIECE: usize = 64 * 1024;
@@ -36,9 +37,7 @@ impl Request {
         &'a mut self,
         client: &'a mut Client,
         destination: &Rc<Destination>,
-        endpoint: Option<&Rc<Endpoint>>,
-        counted: InFlight,
-        reason: Reason,
+        Unanswered { endpoint, metrics: counted, reason, .. }: Unanswered<'_>,
     ) -> Pin<Box<dyn Future<Output = Next> + 'a>> {
         let failed = Failed {
             destination: destination.clone(),
@@ -117,7 +116,9 @@ impl Request {
             return Next::Abort;
         };
         self.progress.started = started;
-        self.answer_error(client, Some(&destination), endpoint.as_ref(), counted, reason, "").await
+        let (destination, endpoint) = (Some(&destination), endpoint.as_ref());
+        let unanswered = Unanswered { destination, endpoint, metrics: counted, reason, message: "" };
+        self.answer_error(client, unanswered).await
     }
 
     /// Answers what a step has given.

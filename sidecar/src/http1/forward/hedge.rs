@@ -331,7 +331,7 @@ impl Race<'_> {
         };
         request.progress.response_started |= first.exchange.passed_on;
         request.look(self.client, self.policy);
-        request.progress.replayable &= request.sending.body.is_complete();
+        request.progress.replayable &= request.sending.holds && request.sending.body.is_complete();
         request.progress.already_retried |= request.is_of_retry(self.client, now);
         let budget = &mut self.destination.budget.borrow_mut();
         if let Err(why) = self.policy.retry.hedge(&request.progress, budget, now) {

@@ -120,6 +120,7 @@ impl Request {
         if let Some(routed) = &mut self.routed
             && !routed.mirrored
             && self.sending.replayable
+            && self.sending.holds
             && self.sending.body.is_complete()
             // A tunnel cannot be copied.
             && !self.head.upgrade

@@ -100,7 +100,6 @@ impl Forward<'_> {
             method_permitted: self.policy.retry.methods.permit(head.method.as_str().as_bytes()),
             ..self.progress
         };
-        destination.budget.borrow_mut().deposit(now);
         (self.destination, self.plain, self._admitted) = (destination, None, admitted);
     }
 
