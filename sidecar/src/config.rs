@@ -23,7 +23,7 @@ use crate::policy::concurrency::ConcurrencyPolicy;
 use crate::policy::fallback::FallbackPolicy;
 use crate::policy::fault::Fault;
 use crate::policy::health_check::HealthCheckPolicy;
-use crate::policy::rate_limit::RateLimit;
+use crate::policy::rate_limit::{Probes, RateLimit};
 use crate::policy::retry::RetryPolicy;
 use crate::policy::stale::Cache;
 use crate::reason::Reason;
@@ -385,8 +385,8 @@ pub struct Workload {
 
 impl Workload {
     /// The limits on requests to a port.
-    pub fn rate_limits(&self, port: u16) -> Option<&Arc<[RateLimit]>> {
-        self.rate_limits.iter().find(|limits| limits.port == port).map(|limits| &limits.limits)
+    pub fn rate_limits(&self, port: u16) -> Option<&PortLimits> {
+        self.rate_limits.iter().find(|limits| limits.port == port)
     }
 }
 
@@ -397,6 +397,8 @@ pub struct PortLimits {
     pub port: u16,
     /// All of those that are about a request have to admit it.
     pub limits: Arc<[RateLimit]>,
+    /// What callers' health checks may do beside them.
+    pub probes: Arc<Probes>,
 }
 
 impl Workload {

@@ -97,6 +97,10 @@ pub(crate) async fn serve_detected(socket: TcpStream, session: Session) {
         (None, _) => {}
         (Some(Verdict::Http1), _) => worker.serve(http1::serve(connection, session)),
         (Some(Verdict::Http2), _) => worker.serve(http2::serve(connection, session)),
+        (Some(_), Some(destination)) if destination.takes_requests_only() => {
+            session.tcp(Some(&destination), None).refused(Reason::BadRequest);
+            connection.transport.abort();
+        }
         (Some(_), Some(destination)) => {
             worker.serve(async move { tcp::serve(connection, session, &destination).await });
         }

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::policy::rate_limit::{Client, RateLimit, Standing, admit};
+use crate::config;
+use crate::policy::rate_limit::{Client, Probes, RateLimit, Standing, admit};
 use crate::route::Head;
 use crate::session::Session;
 use crate::telemetry::metrics::{Registry, SharedCounter};
@@ -13,6 +14,8 @@ use crate::telemetry::metrics::{Registry, SharedCounter};
 /// The limits of one of the application's ports.
 pub(crate) struct PortLimits {
     limits: Arc<[RateLimit]>,
+    /// What callers' health checks may do beside them.
+    probes: Arc<Probes>,
     /// Counts what each of them refused.
     refused: Box<[SharedCounter]>,
 }
@@ -33,7 +36,12 @@ pub(crate) struct Word {
 
 impl PortLimits {
     /// The limits on requests to this service's workload.
-    pub(crate) fn new(limits: Arc<[RateLimit]>, service: &str, namespace: &str, registry: &Registry) -> Self {
+    pub(crate) fn new(
+        config::PortLimits { limits, probes, .. }: &config::PortLimits,
+        service: &str,
+        namespace: &str,
+        registry: &Registry,
+    ) -> Self {
         let counter = |limit: &RateLimit| {
             let help = "Requests that a rate limit refused.";
             let labels = [
@@ -44,19 +52,26 @@ impl PortLimits {
             ];
             registry.counter("heddle_rate_limited_total", help, &labels)
         };
-        Self { refused: limits.iter().map(counter).collect(), limits }
+        Self { refused: limits.iter().map(counter).collect(), limits: limits.clone(), probes: probes.clone() }
     }
 
     /// Whether these are the limits.
-    pub(crate) fn is_of(&self, limits: &Arc<[RateLimit]>) -> bool {
-        Arc::ptr_eq(&self.limits, limits)
+    pub(crate) fn is_of(&self, limits: &config::PortLimits) -> bool {
+        Arc::ptr_eq(&self.limits, &limits.limits)
     }
 
     /// Asks for a request of `session`, which carries this mark. `None`: no limit is about it.
     /// Boxed because it is rare.
     pub(crate) fn ask<H: Head>(&self, head: &H, session: &Session, mark: Option<&[u8]>) -> Option<Box<Word>> {
-        let client = Client { identity: &session.peer, address: session.client_address(), mark };
-        let standing = admit(&self.limits, head, client, Instant::now())?;
+        let mut client = Client { identity: &session.peer, address: session.client_address(), mark };
+        let now = Instant::now();
+        if client.is_probe() {
+            if self.probes.admit(head, client, now) {
+                return None;
+            }
+            client.mark = None;
+        }
+        let standing = admit(&self.limits, head, client, now)?;
         if standing.refused {
             self.refused[standing.place].increment();
         }

@@ -14,6 +14,7 @@ mod relay;
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::accepted::accepted;
@@ -105,7 +106,7 @@ pub(crate) async fn serve_peer(mut connection: Connection, session: Session) {
         deadline.arm_in(Instant::now(), Some(PEER_IDLE_TIMEOUT));
         let opened = poll_fn(|cx| {
             if session.worker.is_draining() || deadline.poll_expired(cx).is_ready() {
-                return std::task::Poll::Ready(Ok(false));
+                return Poll::Ready(Ok(false));
             }
             leg.poll_opened(cx, &mut connection)
         });
@@ -127,6 +128,9 @@ const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &Session) -> Option<()> {
     let reached = async {
         let destination = session.destination(b"").await?;
+        if destination.takes_requests_only() && has_bytes(&mut leg, connection, session, &destination).await {
+            return Err(Reason::BadRequest);
+        }
         let endpoint = destination.pick(Bound::default(), None, &session.worker.rng, Instant::now())?;
         match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {
             Ok(lease) => Ok((destination, endpoint, lease)),
@@ -157,6 +161,22 @@ async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &
             None
         }
     }
+}
+
+/// Whether a stream is for more than to see that it is accepted, as health checks do.
+async fn has_bytes(
+    leg: &mut Leg,
+    connection: &mut Connection,
+    session: &Session,
+    destination: &Destination,
+) -> bool {
+    let deadline = session.worker.wheel.deadline();
+    deadline.arm_in(Instant::now(), destination.policy().idle_timeout);
+    poll_fn(|cx| match leg.poll_data(cx, connection) {
+        Poll::Ready(found) => Poll::Ready(!matches!(found, Ok(0))),
+        Poll::Pending => deadline.poll_expired(cx).map(|()| true),
+    })
+    .await
 }
 
 /// Carries the bytes of two connections that HTTP has made a tunnel of. `false`

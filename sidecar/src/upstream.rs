@@ -37,7 +37,6 @@ use crate::policy::budget::RetryBudget;
 use crate::policy::concurrency::Limiter;
 use crate::policy::fault::{self, Injected};
 use crate::policy::hash_key::Affinity;
-use crate::policy::rate_limit::RateLimit;
 use crate::policy::rng::Rng;
 use crate::policy::stale::Cache;
 use crate::rate_limit::PortLimits;
@@ -494,9 +493,7 @@ impl Destination {
             (known, limits) => known.is_none() && limits.is_none(),
         };
         if !same {
-            let made = |limits: &Arc<[RateLimit]>| {
-                Rc::new(PortLimits::new(limits.clone(), &self.service, &self.namespace, registry))
-            };
+            let made = |limits| Rc::new(PortLimits::new(limits, &self.service, &self.namespace, registry));
             *known = limits.map(made);
         }
     }
@@ -505,6 +502,12 @@ impl Destination {
     #[inline]
     pub(crate) fn rate_limits(&self) -> Option<Rc<PortLimits>> {
         self.rate_limits.borrow().clone()
+    }
+
+    /// Whether it takes nothing but HTTP: it is declared to speak that, and has limits, which opaque
+    /// bytes that the application takes for requests would go around.
+    pub(crate) fn takes_requests_only(&self) -> bool {
+        matches!(self.protocol, AppProtocol::Http | AppProtocol::Http2) && self.rate_limits.borrow().is_some()
     }
 
     /// Whether any request to it may meet a fault, so that its head is worth a look.

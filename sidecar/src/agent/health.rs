@@ -15,7 +15,7 @@ use crate::listener::AppDialer;
 use crate::policy::score::Tally;
 use crate::settings::{HealthSpec, Workload};
 
-use super::probe;
+use super::probe::{self, Server};
 use super::reconnect::seeded;
 
 /// The first wait between probes of an application that was not ready yet; it
@@ -104,8 +104,10 @@ async fn check(health: &HealthSpec, ports: &[u16], app: &AppDialer) -> io::Resul
         }
         HealthSpec::Http { path, port } => {
             let port = port.or(ports.first().copied()).ok_or_else(no_port)?;
-            let status =
-                async { probe::http1(app.connect(port).await?, &format!("localhost:{port}"), path).await };
+            let status = async {
+                let host = format!("localhost:{port}");
+                probe::http1(app.connect(port).await?, Server { host: &host, is_mesh: false }, path).await
+            };
             match status.await.map_err(|error| at(port, &error))? {
                 100..400 => Ok(()),
                 status => Err(at(port, &io::Error::other(format!("GET {path} was answered with {status}")))),
@@ -113,7 +115,8 @@ async fn check(health: &HealthSpec, ports: &[u16], app: &AppDialer) -> io::Resul
         }
         HealthSpec::Grpc => {
             let port = ports.first().copied().ok_or_else(no_port)?;
-            let served = async { probe::grpc(app.connect(port).await?, "localhost", "").await };
+            let server = Server { host: "localhost", is_mesh: false };
+            let served = async { probe::grpc(app.connect(port).await?, server, "").await };
             served.await.map_err(|error| at(port, &error))
         }
     }

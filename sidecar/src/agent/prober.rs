@@ -13,7 +13,6 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::Credentials;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -42,6 +41,10 @@ const GAP: Duration = Duration::from_millis(5);
 /// How late a timer may be noticed on a thread that keeps up. Later than that, the answer may
 /// have lain there in time.
 const PUNCTUAL: Duration = Duration::from_millis(20);
+
+/// How a peer is greeted for probes of this protocol. Made once for each endpoint: the certificate
+/// and the roots are looked up at each handshake.
+type TlsConfig = (MeshProtocol, Arc<rustls::ClientConfig>);
 
 /// Makes the probes.
 pub(crate) struct Prober {
@@ -83,6 +86,7 @@ impl Prober {
         };
         let mut health = HealthCheck::default();
         let mut last: Option<Arc<HealthCheckPolicy>> = None;
+        let mut config = None;
         loop {
             let Ok(slot) = self.slots.acquire().await else { return };
             let Some(check) = check.upgrade() else { return };
@@ -92,30 +96,13 @@ impl Prober {
                 health.restart();
             }
             let deadline = Instant::now() + policy.timeout;
-            let probe = self.probe(&check.key, &policy);
-            let result = tokio::time::timeout_at(deadline.into(), probe).await;
+            let probe = self.probe(&check.key, &policy, &mut config);
+            let result = tokio::time::timeout_at(deadline.into(), probe).await.ok();
             let late = Instant::now().saturating_duration_since(deadline);
             drop(slot);
-            let error = match result {
-                Ok(Ok(())) => {
-                    results.success.increment();
-                    Some(None)
-                }
-                Ok(Err(error)) => {
-                    results.failure.increment();
-                    Some(Some(error.to_string()))
-                }
-                Err(_) if late > PUNCTUAL => {
-                    results.late.increment();
-                    None
-                }
-                Err(_) => {
-                    results.timeout.increment();
-                    Some(Some(format!("no answer within {:?}", policy.timeout)))
-                }
-            };
-            // What was late proves nothing, for or against the endpoint.
-            if let Some(error) = error {
+            let gave = Gave::of(result, late);
+            results.count(&gave);
+            if let Some(error) = gave.error(policy.timeout) {
                 self.conclude(&check, &mut health, &policy, error);
             }
             let wait = policy.wait(&self.rng);
@@ -148,20 +135,26 @@ impl Prober {
         }
     }
 
-    async fn probe(&self, key: &CheckKey, policy: &HealthCheckPolicy) -> io::Result<()> {
+    async fn probe(
+        &self,
+        key: &CheckKey,
+        policy: &HealthCheckPolicy,
+        config: &mut Option<TlsConfig>,
+    ) -> io::Result<()> {
         let host = match &key.target {
             Target::Tls { origination, .. } => origination.terms().server_name.to_str().into_owned(),
             _ => format!("{}.{}", key.service.name(), key.service.namespace()),
         };
+        let server = probe::Server { host: &host, is_mesh: matches!(key.target, Target::Mesh { .. }) };
         let speaks_http2 = key.protocol == AppProtocol::Http2;
         match &policy.probe {
             Probe::Http(path) => {
                 let status = if speaks_http2 {
-                    let stream = self.connect(&key.target, MeshProtocol::Http2).await?;
-                    probe::http2(stream, &host, path).await?
+                    let stream = self.connect(&key.target, MeshProtocol::Http2, config).await?;
+                    probe::http2(stream, server, path).await?
                 } else {
-                    let stream = self.connect(&key.target, MeshProtocol::Http1).await?;
-                    probe::http1(stream, &host, path).await?
+                    let stream = self.connect(&key.target, MeshProtocol::Http1, config).await?;
+                    probe::http1(stream, server, path).await?
                 };
                 match status {
                     200..300 => Ok(()),
@@ -169,11 +162,11 @@ impl Prober {
                 }
             }
             Probe::Grpc(service) => {
-                let stream = self.connect(&key.target, MeshProtocol::Http2).await?;
-                probe::grpc(stream, &host, service).await
+                let stream = self.connect(&key.target, MeshProtocol::Http2, config).await?;
+                probe::grpc(stream, server, service).await
             }
             Probe::Tcp => {
-                let stream = self.connect(&key.target, MeshProtocol::Tcp).await?;
+                let stream = self.connect(&key.target, MeshProtocol::Tcp, config).await?;
                 match &key.target {
                     // Its sidecar took the connection; whether the application does is for it to say.
                     Target::Mesh { .. } => tcp::accepted(&mut Connection::new(stream), policy.timeout).await,
@@ -183,33 +176,30 @@ impl Prober {
         }
     }
 
-    async fn connect(&self, target: &Target, protocol: MeshProtocol) -> io::Result<Transport> {
+    async fn connect(
+        &self,
+        target: &Target,
+        protocol: MeshProtocol,
+        config: &mut Option<TlsConfig>,
+    ) -> io::Result<Transport> {
         match target {
             Target::Plain(address) => TcpStream::connect(address).await.map(Transport::Tcp),
             Target::Tls { address, origination } => {
                 let tls = origination.begin(TcpStream::connect(address).await?, protocol).await?;
                 Ok(Transport::TlsClient(Box::new(tls)))
             }
-            Target::Mesh { inbound, identity, port } => self.greet(*inbound, identity, *port, protocol).await,
+            Target::Mesh { inbound, identity, port } => {
+                let config = match config {
+                    Some((of, known)) if *of == protocol => known.clone(),
+                    _ => {
+                        let made = self.credentials.client_config(identity.clone(), &[protocol.alpn()]);
+                        config.insert((protocol, Arc::new(made))).1.clone()
+                    }
+                };
+                greet(self.app.listener_of(*inbound), *port, protocol, config).await
+            }
             Target::App(_) => Err(io::Error::other("the application beside us is not a peer")),
         }
-    }
-
-    async fn greet(
-        &self,
-        inbound: SocketAddr,
-        identity: &SpiffeId,
-        port: u16,
-        protocol: MeshProtocol,
-    ) -> io::Result<Transport> {
-        let tcp = TcpStream::connect(self.app.listener_of(inbound)).await?;
-        let config = self.credentials.client_config(identity.clone(), &[protocol.alpn()]);
-        let tcp = BufferedTcp::new(tcp, ReadBuffer::default());
-        let tls = TlsConnector::from(Arc::new(config)).connect(server_name(port), tcp).await?;
-        if tls.get_ref().1.alpn_protocol() != Some(protocol.alpn()) {
-            return Err(io::Error::other(format!("it does not speak {protocol:?} of the mesh")));
-        }
-        Ok(Transport::TlsClient(Box::new(tls)))
     }
 
     fn results(&self, key: &CheckKey) -> Results {
@@ -224,6 +214,61 @@ impl Prober {
             failure: counter("failure"),
             timeout: counter("timeout"),
             late: counter("late"),
+            limited: counter("limited"),
+        }
+    }
+}
+
+/// A connection to the sidecar of an endpoint, at its listener, for a port of its application.
+async fn greet(
+    listener: SocketAddr,
+    port: u16,
+    protocol: MeshProtocol,
+    config: Arc<rustls::ClientConfig>,
+) -> io::Result<Transport> {
+    let tcp = TcpStream::connect(listener).await?;
+    let tcp = BufferedTcp::new(tcp, ReadBuffer::default());
+    let tls = TlsConnector::from(config).connect(server_name(port), tcp).await?;
+    if tls.get_ref().1.alpn_protocol() != Some(protocol.alpn()) {
+        return Err(io::Error::other(format!("it does not speak {protocol:?} of the mesh")));
+    }
+    Ok(Transport::TlsClient(Box::new(tls)))
+}
+
+/// What a probe gave.
+#[derive(Debug)]
+enum Gave {
+    Success,
+    Failure(io::Error),
+    /// No answer in time.
+    Timeout,
+    /// No answer when this thread came to look, which was too late.
+    Late,
+    /// A rate limit of the server's sidecar refused it.
+    Limited,
+}
+
+impl Gave {
+    /// `result`: `None` if there was none in time, which was noticed so `late`.
+    fn of(result: Option<io::Result<()>>, late: Duration) -> Self {
+        match result {
+            Some(Ok(())) => Self::Success,
+            Some(Err(error)) if error.get_ref().is_some_and(|error| error.is::<probe::Limited>()) => {
+                Self::Limited
+            }
+            Some(Err(error)) => Self::Failure(error),
+            None if late > PUNCTUAL => Self::Late,
+            None => Self::Timeout,
+        }
+    }
+
+    /// What is wrong with the endpoint, if anything; `None`: it proves nothing, for or against it.
+    fn error(self, timeout: Duration) -> Option<Option<String>> {
+        match self {
+            Self::Success => Some(None),
+            Self::Failure(error) => Some(Some(error.to_string())),
+            Self::Timeout => Some(Some(format!("no answer within {timeout:?}"))),
+            Self::Late | Self::Limited => None,
         }
     }
 }
@@ -235,6 +280,21 @@ struct Results {
     timeout: SharedCounter,
     /// Timeouts that this thread noticed too late for them to count.
     late: SharedCounter,
+    /// Refused by a rate limit of the server's sidecar.
+    limited: SharedCounter,
+}
+
+impl Results {
+    fn count(&self, gave: &Gave) {
+        let counter = match gave {
+            Gave::Success => &self.success,
+            Gave::Failure(_) => &self.failure,
+            Gave::Timeout => &self.timeout,
+            Gave::Late => &self.late,
+            Gave::Limited => &self.limited,
+        };
+        counter.increment();
+    }
 }
 
 fn tell(key: &CheckKey, verdict: Verdict, error: Option<&str>) {
@@ -247,5 +307,32 @@ fn tell(key: &CheckKey, verdict: Verdict, error: Option<&str>) {
             let verdict = verdict.as_str();
             tracing::info!(%service, port, %endpoint, verdict, "an endpoint passes its health checks");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    fn said(result: Option<io::Result<()>>, late: Duration) -> Option<Option<String>> {
+        Gave::of(result, late).error(TIMEOUT)
+    }
+
+    /// A thread that was held up took its own lateness for the endpoints', all at once.
+    #[test]
+    fn a_time_that_was_over_long_before_anybody_looked_proves_nothing() {
+        assert_eq!(said(None, PUNCTUAL), Some(Some("no answer within 1s".into())));
+        assert_eq!(said(None, PUNCTUAL + Duration::from_millis(1)), None);
+        // An answer is one however late the thread is.
+        assert_eq!(said(Some(Ok(())), TIMEOUT), Some(None));
+        let refused = io::Error::other("refused");
+        assert_eq!(said(Some(Err(refused)), TIMEOUT), Some(Some("refused".into())));
+    }
+
+    #[test]
+    fn what_a_rate_limit_refused_proves_nothing() {
+        assert_eq!(said(Some(Err(io::Error::other(probe::Limited))), Duration::ZERO), None);
     }
 }

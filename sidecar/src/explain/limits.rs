@@ -62,7 +62,7 @@ impl RateLimits {
         let head = Http1Head::new(&head);
         // Who asks says which bucket it is, not whether there is a limit.
         let client = Client { identity: "", address: None, mark };
-        let limits = self.0.rate_limits(port).into_iter().flat_map(|limits| limits.iter());
+        let limits = self.0.rate_limits(port).into_iter().flat_map(|port| port.limits.iter());
         Ok(limits.filter(|limit| limit.is_about(&head, client)).map(Limit::of).collect())
     }
 }

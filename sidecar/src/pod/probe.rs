@@ -160,7 +160,8 @@ impl Prober {
         };
         let stream = self.dial(None, *port).await?;
         let authority = SocketAddr::new(self.address, *port).to_string();
-        server::grpc(stream, &authority, service.as_deref().unwrap_or_default()).await?;
+        let app = server::Server { host: &authority, is_mesh: false };
+        server::grpc(stream, app, service.as_deref().unwrap_or_default()).await?;
         Ok("it is serving".into())
     }
 

@@ -6,6 +6,7 @@
 //! a token of each; where one has none, the others keep theirs. Time comes in with the question.
 
 mod buckets;
+mod probes;
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use crate::policy::request_match::RequestMatch;
 use crate::route::Head;
 
 pub use self::buckets::{Buckets, Levels};
+pub use self::probes::Probes;
 
 /// A limit, as far as it concerns one port.
 #[derive(Debug, Clone)]

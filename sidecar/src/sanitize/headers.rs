@@ -40,6 +40,10 @@ pub const MESH_PREFIX: &[u8] = b"heddle-";
 /// Names the rule that a request fell to, between sidecars, where rate limits ask for it.
 pub const ROUTE_HEADER: &str = "heddle-route";
 
+/// What stands there in the place of a rule's mark where the request is a caller's health check.
+/// Rules' marks begin with the kind of their route.
+pub const PROBE_MARK: &str = "#probe";
+
 impl Known {
     /// What the name, in any case, stands for; `None` for most headers.
     #[inline]

@@ -1,9 +1,13 @@
 //! Exchanges that go wrong, and what the client is told.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use heddle_sidecar::config::TrafficPolicy;
+use heddle_sidecar::config::{PortLimits, TrafficPolicy};
+use heddle_sidecar::policy::balance::{Algorithm, Balancing};
+use heddle_sidecar::policy::hash_key::HashOn;
+use heddle_sidecar::policy::rate_limit::{Buckets, Probes, Quota, RateLimit};
 use heddle_sidecar::policy::retry::{Cause, RetryPolicy};
 
 use crate::harness::{Peer, Sidecar, Upstream};
@@ -34,6 +38,81 @@ fn an_endpoint_that_refuses_connections_is_left_for_another_whatever_the_method(
     for _ in 0..8 {
         assert_eq!(sidecar.connect().ask(POST).1, "ok");
     }
+}
+
+/// Nothing of it had been sent, and yet a request was given up for being larger than what is held
+/// for another try.
+#[test]
+fn a_large_request_that_nobody_took_goes_to_another() {
+    let address = Upstream::new().serve(|mut peer| {
+        loop {
+            peer.head();
+            peer.exactly(3);
+            peer.send(OK);
+        }
+    });
+    let retry = RetryPolicy { buffer_bytes: 2, ..RetryPolicy::default() };
+    let policy = TrafficPolicy { retry, ..TrafficPolicy::default() };
+    let sidecar = Sidecar::with_policy(&[nobody(), address], policy);
+    for _ in 0..8 {
+        assert_eq!(sidecar.connect().ask(POST).1, "ok");
+    }
+}
+
+/// A connection that its server had closed took the request, and a session with it, to another endpoint.
+#[test]
+fn a_stale_connection_is_replaced_at_the_same_endpoint() {
+    let app = |name: &'static str| {
+        Upstream::new().serve(move |mut peer| {
+            peer.head();
+            peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{name}"));
+            // The next request finds nobody.
+            peer.head();
+        })
+    };
+    let algorithm = Algorithm::ConsistentHash(HashOn::Header(http::HeaderName::from_static("x-user")));
+    let balancing = Balancing { algorithm, ..Balancing::default() };
+    let policy = TrafficPolicy { balancing, ..TrafficPolicy::default() };
+    let sidecar = Sidecar::with_policy(&[app("a"), app("b")], policy);
+    let mut homes = String::new();
+    for user in 0..12 {
+        let request = format!("GET / HTTP/1.1\r\nhost: web\r\nx-user: {user}\r\n\r\n");
+        let mut client = sidecar.connect();
+        let home = client.ask(&request).1;
+        for _ in 0..3 {
+            assert_eq!(client.ask(&request).1, home, "user {user}");
+        }
+        homes += &home;
+    }
+    assert!(homes.contains('a') && homes.contains('b'), "{homes}");
+}
+
+/// Whoever began a request in a way that only applications understand went around the limits.
+#[test]
+fn what_is_no_http_does_not_go_around_rate_limits() {
+    let (upstream, now) = (Upstream::new(), Instant::now());
+    let limit = RateLimit {
+        source: "shop/limits".into(),
+        name: "few".into(),
+        marks: None,
+        matches: Arc::default(),
+        key: Arc::default(),
+        quota: Quota::new(1, Duration::from_secs(3600), 1).expect("there is such a quota"),
+        buckets: Arc::new(Buckets::new(false, now)),
+    };
+    let port = upstream.address().port();
+    let limits = PortLimits { port, limits: [limit].into(), probes: Arc::new(Probes::new(now)) };
+    let (sidecar, _server) = Sidecar::limited(upstream.address(), TrafficPolicy::default(), vec![limits]);
+    let mut client = sidecar.connect();
+    client.send("\r\nGET / HTTP/1.1\r\nhost: web\r\n\r\n");
+    assert_eq!(client.drain().0, b"");
+    let mut client = sidecar.connect();
+    client.send(GET);
+    let mut server = upstream.accept();
+    assert!(server.head().starts_with("GET / "), "it is the first that comes here");
+    server.send(OK);
+    assert_eq!(client.response().1, "ok");
+    assert!(client.ask(GET).0.starts_with("HTTP/1.1 429 "));
 }
 
 #[test]

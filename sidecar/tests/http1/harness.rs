@@ -10,8 +10,8 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
 use heddle_api::tls::{Credentials, TrustBundle, provider};
 use heddle_sidecar::config::{
-    self, AppProtocol, Endpoint, EndpointHealth, Lookup, Mesh, MeshPeer, Port, Publisher, Service, Snapshot,
-    TrafficPolicy, Workload,
+    self, AppProtocol, Endpoint, EndpointHealth, Lookup, Mesh, MeshPeer, Port, PortLimits, Publisher,
+    Service, Snapshot, TrafficPolicy, Workload,
 };
 use heddle_sidecar::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
 use heddle_sidecar::telemetry::access_log::AccessLog;
@@ -43,15 +43,21 @@ impl Sidecar {
 
     pub(crate) fn with_policy(endpoints: &[SocketAddr], policy: TrafficPolicy) -> Self {
         let endpoints = endpoints.iter().map(|address| (*address, None)).collect();
-        Self::start(Identities::new().issue("web"), endpoints, policy)
+        Self::start(Identities::new().issue("web"), endpoints, policy, Vec::new())
     }
 
     /// Two sidecars: the first one's outbound listener leads through the second to the application.
     pub(crate) fn pair(app: SocketAddr, policy: TrafficPolicy) -> (Self, Self) {
+        Self::limited(app, policy, Vec::new())
+    }
+
+    /// The same where the second has rate limits.
+    pub(crate) fn limited(app: SocketAddr, policy: TrafficPolicy, limits: Vec<PortLimits>) -> (Self, Self) {
         let identities = Identities::new();
-        let server = Self::start(identities.issue("web"), vec![(app, None)], TrafficPolicy::default());
+        let server =
+            Self::start(identities.issue("web"), vec![(app, None)], TrafficPolicy::default(), limits);
         let peer = MeshPeer { inbound: Some(server.inbound), identity: identities.id("web") };
-        let client = Self::start(identities.issue("client"), vec![(app, Some(peer))], policy);
+        let client = Self::start(identities.issue("client"), vec![(app, Some(peer))], policy, Vec::new());
         (client, server)
     }
 
@@ -59,6 +65,7 @@ impl Sidecar {
         credentials: Arc<Credentials>,
         endpoints: Vec<(SocketAddr, Option<MeshPeer>)>,
         policy: TrafficPolicy,
+        rate_limits: Vec<PortLimits>,
     ) -> Self {
         let name = ServiceName::new("shop", "web").expect("a valid name");
         let port = |number| Port { number, protocol: AppProtocol::Http, policy: None, tls: None };
@@ -95,7 +102,7 @@ impl Sidecar {
             access_log: false,
             sampling: 0.0,
             alerts: Vec::new(),
-            rate_limits: Vec::new(),
+            rate_limits,
         };
         let mesh = Mesh {
             trust_domain: DOMAIN.into(),

@@ -11,7 +11,7 @@ use super::fault::request_matches;
 use super::policy::duration;
 use super::{Invalid, port};
 use crate::config::{PortLimits, Workload};
-use crate::policy::rate_limit::{Buckets, KeyPart, Quota, RateLimit};
+use crate::policy::rate_limit::{Buckets, KeyPart, Probes, Quota, RateLimit};
 
 /// The limits of each port. One that `before` knew keeps its buckets: the same name in the same
 /// policy, with the same key.
@@ -34,7 +34,13 @@ pub(super) fn rate_limits(
             ports.entry(number).or_default().push(RateLimit { marks, ..limit.clone() });
         }
     }
-    Ok(ports.into_iter().map(|(port, limits)| PortLimits { port, limits: limits.into() }).collect())
+    let made = |(port, limits): (u16, Vec<RateLimit>)| {
+        let known = before.and_then(|before| before.rate_limits(port));
+        let probes =
+            known.map_or_else(|| Arc::new(Probes::new(Instant::now())), |known| known.probes.clone());
+        PortLimits { port, limits: limits.into(), probes }
+    };
+    Ok(ports.into_iter().map(made).collect())
 }
 
 /// A limit for all requests that match.
@@ -147,7 +153,8 @@ mod tests {
     #[test]
     fn a_limit_is_taken_over_for_each_port() {
         let own = own(vec![wire()], None).unwrap();
-        let (all, some) = (&own.rate_limits(8080).unwrap()[0], &own.rate_limits(8081).unwrap()[0]);
+        let (all, some) =
+            (&own.rate_limits(8080).unwrap().limits[0], &own.rate_limits(8081).unwrap().limits[0]);
         assert!(all.marks.is_none() && own.rate_limits(80).is_none());
         assert_eq!(some.marks.as_ref().unwrap().len(), 2);
         assert!(Arc::ptr_eq(&all.buckets, &some.buckets), "it is one limit");
@@ -160,7 +167,7 @@ mod tests {
     #[test]
     fn buckets_outlive_everything_but_another_key() {
         let before = own(vec![wire()], None).unwrap();
-        let buckets = |own: &Workload| own.rate_limits(8080).unwrap()[0].buckets.clone();
+        let buckets = |own: &Workload| own.rate_limits(8080).unwrap().limits[0].buckets.clone();
         let kept = |change: fn(&mut v1::RateLimit)| {
             let mut message = wire();
             change(&mut message);

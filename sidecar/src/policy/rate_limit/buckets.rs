@@ -91,7 +91,8 @@ impl Buckets {
     pub fn fit(&self, quota: &Quota, now: Instant) {
         let empty = self.nanos(now).saturating_add(quota.capacity);
         for part in &self.parts {
-            part.lock().iter_mut().for_each(|place| place[1] = place[1].min(empty));
+            // Places that are not used are not written: their memory is not there yet.
+            part.lock().iter_mut().filter(|place| place[1] > empty).for_each(|place| place[1] = empty);
         }
     }
 
