@@ -5,7 +5,6 @@
 //! application answer peers that are not on loopback, and pages of other sites cannot reach the rest through a
 //! browser; nobody holds the listener by being slow.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -23,7 +22,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::config::ConfigHandle;
 use crate::log;
 use crate::pod::Pod;
-use crate::pod::probe::Prober;
+use crate::pod::probe::{Outcome, Prober};
 use crate::policy::score::Standing;
 use crate::settings::DEFAULT_ADMIN;
 use crate::telemetry::metrics::Registry;
@@ -39,6 +38,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Limit on a connection as a whole; scrapers simply make a new one.
 const LIFETIME: Duration = Duration::from_secs(60);
+
+/// The same where the kubelet's lifecycle hooks go through it, which take their time.
+const LIFETIME_WITH_HOOKS: Duration = Duration::from_secs(3600);
 
 /// A log filter is far shorter.
 const MAX_BODY: usize = 4096;
@@ -100,7 +102,9 @@ impl Admin {
                 Ok((stream, peer)) => {
                     let admin = self.clone();
                     tokio::spawn(async move {
-                        let _ = tokio::time::timeout(LIFETIME, admin.connection(stream, peer.ip())).await;
+                        let has_hooks = admin.probes.as_ref().is_some_and(Prober::has_hooks);
+                        let lifetime = if has_hooks { LIFETIME_WITH_HOOKS } else { LIFETIME };
+                        let _ = tokio::time::timeout(lifetime, admin.connection(stream, peer.ip())).await;
                         drop(permit);
                     });
                 }
@@ -113,7 +117,7 @@ impl Admin {
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: IpAddr) {
         let service = hyper::service::service_fn(|request| {
             let admin = self.clone();
-            async move { Ok::<_, Infallible>(admin.answer(request, peer).await) }
+            async move { admin.answer(request, peer).await.ok_or(Abandoned) }
         });
         let mut server = hyper::server::conn::http1::Builder::new();
         server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -121,21 +125,31 @@ impl Admin {
         let _ = server.serve_connection(TokioIo::new(stream), service).await;
     }
 
-    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
-        let probes = self.probes.as_ref().filter(|probes| probes.knows(request.uri().path()));
-        let public = probes.is_some() || matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
+    /// The answer; `None`: the connection is to be closed without one.
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Option<Response<Full<Bytes>>> {
+        let read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let path = request.uri().path();
+        match self.probes.as_ref().filter(|probes| read && probes.knows(path)) {
+            None => Some(self.page(request, peer).await),
+            Some(probes) => match probes.probe(path).await {
+                Outcome::Good(said) => Some(plain(StatusCode::OK, format!("{said}\n"))),
+                Outcome::Bad(reason) => Some(plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"))),
+                Outcome::Unanswered(reason) => {
+                    tracing::warn!(path, reason, "the application did not answer a lifecycle hook");
+                    None
+                }
+            },
+        }
+    }
+
+    async fn page(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
+        let public = matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
         if !public && (!peer.to_canonical().is_loopback() || from_another_site(&request)) {
             return plain(StatusCode::FORBIDDEN, "this is answered on loopback only\n");
         }
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
         let write = method == Method::POST || method == Method::PUT;
-        if let Some(probes) = probes.filter(|_| read) {
-            return match probes.probe(request.uri().path()).await {
-                Ok(said) => plain(StatusCode::OK, format!("{said}\n")),
-                Err(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-            };
-        }
         match request.uri().path() {
             "/live" if read => plain(StatusCode::OK, "live\n"),
             "/ready" if read => match *self.phase.borrow() {
@@ -163,6 +177,11 @@ impl Admin {
         }
     }
 }
+
+/// A request that gets no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no answer to give")]
+struct Abandoned;
 
 /// Whether a browser sends this for a page that is not ours: with an origin, or
 /// under a name that its page's owner let point here (DNS rebinding).

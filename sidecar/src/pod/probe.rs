@@ -1,11 +1,12 @@
-//! Probes of the application, made on the kubelet's behalf.
+//! Probes and lifecycle hooks of the application, made on the kubelet's behalf.
 //!
 //! The kubelet's own would arrive in plaintext and be refused. The injector
 //! points them at the sidecar's admin listener instead and hands over the
 //! originals ([`Probes`]); each is made here as the kubelet would make it
 //! (`pkg/probe` of Kubernetes): directly to the application at the pod's address, a
 //! status from 200 to 399 is good, redirects are followed to the same host only,
-//! certificates are not verified.
+//! certificates are not verified. Hooks have no time limit but the kubelet's, and any
+//! answer of the application is good (`pkg/kubelet/lifecycle`).
 
 mod http;
 
@@ -25,9 +26,6 @@ use crate::settings::InvalidSpec;
 
 /// Probes at once. A pod has a handful of containers with three each.
 const AT_ONCE: usize = 32;
-
-/// The limit of a probe that names none (Kubernetes' default).
-const DEFAULT_TIMEOUT: u64 = 1;
 
 /// The probes by the path that stands for each.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +58,7 @@ struct Probe {
     http_get: Option<HttpGet>,
     tcp_socket: Option<TcpSocket>,
     grpc: Option<Grpc>,
+    /// Of a probe, always; hooks have none.
     timeout_seconds: Option<u64>,
 }
 
@@ -110,9 +109,22 @@ impl Probe {
         }
     }
 
-    fn timeout(&self) -> Duration {
-        Duration::from_secs(self.timeout_seconds.unwrap_or(DEFAULT_TIMEOUT).max(1))
+    /// How long it may take; `None`: it is a hook, and that is the kubelet's to say.
+    fn timeout(&self) -> Option<Duration> {
+        self.timeout_seconds.map(|seconds| Duration::from_secs(seconds.max(1)))
     }
+}
+
+/// What came of a probe or hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It succeeded: what the application said.
+    Good(String),
+    /// The probe failed, for this reason.
+    Bad(String),
+    /// The application did not answer the hook, and neither should the sidecar: to
+    /// the kubelet, any answer is one of the application.
+    Unanswered(String),
 }
 
 /// Makes the probes of one pod.
@@ -134,26 +146,40 @@ impl Prober {
         self.probes.0.contains_key(path)
     }
 
-    /// Makes the probe with this path: what the application said, or why the probe fails.
-    pub(crate) async fn probe(&self, path: &str) -> Result<String, String> {
-        let probe = self.probes.0.get(path).ok_or("there is no such probe")?;
-        let _slot =
-            self.free.try_acquire().map_err(|_| format!("{AT_ONCE} probes are being made already"))?;
-        let timeout = probe.timeout();
+    /// Whether any of them is a hook, which may take as long as the kubelet lets it.
+    pub(crate) fn has_hooks(&self) -> bool {
+        self.probes.0.values().any(|probe| probe.timeout().is_none())
+    }
+
+    /// Makes the probe with this path.
+    pub(crate) async fn probe(&self, path: &str) -> Outcome {
+        let Some(probe) = self.probes.0.get(path) else {
+            return Outcome::Bad("there is no such probe".into());
+        };
+        let Ok(_slot) = self.free.try_acquire() else {
+            return Outcome::Bad(format!("{AT_ONCE} probes are being made already"));
+        };
+        let Some(timeout) = probe.timeout() else {
+            return match self.attempt(probe).await {
+                Ok(Said { text, .. }) => Outcome::Good(text),
+                Err(error) => Outcome::Unanswered(error.to_string()),
+            };
+        };
         match tokio::time::timeout(timeout, self.attempt(probe)).await {
-            Ok(Ok(said)) => Ok(said),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {timeout:?}")),
+            Ok(Ok(Said { text, good: true })) => Outcome::Good(text),
+            Ok(Ok(Said { text, good: false })) => Outcome::Bad(text),
+            Ok(Err(error)) => Outcome::Bad(error.to_string()),
+            Err(_) => Outcome::Bad(format!("no answer within {timeout:?}")),
         }
     }
 
-    async fn attempt(&self, probe: &Probe) -> io::Result<String> {
+    async fn attempt(&self, probe: &Probe) -> io::Result<Said> {
         if let Some(get) = &probe.http_get {
             return http::get(get, self.address).await;
         }
         if let Some(TcpSocket { port, host }) = &probe.tcp_socket {
             let stream = self.dial(host.as_deref(), *port).await?;
-            return Ok(format!("{} accepts connections", stream.peer_addr()?));
+            return Ok(Said::good(format!("{} accepts connections", stream.peer_addr()?)));
         }
         let Some(Grpc { port, service }) = &probe.grpc else {
             return Err(io::Error::other("the probe asks for nothing"));
@@ -162,11 +188,25 @@ impl Prober {
         let authority = SocketAddr::new(self.address, *port).to_string();
         let app = server::Server { host: &authority, is_mesh: false };
         server::grpc(stream, app, service.as_deref().unwrap_or_default()).await?;
-        Ok("it is serving".into())
+        Ok(Said::good("it is serving".into()))
     }
 
     async fn dial(&self, host: Option<&str>, port: u16) -> io::Result<TcpStream> {
         dial(host, self.address, port).await
+    }
+}
+
+/// What the application said.
+#[derive(Debug)]
+struct Said {
+    text: String,
+    /// Whether that is what a probe wants to hear.
+    good: bool,
+}
+
+impl Said {
+    fn good(text: String) -> Self {
+        Self { text, good: true }
     }
 }
 

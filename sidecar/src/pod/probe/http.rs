@@ -17,7 +17,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
-use super::{HttpGet, Scheme, dial};
+use super::{HttpGet, Said, Scheme, dial};
 
 /// Redirects that are followed; so many are what the kubelet's client follows.
 const REDIRECTS: usize = 10;
@@ -29,7 +29,7 @@ pub(super) fn check(get: &HttpGet) -> Result<(), String> {
 }
 
 /// Makes the probe against the host that it names, or the pod.
-pub(super) async fn get(get: &HttpGet, pod: IpAddr) -> io::Result<String> {
+pub(super) async fn get(get: &HttpGet, pod: IpAddr) -> io::Result<Said> {
     let headers = headers(get).map_err(io::Error::other)?;
     let mut scheme = get.scheme;
     let mut port = get.port;
@@ -53,24 +53,21 @@ pub(super) async fn get(get: &HttpGet, pod: IpAddr) -> io::Result<String> {
         };
         let status = head.0;
         if !status.is_redirection() || head.1.is_none() {
-            return verdict(status);
+            return Ok(verdict(status));
         }
         let Some(next) = head.1.as_ref().and_then(|location| follow(location, scheme, &host, port, &path))
         else {
             // Elsewhere: the kubelet takes the redirection for an answer.
-            return verdict(status);
+            return Ok(verdict(status));
         };
         (scheme, port, path) = next;
     }
     Err(io::Error::other(format!("stopped after {REDIRECTS} redirects")))
 }
 
-fn verdict(status: StatusCode) -> io::Result<String> {
-    if (200..400).contains(&status.as_u16()) {
-        Ok(format!("answered with {}", status.as_u16()))
-    } else {
-        Err(io::Error::other(format!("answered with {}", status.as_u16())))
-    }
+fn verdict(status: StatusCode) -> Said {
+    let status = status.as_u16();
+    Said { text: format!("answered with {status}"), good: (200..400).contains(&status) }
 }
 
 /// Where a redirection leads, if that is the same host.

@@ -38,8 +38,14 @@ fn prober(probe: &str) -> Prober {
     Prober::new(format!("{{\"/probe/a/liveness\": {probe}}}").parse().unwrap(), POD)
 }
 
+/// Makes a probe with the default time limit.
 async fn probe(probe: &str) -> Result<String, String> {
-    prober(probe).probe("/probe/a/liveness").await
+    let limited = format!("{}, \"timeoutSeconds\": 1}}", probe.strip_suffix('}').unwrap());
+    match prober(&limited).probe("/probe/a/liveness").await {
+        Outcome::Good(said) => Ok(said),
+        Outcome::Bad(reason) => Err(reason),
+        Outcome::Unanswered(reason) => panic!("it is no hook: {reason}"),
+    }
 }
 
 #[tokio::test]
@@ -107,9 +113,20 @@ async fn an_application_that_does_not_answer_fails_in_time() {
     let listener = TcpListener::bind((POD, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     for kind in ["httpGet", "grpc"] {
-        let said = probe(&format!("{{\"{kind}\": {{\"port\": {port}}}, \"timeoutSeconds\": 1}}")).await;
+        let said = probe(&format!("{{\"{kind}\": {{\"port\": {port}}}}}")).await;
         assert!(said.unwrap_err().contains("no answer within 1s"), "{kind}");
     }
+}
+
+#[tokio::test]
+async fn a_hook_takes_any_answer_and_waits_for_it() {
+    let (port, _seen) = app(|_| status(500)).await;
+    let hook = |port: u16| prober(&format!("{{\"httpGet\": {{\"port\": {port}}}}}"));
+    assert!(hook(port).has_hooks());
+    let done = hook(port).probe("/probe/a/liveness").await;
+    assert_eq!(done, Outcome::Good("answered with 500".into()));
+    let closed = TcpListener::bind((POD, 0)).await.unwrap().local_addr().unwrap().port();
+    assert!(matches!(hook(closed).probe("/probe/a/liveness").await, Outcome::Unanswered(_)));
 }
 
 #[test]
