@@ -220,13 +220,11 @@ impl StatusWriter {
         let moment = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut writes = Vec::new();
         for key in keys {
-            match work.change(&key, &moment) {
-                Some(change) => {
-                    if let Some(resource) = work.served.get(key.0) {
-                        writes.push(write(self.client.clone(), resource.clone(), key, change));
-                    }
+            match (work.change(&key, &moment), work.served.get(key.0)) {
+                (Some(change), Some(resource)) => {
+                    writes.push(write(self.client.clone(), resource.clone(), key, change));
                 }
-                None => work.board.settled(&key),
+                _ => work.board.settled(&key),
             }
         }
         let mut written = stream::iter(writes).buffer_unordered(CONCURRENT);
