@@ -164,6 +164,8 @@ fn compact(cluster: &Cluster) {
 #[test]
 fn a_cluster_is_followed_through_good_and_bad_times() {
     let Some(mut cluster) = Cluster::start() else { return };
+    // The control plane keeps its authority in its own namespace.
+    cluster.kubectl(&["create", "namespace", "heddle-system"]);
     cluster.kubectl(&["create", "namespace", "shop"]);
     cluster.apply(&service("users", "10.1.0.1"));
 

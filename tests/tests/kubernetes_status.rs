@@ -32,6 +32,7 @@ impl<'a> Replica<'a> {
         command.args(["-c", "echo $$ >\"$1\"; shift; exec \"$@\"", "sh"]).arg(&number);
         command.arg(binary("heddle-control-plane"));
         command.args(["--source", "kubernetes", "--listen", &listen, "--admin", &admin]);
+        command.args(["--webhook", "127.0.0.1:0"]);
         command.args(["--log-level", "info,heddle_control_plane=debug"]);
         command.env("HEDDLE_POD_NAME", format!("replica-{index}")).env("HOME", cluster.directory());
         Self { cluster, process: Process::start(&mut command), number, admin }

@@ -101,10 +101,10 @@ impl Answers {
 
     /// How the client stands to what is published: for each name the version that is current, by
     /// `version`. A name of which there is none is left out.
-    pub(crate) fn standing<'a, V: AsRef<str>>(
-        &'a self,
+    pub(crate) fn standing<V: AsRef<str>>(
+        &self,
         version: impl Fn(Carried, &str) -> Option<V>,
-    ) -> impl Iterator<Item = (Carried, &'a str, Answer)> {
+    ) -> impl Iterator<Item = (Carried, &str, Answer)> {
         self.held.iter().filter_map(move |((carried, name), (held, state))| {
             let current = version(*carried, name)?;
             let answer = if current.as_ref() == held.as_str() { *state } else { Answer::Pending };

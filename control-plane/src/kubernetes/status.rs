@@ -396,3 +396,19 @@ fn present(mut object: DynamicObject) -> Present {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_heddles_own_is_told() {
+        for (file, definition) in heddle_api::crd::manifests() {
+            let kind = definition["spec"]["names"]["kind"].as_str().unwrap();
+            assert!(
+                KINDS.iter().any(|(_, kinds)| kinds.contains(&kind)),
+                "the kind of {file} gets no status"
+            );
+        }
+    }
+}
