@@ -1,7 +1,8 @@
 //! Endpoints outside the mesh that do as they are told and count what reaches
 //! them, and a client's sidecar in front of them under one policy.
 
-use std::net::SocketAddr;
+use std::io::BufRead;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -16,6 +17,40 @@ use crate::{App, ControlPlane, Process, eventually, exchange, get};
 
 /// The service that is called, as clients name it.
 pub const HOST: &str = "users";
+
+/// Serves each connection to a free port in a thread of its own, until the test ends. Returns the port.
+///
+/// # Panics
+/// If there is no port.
+pub fn serve_each(serve: impl Fn(TcpStream) -> Option<()> + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let serve = serve.clone();
+            thread::spawn(move || serve(stream));
+        }
+    });
+    port
+}
+
+/// Reads an HTTP/1 request with a body of known length, if any, and returns that; `None` at the end.
+pub fn read_request(from: &mut impl BufRead) -> Option<Vec<u8>> {
+    let (mut line, mut length) = (String::new(), 0);
+    while line != "\r\n" {
+        line.clear();
+        if from.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if let Some(value) = line.strip_prefix("content-length: ") {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body).ok()?;
+    Some(body)
+}
 
 /// An HTTP/1 server.
 pub struct Backend {
@@ -67,7 +102,7 @@ impl Backend {
 pub struct Http2Backend {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
-    streams: Arc<AtomicUsize>,
+    heads: Arc<Mutex<Vec<HeaderMap>>>,
 }
 
 /// What an [`Http2Backend`] does with a request: its status, after this time, and then trailers.
@@ -87,10 +122,10 @@ impl Http2Backend {
     /// # Panics
     /// If there is no port.
     pub fn start(told: impl Fn(usize) -> Told + Send + Sync + 'static) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
-        let (connections, streams) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let backend = Self { address, connections: connections.clone(), streams: streams.clone() };
+        let (connections, heads) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<HeaderMap>>>::default());
+        let backend = Self { address, connections: connections.clone(), heads: heads.clone() };
         let told = Arc::new(told);
         thread::spawn(move || {
             runtime().block_on(async move {
@@ -98,11 +133,15 @@ impl Http2Backend {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("there is a runtime");
                 while let Ok((tcp, _)) = listener.accept().await {
                     connections.fetch_add(1, Ordering::SeqCst);
-                    let (told, streams) = (told.clone(), streams.clone());
+                    let (told, heads) = (told.clone(), heads.clone());
                     tokio::spawn(async move {
                         let mut connection = h2::server::handshake(tcp).await.ok()?;
-                        while let Some(Ok((_, respond))) = connection.accept().await {
-                            let nth = streams.fetch_add(1, Ordering::SeqCst);
+                        while let Some(Ok((request, respond))) = connection.accept().await {
+                            let nth = {
+                                let mut heads = heads.lock().ok()?;
+                                heads.push(request.headers().clone());
+                                heads.len() - 1
+                            };
                             tokio::spawn(answer(respond, told(nth)));
                         }
                         Some(())
@@ -124,8 +163,19 @@ impl Http2Backend {
     }
 
     /// Requests that reached it so far.
+    ///
+    /// # Panics
+    /// If their lock is poisoned.
     pub fn streams(&self) -> usize {
-        self.streams.load(Ordering::SeqCst)
+        self.heads().len()
+    }
+
+    /// Their fields.
+    ///
+    /// # Panics
+    /// If their lock is poisoned.
+    pub fn heads(&self) -> Vec<HeaderMap> {
+        self.heads.lock().expect("nobody panics with it").clone()
     }
 }
 
@@ -297,6 +347,20 @@ impl Front {
             error: field("heddle-error"),
             retry_after: field("retry-after").and_then(|seconds| seconds.parse().ok()),
         }
+    }
+
+    /// The status, and all that comes back, for a request of this method with a body of so many bytes.
+    ///
+    /// # Panics
+    /// If there is no answer.
+    pub fn send(&self, method: &str, body: usize) -> (u16, String) {
+        let length = if body > 0 { format!("content-length: {body}\r\n") } else { String::new() };
+        let body = "x".repeat(body);
+        let request =
+            format!("{method} / HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n{length}\r\n{body}");
+        let answer = exchange(self.outbound(), &request).expect("there is an answer");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.expect("there is a status"), answer)
     }
 
     /// What so many GETs at once give, those with status 200 first.

@@ -1,20 +1,19 @@
 //! What `spec.retry.hedge` does: a second try races a slow first one, at most
 //! one for each request, and who loses is cut off and not blamed.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use heddle_tests::backend::{Front, HOST, Http2Backend, Told, call, runtime};
-use heddle_tests::{eventually, exchange, get};
+use heddle_tests::backend::{Front, Http2Backend, Told, call, read_request, runtime, serve_each};
+use heddle_tests::{eventually, get};
 
 const MS: Duration = Duration::from_millis(1);
 
 /// An HTTP/1 server that answers every request with this status after this time.
-#[derive(Default)]
 struct Server {
     port: u16,
     /// The length of the body of each request that came.
@@ -25,17 +24,10 @@ struct Server {
 
 impl Server {
     fn start(status: u16, time: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
-        let port = listener.local_addr().expect("it is bound").port();
-        let server = Self { port, ..Self::default() };
-        let (bodies, cut) = (server.bodies.clone(), server.cut.clone());
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let (bodies, cut) = (bodies.clone(), cut.clone());
-                thread::spawn(move || serve(stream, (status, time), &bodies, &cut));
-            }
-        });
-        server
+        let (bodies, cut) = (Arc::<Mutex<Vec<usize>>>::default(), Arc::<AtomicUsize>::default());
+        let (seen, ended) = (bodies.clone(), cut.clone());
+        let port = serve_each(move |stream| serve(stream, (status, time), &seen, &ended));
+        Self { port, bodies, cut }
     }
 
     fn bodies(&self) -> Vec<usize> {
@@ -55,17 +47,7 @@ fn serve(
 ) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     loop {
-        let (mut line, mut length) = (String::new(), 0);
-        while line != "\r\n" {
-            line.clear();
-            if reader.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            if let Some(value) = line.strip_prefix("content-length: ") {
-                length = value.trim().parse().ok()?;
-            }
-        }
-        reader.read_exact(&mut vec![0; length]).ok()?;
+        let length = read_request(&mut reader)?.len();
         bodies.lock().expect("nobody panics with it").push(length);
         if !time.is_zero() {
             stream.set_read_timeout(Some(time)).ok()?;
@@ -88,14 +70,6 @@ fn hedge(fields: &str) -> String {
     )
 }
 
-fn send(front: &Front, method: &str, body: usize) -> u16 {
-    let length = if body > 0 { format!("content-length: {body}\r\n") } else { String::new() };
-    let body = "x".repeat(body);
-    let request = format!("{method} / HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n{length}\r\n{body}");
-    let answer = exchange(front.outbound(), &request).expect("there is an answer");
-    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("there is a status")
-}
-
 fn hedges(front: &Front, outcome: &str) -> usize {
     let (_, text) = get(front.admin(), "localhost", "/metrics").expect("it answers");
     let labels = format!("{{service=\"users\",namespace=\"default\",outcome=\"{outcome}\"}} ");
@@ -108,7 +82,7 @@ fn the_first_good_answer_wins_and_the_other_try_is_cut_off_without_blame() {
     let (slow, fast) = (Server::start(200, 5000 * MS), Server::start(200, Duration::ZERO));
     let front = Front::start(&hedge("hedge: {after: 400ms}"), "http", &[slow.port, fast.port]);
     let begun = Instant::now();
-    (0..8).for_each(|_| assert_eq!(send(&front, "GET", 0), 200));
+    (0..8).for_each(|_| assert_eq!(front.send("GET", 0).0, 200));
     assert!(begun.elapsed() < 20 * 1000 * MS, "{:?}", begun.elapsed());
     let won = hedges(&front, "won");
     assert_eq!((slow.hits(), fast.hits(), hedges(&front, "lost")), (won, 8, 0));
@@ -116,7 +90,7 @@ fn the_first_good_answer_wins_and_the_other_try_is_cut_off_without_blame() {
     eventually("the slow tries are cut off", || (slow.cut.load(Ordering::SeqCst) == won).then_some(()));
     assert_eq!(front.states(false), [0, 0], "one failure would eject");
     // Bodies are sent twice as long as they are held.
-    assert_eq!((send(&front, "PUT", 3000), send(&front, "PUT", 3000)), (200, 200));
+    assert_eq!((front.send("PUT", 3000).0, front.send("PUT", 3000).0), (200, 200));
     assert!(slow.bodies().ends_with(&[3000]) && fast.bodies().ends_with(&[3000, 3000]));
 }
 
@@ -128,7 +102,7 @@ fn a_hedge_that_is_slower_or_worse_loses() {
         let spec = spec.replace("consecutiveFailures: 1,", "consecutiveFailures: 1000,");
         let front = Front::start(&spec, "http", &[first.port, second.port]);
         eventually("the slow one is asked first", || {
-            let answer = send(&front, "GET", 0);
+            let answer = front.send("GET", 0).0;
             assert!(answer == 200 || hedges(&front, "lost") == 0, "{answer}");
             (hedges(&front, "lost") > 0).then_some(())
         });
@@ -144,23 +118,23 @@ fn only_what_may_be_repeated_is_hedged_and_within_the_attempts_and_the_budget() 
     let mut front = Front::start(&hedge("attempts: 1, on: ['503'], hedge: {after: 50ms}"), "http", &ports);
     let spec = |fields: &str| hedge(fields).replace("consecutiveFailures: 1,", "consecutiveFailures: 1000,");
     front.change("one", &spec("attempts: 1, on: ['503'], hedge: {after: 50ms}"));
-    assert_eq!(send(&front, "GET", 0), 503);
+    assert_eq!(front.send("GET", 0).0, 503);
     assert_eq!(hits(), 2, "the hedge is the one retry");
-    assert_eq!(send(&front, "POST", 0), 503);
+    assert_eq!(front.send("POST", 0).0, 503);
     assert_eq!(hits(), 3, "a method that may not be repeated");
     front.change("long", &spec("attempts: 1, bufferBytes: 1000, hedge: {after: 50ms}"));
-    assert_eq!(send(&front, "PUT", 3000), 503);
+    assert_eq!(front.send("PUT", 3000).0, 503);
     assert_eq!(hits(), 4, "a body that is not held");
     front.change("quick", &spec("attempts: 1, hedge: {after: 5s}"));
-    assert_eq!(send(&front, "GET", 0), 503);
+    assert_eq!(front.send("GET", 0).0, 503);
     assert_eq!((hits(), hedges(&front, "lost")), (5, 1), "it answered in time");
     let poor = spec("attempts: 1, hedge: {after: 50ms}")
         .replace("percent: 100, minPerSecond: 100", "percent: 0, minPerSecond: 0");
     front.change("poor", &poor);
-    assert_eq!(send(&front, "GET", 0), 503);
+    assert_eq!(front.send("GET", 0).0, 503);
     assert_eq!((hits(), hedges(&front, "exhausted")), (6, 1));
     let alone = Front::start(&spec("hedge: {after: 50ms}"), "http", &[first.port]);
-    assert_eq!(send(&alone, "GET", 0), 503);
+    assert_eq!(alone.send("GET", 0).0, 503);
     assert_eq!((hits(), hedges(&alone, "lost")), (7, 0), "there is no other endpoint");
 }
 
@@ -177,7 +151,7 @@ fn a_try_that_cannot_connect_is_hedged_too() {
     let spec = hedge("hedge: {after: 50ms}") + "  timeouts: {connect: 20s}\n";
     let front = Front::start(&spec, "http", &[address.port(), fast.port]);
     let begun = Instant::now();
-    (0..4).for_each(|_| assert_eq!(send(&front, "GET", 0), 200));
+    (0..4).for_each(|_| assert_eq!(front.send("GET", 0).0, 200));
     assert!(begun.elapsed() < 15_000 * MS);
     assert!(hedges(&front, "won") >= 2);
 }

@@ -283,6 +283,39 @@ fn what_was_taken_outlives_a_push_and_callers_do_not_retry() {
     assert!(is_admitted(&answer) && field(&answer, "ratelimit").is_none(), "{answer}");
 }
 
+/// Limits on a service were used up by those who only looked whether it is well.
+#[test]
+fn health_checks_take_no_tokens_and_one_that_is_refused_proves_nothing() {
+    let shop = Shop::start();
+    let checks = |times: &str| {
+        let check = format!("healthCheck: {{http: {{path: /healthz}}, unhealthyAfter: 1, {times}}}");
+        shop.control_plane.apply(
+            "checks.yaml",
+            &format!(
+                "apiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: checks, namespace: default}}\nspec:\n  targetRefs: [{SERVICE}]\n  {check}\n"
+            ),
+        );
+    };
+    let count = |result: &str| {
+        let (_, metrics) = get(shop.client.listening("admin"), "localhost", "/metrics").expect("it answers");
+        let result = format!("result=\"{result}\"");
+        let line = metrics.lines().find(|line| {
+            line.starts_with("heddle_health_checks_total{service=\"users\"") && line.contains(&result)
+        });
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    };
+    shop.limits(&[("limits", SERVICE, "{requests: 1, per: 24h, match: [{pathPrefix: /healthz}]}")]);
+    checks("interval: 1s");
+    eventually("it is checked", || (count("success") >= 3.0).then_some(()));
+    assert_eq!(shop.admitted(3, "/healthz", ""), 1, "the token was still there");
+    // More often than anybody needs to look.
+    checks("interval: 200ms, timeout: 200ms");
+    eventually("checks are refused", || (count("limited") >= 3.0).then_some(()));
+    assert_eq!(count("failure"), 0.0);
+    let reached = shop.reached.lock().expect("nobody panics with it").join("\n");
+    assert!(reached.contains("GET /healthz") && !reached.contains("#probe"), "{reached}");
+}
+
 #[test]
 fn what_cannot_be_is_refused_with_its_path() {
     let control_plane = ControlPlane::start();

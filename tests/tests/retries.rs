@@ -1,7 +1,7 @@
 //! What `spec.retry` says is what callers and services see: each field by a
 //! test that fails without it, and each way to write it wrong by its path.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use h2::Reason;
-use heddle_tests::backend::{Front, HOST, call, runtime};
-use heddle_tests::{ControlPlane, eventually, exchange, get};
+use heddle_tests::backend::{Front, call, read_request, runtime, serve_each};
+use heddle_tests::{ControlPlane, eventually, get};
 use http::Response;
 
 const MS: Duration = Duration::from_millis(1);
@@ -40,35 +40,16 @@ fn gaps(hits: &[Hit]) -> Vec<Duration> {
 
 /// An HTTP/1 server that gives the n-th request this answer, or resets its connection.
 fn server(answer: impl Fn(usize) -> Option<String> + Send + Sync + 'static) -> (u16, Hits) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
-    let port = listener.local_addr().expect("it is bound").port();
-    let (hits, answer) = (Hits::default(), Arc::new(answer));
+    let hits = Hits::default();
     let seen = hits.clone();
-    thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let (hits, answer) = (hits.clone(), answer.clone());
-            thread::spawn(move || serve(stream, &hits, &*answer));
-        }
-    });
-    (port, seen)
+    (serve_each(move |stream| serve(stream, &seen, &answer)), hits)
 }
 
 fn serve(stream: TcpStream, hits: &Hits, answer: &dyn Fn(usize) -> Option<String>) -> Option<()> {
     let mut writer = stream.try_clone().ok()?;
     let mut reader = BufReader::new(stream);
     loop {
-        let (mut line, mut length) = (String::new(), 0);
-        while line != "\r\n" {
-            line.clear();
-            if reader.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            if let Some(value) = line.strip_prefix("content-length: ") {
-                length = value.trim().parse().ok()?;
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
+        let body = read_request(&mut reader)?;
         let nth = {
             let mut hits = hits.lock().expect("nobody panics with it");
             hits.push(Hit { at: Instant::now(), body: body.iter().filter(|byte| **byte == b'x').count() });
@@ -99,16 +80,6 @@ fn retry(fields: &str) -> String {
 /// As good as no delay.
 const AT_ONCE: &str = "backoff: {base: 1ms, max: 1ms}";
 
-/// What comes back for a request of this method with a body of so many bytes.
-fn send(front: &Front, method: &str, body: usize) -> (u16, String) {
-    let length = if body > 0 { format!("content-length: {body}\r\n") } else { String::new() };
-    let body = "x".repeat(body);
-    let request = format!("{method} / HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n{length}\r\n{body}");
-    let answer = exchange(front.outbound(), &request).expect("there is an answer");
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    (status.expect("there is a status"), answer)
-}
-
 /// The value of a metric of the client whose line begins so.
 fn metric(front: &Front, start: &str) -> u64 {
     let (_, text) = get(front.admin(), "localhost", "/metrics").expect("it answers");
@@ -120,7 +91,7 @@ fn metric(front: &Front, start: &str) -> u64 {
 fn attempts_bounds_the_tries_and_statuses_are_retried_that_are_named() {
     let (port, hits) = always(503);
     let mut front = Front::start(&retry(&format!("on: ['503'], attempts: 3, {AT_ONCE}")), "http", &[port]);
-    assert_eq!(send(&front, "GET", 0).0, 503);
+    assert_eq!(front.send("GET", 0).0, 503);
     assert_eq!(take(&hits).len(), 4);
     for (name, fields, tries) in [
         ("none", "on: ['503'], attempts: 0", 1),
@@ -129,7 +100,7 @@ fn attempts_bounds_the_tries_and_statuses_are_retried_that_are_named() {
         ("silent", "attempts: 1", 1),
     ] {
         front.change(name, &retry(&format!("{fields}, {AT_ONCE}")));
-        assert_eq!(send(&front, "GET", 0).0, 503);
+        assert_eq!(front.send("GET", 0).0, 503);
         assert_eq!(take(&hits).len(), tries, "{fields}");
     }
 }
@@ -138,11 +109,11 @@ fn attempts_bounds_the_tries_and_statuses_are_retried_that_are_named() {
 fn gateway_errors_are_502_to_504() {
     let (port, hits) = server(|nth| answer([500, 502, 503, 504][nth % 4], ""));
     let front = Front::start(&retry(&format!("on: [GatewayError], attempts: 3, {AT_ONCE}")), "http", &[port]);
-    assert_eq!(send(&front, "GET", 0).0, 500);
+    assert_eq!(front.send("GET", 0).0, 500);
     assert_eq!(take(&hits).len(), 1);
     hits.lock().expect("nobody panics with it").push(Hit { at: Instant::now(), body: 0 });
     // 502, 503, 504 and then 500.
-    assert_eq!(send(&front, "GET", 0).0, 500);
+    assert_eq!(front.send("GET", 0).0, 500);
     assert_eq!(take(&hits).len(), 5);
 }
 
@@ -150,17 +121,17 @@ fn gateway_errors_are_502_to_504() {
 fn a_reset_is_retried_where_it_is_named_and_for_permitted_methods() {
     let (port, hits) = server(|nth| if nth % 2 == 0 { None } else { answer(200, "") });
     let mut front = Front::start(&retry(&format!("on: [Reset], {AT_ONCE}")), "http", &[port]);
-    assert_eq!(send(&front, "GET", 0).0, 200);
+    assert_eq!(front.send("GET", 0).0, 200);
     take(&hits);
-    assert_eq!(send(&front, "POST", 3).0, 502, "not by default");
+    assert_eq!(front.send("POST", 3).0, 502, "not by default");
     assert_eq!(take(&hits).len(), 1);
     front.change("post", &retry(&format!("on: [Reset], methods: [POST], {AT_ONCE}")));
-    assert_eq!(send(&front, "POST", 3).0, 200);
+    assert_eq!(front.send("POST", 3).0, 200);
     assert_eq!(take(&hits).len(), 2);
-    assert_eq!(send(&front, "GET", 0).0, 502);
+    assert_eq!(front.send("GET", 0).0, 502);
     take(&hits);
     front.change("silent", &retry(AT_ONCE));
-    assert_eq!(send(&front, "GET", 0).0, 502);
+    assert_eq!(front.send("GET", 0).0, 502);
     assert_eq!(take(&hits).len(), 1);
 }
 
@@ -170,10 +141,10 @@ fn a_refused_connection_is_retried_elsewhere_whatever_the_method() {
     let closed = closed.expect("there is a port").port();
     let (port, hits) = always(200);
     let front = Front::start(&retry(AT_ONCE), "http", &[closed, port]);
-    (0..10).for_each(|_| assert_eq!(send(&front, "POST", 3).0, 200));
+    (0..10).for_each(|_| assert_eq!(front.send("POST", 3).0, 200));
     assert_eq!(take(&hits).len(), 10);
     let front = Front::start(&retry("attempts: 0"), "http", &[closed, port]);
-    let statuses: Vec<u16> = (0..10).map(|_| send(&front, "POST", 3).0).collect();
+    let statuses: Vec<u16> = (0..10).map(|_| front.send("POST", 3).0).collect();
     assert!(statuses.contains(&503), "{statuses:?}");
 }
 
@@ -186,11 +157,11 @@ fn a_try_that_takes_too_long_is_retried_where_that_is_named() {
     let spec = |on: &str| retry(&format!("on: [{on}], {AT_ONCE}")) + "  timeouts: {perTry: 150ms}\n";
     let mut front = Front::start(&spec("PerTryTimeout"), "http", &[port]);
     let begun = Instant::now();
-    assert_eq!(send(&front, "GET", 0).0, 200);
+    assert_eq!(front.send("GET", 0).0, 200);
     assert!(begun.elapsed() >= 150 * MS && begun.elapsed() < 2000 * MS);
     assert_eq!(take(&hits).len(), 2);
     front.change("silent", &spec("Reset"));
-    let (status, answer) = send(&front, "GET", 0);
+    let (status, answer) = front.send("GET", 0);
     assert_eq!(status, 504, "{answer}");
     assert!(answer.contains("\r\nheddle-error: per_try_timeout\r\n"), "{answer}");
     assert_eq!(take(&hits).len(), 1);
@@ -202,7 +173,7 @@ fn a_retry_goes_to_another_endpoint_than_the_one_that_failed() {
     let spec =
         retry(&format!("on: ['503'], attempts: 1, budget: {{percent: 100, minPerSecond: 100}}, {AT_ONCE}"));
     let front = Front::start(&spec, "http", &[bad, good]);
-    (0..20).for_each(|_| assert_eq!(send(&front, "GET", 0).0, 200));
+    (0..20).for_each(|_| assert_eq!(front.send("GET", 0).0, 200));
     assert_eq!(take(&hits).len(), 20);
     let retries = take(&misses).len();
     assert!(retries >= 5, "{retries}");
@@ -228,7 +199,7 @@ fn pauses_grow_as_the_strategy_says() {
             Some(front) => front.change(name, &spec),
             None => front = Some(Front::start(&spec, "http", &[port])),
         }
-        assert_eq!(send(front.as_ref().expect("it was started"), "GET", 0).0, 503);
+        assert_eq!(front.as_ref().expect("it was started").send("GET", 0).0, 503);
         let real = gaps(&take(&hits));
         assert_eq!(real.len(), 3, "{name}");
         assert!(real.iter().zip(least).all(|(real, least)| *real >= (least - 1) * MS), "{name}: {real:?}");
@@ -244,10 +215,10 @@ fn no_retry_begins_after_max_elapsed() {
         ))
     };
     let mut front = Front::start(&spec("250ms"), "http", &[port]);
-    assert_eq!(send(&front, "GET", 0).0, 503);
+    assert_eq!(front.send("GET", 0).0, 503);
     assert!((2..=3).contains(&take(&hits).len()));
     front.change("unlimited", &spec("0s"));
-    assert_eq!(send(&front, "GET", 0).0, 503);
+    assert_eq!(front.send("GET", 0).0, 503);
     assert_eq!(take(&hits).len(), 9);
 }
 
@@ -258,7 +229,7 @@ fn what_a_retry_would_have_no_time_for_is_passed_on_at_once() {
         + "  timeouts: {request: 500ms}\n";
     let front = Front::start(&spec, "http", &[port]);
     let begun = Instant::now();
-    let (status, answer) = send(&front, "GET", 0);
+    let (status, answer) = front.send("GET", 0);
     assert!(status == 503 && !answer.contains("heddle-error"), "{answer}");
     assert!(begun.elapsed() < 400 * MS);
     assert_eq!(take(&hits).len(), 1);
@@ -269,7 +240,7 @@ fn the_budget_is_never_exceeded() {
     let (port, hits) = always(503);
     let spec = |budget: &str| retry(&format!("on: ['503'], attempts: 3, budget: {{{budget}}}, {AT_ONCE}"));
     let front = Front::start(&spec("percent: 20, minPerSecond: 0"), "http", &[port]);
-    (0..100).for_each(|_| drop(send(&front, "GET", 0)));
+    (0..100).for_each(|_| drop(front.send("GET", 0)));
     let retries = take(&hits).len() - 100;
     assert!((15..=20).contains(&retries), "{retries}");
     let exhausted = metric(&front, "heddle_retry_budget_exhausted_total{service=\"users\"");
@@ -277,7 +248,7 @@ fn the_budget_is_never_exceeded() {
 
     let front = Front::start(&spec("percent: 0, minPerSecond: 5"), "http", &[port]);
     let begun = Instant::now();
-    (0..100).for_each(|_| drop(send(&front, "GET", 0)));
+    (0..100).for_each(|_| drop(front.send("GET", 0)));
     // What began or ended within a second has its five, too.
     let most = 5 * (usize::try_from(begun.elapsed().as_secs()).expect("it is short") + 2);
     let retries = take(&hits).len() - 100;
@@ -289,11 +260,11 @@ fn bodies_are_sent_again_as_far_as_they_are_kept() {
     let (port, hits) = server(|nth| answer(if nth % 2 == 0 { 503 } else { 200 }, ""));
     let spec = |bytes: usize| retry(&format!("on: ['503'], bufferBytes: {bytes}, {AT_ONCE}"));
     let mut front = Front::start(&spec(4000), "http", &[port]);
-    assert_eq!(send(&front, "PUT", 3000).0, 200);
+    assert_eq!(front.send("PUT", 3000).0, 200);
     let bodies: Vec<usize> = take(&hits).iter().map(|hit| hit.body).collect();
     assert_eq!(bodies, [3000, 3000]);
     front.change("small", &spec(1000));
-    assert_eq!(send(&front, "PUT", 3000).0, 503);
+    assert_eq!(front.send("PUT", 3000).0, 503);
     assert_eq!(take(&hits).len(), 1);
 }
 
@@ -310,21 +281,21 @@ fn retry_after_is_waited_for_within_the_cap() {
         });
         let spec = retry("on: ['429', '503'], maxRetryAfter: 2s, backoff: {base: 1ms}");
         let front = Front::start(&spec, "http", &[port]);
-        assert_eq!(send(&front, "GET", 0).0, 200);
+        assert_eq!(front.send("GET", 0).0, 200);
         let real = gaps(&take(&hits));
         assert_eq!(real.len(), 2);
         assert!(real.iter().all(|gap| *gap >= 990 * MS), "{real:?}");
         (0..3).for_each(|_| {
             hits.lock().expect("nobody panics with it").push(Hit { at: Instant::now(), body: 0 })
         });
-        let (given_up, answer) = send(&front, "GET", 0);
+        let (given_up, answer) = front.send("GET", 0);
         assert!(given_up == status && answer.contains("\r\nretry-after: 3\r\n"), "{answer}");
         assert_eq!(take(&hits).len(), 4);
     }
     // Without the field a second is the most.
     let (port, hits) = server(|_| answer(503, "retry-after: 2\r\n"));
     let front = Front::start(&retry("on: ['503']"), "http", &[port]);
-    assert_eq!(send(&front, "GET", 0).0, 503);
+    assert_eq!(front.send("GET", 0).0, 503);
     assert_eq!(count(&hits), 1);
 }
 

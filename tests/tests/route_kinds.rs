@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use heddle_tests::mesh::installed;
-use heddle_tests::{App, ControlPlane, Process, eventually, response};
+use heddle_tests::{App, ControlPlane, Process, eventually, get, response};
 
 /// The sidecar of an application that listens on `app`.
 fn workload(control_plane: &ControlPlane, name: &str, port: &str, app: u16) -> Process {
@@ -87,6 +87,15 @@ fn a_tcp_route_shares_out_connections_whatever_they_speak() {
     // Five standard deviations around a half and a quarter of 200.
     assert!((65..=135).contains(&counts["users"]), "{counts:?}");
     assert!((20..=80).contains(&counts["users-v2"]) && (20..=80).contains(&counts[""]), "{counts:?}");
+
+    // Where requests say where they go, each meets the same rule.
+    let by_name = control_plane.sidecar("by-name", [] as [&str; 0]);
+    by_name.said("the sidecar is ready");
+    route("{name: users-v2, port: 8080}");
+    eventually("requests by name follow the route", || {
+        let (_, body) = get(by_name.listening("outbound"), "users:8080", "/")?;
+        body.starts_with("users-v2").then_some(())
+    });
 
     route("{name: users, port: 8080, weight: 0}");
     eventually("nothing has a weight", || (0..20).all(|_| answers(at, 1).is_empty()).then_some(()));
