@@ -2,10 +2,10 @@
 //! and what is kept there besides what is read.
 //!
 //! A control plane with a Kubernetes source keeps its certificate authority in
-//! a Secret ([`authority`]), believes pods by their tokens ([`token_review`]) and
-//! needs no disk. Of several replicas one writes ([`lease`]): the mesh's roots into
-//! each namespace ([`trust_bundle`]), what became of policies and routes to their
-//! statuses ([`status`]), and the mesh itself ([`mesh_object`]). What is read from
+//! a Secret (`authority`), believes pods by their tokens (`token_review`) and
+//! needs no disk. Of several replicas one writes (`lease`): the mesh's roots into
+//! each namespace (`trust_bundle`), what became of policies and routes to their
+//! statuses (`status`), and the mesh itself (`mesh_object`). What is read from
 //! there is the business of [`crate::source`].
 
 use std::sync::Arc;
