@@ -90,7 +90,11 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 
 async fn workloads(State(admin): State<Admin>) -> Json<Value> {
     let registrations = admin.registry.with(|registry| registry.registrations());
-    Json(json!({"workloads": registrations.iter().map(|r| workload(r)).collect::<Vec<_>>()}))
+    let published = admin.published.borrow().clone();
+    let pods = published.iter().flat_map(|published| published.model.pods.all());
+    let workloads = registrations.iter().map(|registration| workload(registration));
+    let workloads: Vec<Value> = workloads.chain(pods.map(|pod| workload(&pod))).collect();
+    Json(json!({"workloads": workloads}))
 }
 
 fn workload(registration: &Registration) -> Value {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use heddle_api::discovery::{ResourceType, SELF, v1};
 use heddle_api::spiffe::SpiffeId;
+use parking_lot::Mutex;
 
 use crate::model::{Model, Resource};
 use crate::registry::WorkloadKey;
@@ -29,6 +30,8 @@ pub(crate) struct Published {
     pub(crate) trust: (String, Arc<Resource>),
     /// Each registered workload's own resource.
     pub(crate) workloads: HashMap<WorkloadKey, Arc<Resource>>,
+    /// The same of pods, as far as they were asked for.
+    pub(crate) pods: Mutex<HashMap<WorkloadKey, Arc<Resource>>>,
 }
 
 /// Which workload a stream speaks for: the identity that it proved, and the
@@ -52,10 +55,12 @@ impl Published {
         match type_url {
             v1::Workload::TYPE_URL if name == SELF => {
                 let key = (subscriber.identity.clone(), subscriber.instance.clone());
-                let registered = self.workloads.get(&key).cloned();
-                registered.or_else(|| {
+                let known = self.workloads.get(&key).cloned();
+                known.or_else(|| self.pods.lock().get(&key).cloned()).or_else(|| {
                     let workload = self.model.workload_of_pod(&subscriber.identity, &subscriber.instance)?;
-                    Some(Arc::new(Resource::encode(&workload)))
+                    let resource = Arc::new(Resource::encode(&workload));
+                    self.pods.lock().insert(key, resource.clone());
+                    Some(resource)
                 })
             }
             v1::TrustBundle::TYPE_URL => (self.trust.0 == name).then(|| self.trust.1.clone()),

@@ -9,12 +9,21 @@ use tracing_subscriber::filter::ParseError;
 
 use crate::settings::LogFormat;
 
+/// The target of the Kubernetes client's own lines.
+const KUBERNETES_CLIENT: &str = "kube_client";
+
 /// Sends log lines to stderr from now on. A second call changes nothing.
 ///
 /// # Errors
 /// If `filter` is no tracing filter.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), ParseError> {
-    let filter = EnvFilter::builder().parse(filter)?;
+    // The client of Kubernetes writes an error for each try; the source writes one line for each change.
+    let quiet =
+        if filter.contains(KUBERNETES_CLIENT) { None } else { Some(format!("{KUBERNETES_CLIENT}=off")) };
+    let mut filter = EnvFilter::builder().parse(filter)?;
+    if let Some(quiet) = quiet {
+        filter = filter.add_directive(quiet.parse()?);
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // It fails only where a subscriber is set already, by whoever embeds us.
     let _ = match format {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use heddle_api::tls::Credentials;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -127,7 +128,12 @@ impl Pipeline {
         let trust = self.credentials.trust();
         let trust =
             (trust.domain().as_str().to_owned(), Arc::new(Resource::encode(&bundle::message(&trust))));
-        self.published.send_replace(Some(Arc::new(Published { model, trust, workloads })));
+        self.published.send_replace(Some(Arc::new(Published {
+            model,
+            trust,
+            workloads,
+            pods: Mutex::default(),
+        })));
     }
 
     async fn remember(&self, registrations: Vec<Arc<Registration>>) {

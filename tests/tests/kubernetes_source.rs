@@ -174,7 +174,9 @@ fn a_cluster_is_followed_through_good_and_bad_times() {
     eventually("it knows the cluster", || shown(&cluster, "/ready"));
     let plane = ControlPlane(&cluster);
     plane.has("shop/users", "10.1.0.1", "spiffe://");
-    assert!(plane.watches("absent") > 6 && plane.watches("live") == 3, "{}", process.log());
+    eventually("three kinds are watched", || {
+        (plane.watches("absent") > 6 && plane.watches("live") == 3).then_some(())
+    });
 
     // Changes are in force within a second.
     cluster.apply(&service("users", "10.1.0.2"));

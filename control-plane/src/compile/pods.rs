@@ -8,7 +8,7 @@
 //! up attracts nothing but failed handshakes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use heddle_api::crd::{EndpointTarget, Pod};
@@ -18,6 +18,9 @@ use heddle_api::spiffe::{SpiffeId, TrustDomain};
 
 use crate::model::{Health, RegisteredPort, Registration};
 use crate::source::{ObjectName, Objects, Sourced};
+
+/// Where a pod's sidecar serves its metrics.
+const ADMIN: u16 = 7190;
 
 /// A pod with a sidecar.
 #[derive(Debug)]
@@ -209,6 +212,12 @@ impl Pods {
         facts.map(|facts| facts.registrations(&name)).unwrap_or_default()
     }
 
+    /// All of them, as workloads at their preferred addresses.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Registration> {
+        let all = self.0.by_name.iter();
+        all.filter_map(|(name, facts)| facts.registrations(name).into_iter().next())
+    }
+
     /// The pod at an address, as a service of which it is the only endpoint, and the service whose
     /// policy its clients meet.
     pub(crate) fn at(&self, address: IpAddr) -> Option<(v1::Service, Option<&ServiceName>)> {
@@ -266,7 +275,7 @@ impl Facts {
             ready: true,
             draining: false,
             health: Health::default(),
-            admin: None,
+            admin: Some(SocketAddr::new(address, ADMIN)).filter(|admin| !admin.ip().is_unspecified()),
             pid: 0,
             app_address: None,
         };

@@ -229,7 +229,8 @@ impl Watcher {
     }
 
     async fn try_follow(&mut self, streamed: bool) -> Result<End, End> {
-        let streamed = streamed && self.shared.streams_lists().await.map_err(End::of)?;
+        let streams = timeout(ANSWER_TIMEOUT, self.shared.streams_lists()).await;
+        let streamed = streams.map_err(|_| End::slow())?.map_err(End::of)? && streamed;
         let mut listed: Option<Vec<Read>> = None;
         match (&self.resume, streamed) {
             (Some(_), _) => {}
@@ -257,7 +258,9 @@ impl Watcher {
         }
         loop {
             let event = match timeout(SILENCE, events.next()).await {
-                Ok(Some(event)) => event.map_err(|error| End::of_watch(error, listed.is_some()))?,
+                Ok(Some(Ok(event))) => event,
+                Ok(Some(Err(kube::Error::SerdeError(error)))) => return Err(self.ask_why(&error).await),
+                Ok(Some(Err(error))) => return Err(End::of_watch(error, listed.is_some())),
                 Ok(None) if listed.is_none() => return Ok(End::Closed),
                 Ok(None) => return Err(End::cut()),
                 Err(_) => return Ok(End::Closed),
@@ -318,6 +321,26 @@ impl Watcher {
                 return Ok((reads, page.metadata.resource_version));
             }
             token = Some(page.metadata.r#continue);
+        }
+    }
+
+    /// Why a watch was answered with something else than events. The client looks at the text of the
+    /// answer alone, and what is said of a path that nobody serves is none of an API: lists tell.
+    async fn ask_why(&self, error: &serde_json::Error) -> End {
+        let parameters = ListParams {
+            label_selector: self.watched.labels.clone(),
+            field_selector: self.watched.fields(),
+            limit: Some(1),
+            ..ListParams::default()
+        };
+        let request = match Request::new(self.path()).list(&parameters) {
+            Ok(request) => request,
+            Err(error) => return End::impossible(error),
+        };
+        match timeout(ANSWER_TIMEOUT, self.shared.client.request::<Page>(request)).await {
+            Ok(Err(error)) => End::of(error),
+            Ok(Ok(_)) => End::Failed(Failure::Refused(format!("what it answers is no object: {error}"))),
+            Err(_) => End::slow(),
         }
     }
 
