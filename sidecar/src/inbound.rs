@@ -1,8 +1,8 @@
 //! Connections to the application: from peers under mutual TLS, and from the
 //! host through a published port.
 //!
-//! Always holds: what is not the mesh's TLS is never forwarded. A client that
-//! speaks plaintext HTTP is told so; any other is cut off.
+//! Always holds: what comes to a listener for peers and is not the mesh's TLS is
+//! never forwarded. A client that speaks plaintext HTTP is told so; any other is cut off.
 
 use std::io;
 use std::net::TcpStream as StdTcpStream;

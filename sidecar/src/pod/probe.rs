@@ -27,6 +27,12 @@ use crate::settings::InvalidSpec;
 /// Probes at once. A pod has a handful of containers with three each.
 const AT_ONCE: usize = 32;
 
+/// The last part of a probe's path; that of a hook is another.
+const PROBES: [&str; 3] = ["liveness", "readiness", "startup"];
+
+/// The limit, in seconds, of a probe that names none (Kubernetes' default).
+const DEFAULT_TIMEOUT: u64 = 1;
+
 /// The probes by the path that stands for each.
 #[derive(Debug, Clone, Default)]
 pub struct Probes(Arc<HashMap<String, Probe>>);
@@ -38,11 +44,14 @@ impl FromStr for Probes {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let probes: HashMap<String, Probe> = serde_json::from_str(text)
+        let mut probes: HashMap<String, Probe> = serde_json::from_str(text)
             .map_err(|error| InvalidSpec(format!("these are no probes: {error}")))?;
-        for (path, probe) in &probes {
+        for (path, probe) in &mut probes {
             if !path.starts_with("/probe/") {
                 return Err(InvalidSpec(format!("{path:?} does not begin with /probe/")));
+            }
+            if PROBES.contains(&path.rsplit('/').next().unwrap_or_default()) {
+                probe.timeout_seconds.get_or_insert(DEFAULT_TIMEOUT);
             }
             probe.check().map_err(|reason| InvalidSpec(format!("{path}: {reason}")))?;
         }
@@ -58,7 +67,7 @@ struct Probe {
     http_get: Option<HttpGet>,
     tcp_socket: Option<TcpSocket>,
     grpc: Option<Grpc>,
-    /// Of a probe, always; hooks have none.
+    /// Hooks have none.
     timeout_seconds: Option<u64>,
 }
 

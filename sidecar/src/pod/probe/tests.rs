@@ -34,14 +34,13 @@ fn moved(to: &str) -> String {
     format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n")
 }
 
-fn prober(probe: &str) -> Prober {
-    Prober::new(format!("{{\"/probe/a/liveness\": {probe}}}").parse().unwrap(), POD)
+fn prober(path: &str, probe: &str) -> Prober {
+    Prober::new(format!("{{\"{path}\": {probe}}}").parse().unwrap(), POD)
 }
 
-/// Makes a probe with the default time limit.
+/// Makes a probe.
 async fn probe(probe: &str) -> Result<String, String> {
-    let limited = format!("{}, \"timeoutSeconds\": 1}}", probe.strip_suffix('}').unwrap());
-    match prober(&limited).probe("/probe/a/liveness").await {
+    match prober("/probe/a/liveness", probe).probe("/probe/a/liveness").await {
         Outcome::Good(said) => Ok(said),
         Outcome::Bad(reason) => Err(reason),
         Outcome::Unanswered(reason) => panic!("it is no hook: {reason}"),
@@ -121,12 +120,13 @@ async fn an_application_that_does_not_answer_fails_in_time() {
 #[tokio::test]
 async fn a_hook_takes_any_answer_and_waits_for_it() {
     let (port, _seen) = app(|_| status(500)).await;
-    let hook = |port: u16| prober(&format!("{{\"httpGet\": {{\"port\": {port}}}}}"));
+    const HOOK: &str = "/probe/a/pre-stop";
+    let hook = |port: u16| prober(HOOK, &format!("{{\"httpGet\": {{\"port\": {port}}}}}"));
     assert!(hook(port).has_hooks());
-    let done = hook(port).probe("/probe/a/liveness").await;
+    let done = hook(port).probe(HOOK).await;
     assert_eq!(done, Outcome::Good("answered with 500".into()));
     let closed = TcpListener::bind((POD, 0)).await.unwrap().local_addr().unwrap().port();
-    assert!(matches!(hook(closed).probe("/probe/a/liveness").await, Outcome::Unanswered(_)));
+    assert!(matches!(hook(closed).probe(HOOK).await, Outcome::Unanswered(_)));
 }
 
 #[test]
