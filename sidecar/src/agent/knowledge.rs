@@ -345,7 +345,6 @@ mod tests {
 
     use super::*;
     use crate::agent::subscriptions::{ABSENT, IDLE};
-    use crate::config;
 
     fn fresh(now: Instant) -> Knowledge {
         let mut knowledge = Knowledge::new("mesh.local".parse().unwrap(), Addresses::default(), now);
