@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Output;
 
-use heddle_tests::cluster::Cluster;
+use heddle_tests::cluster::{Cluster, Settings, of_heddle};
 use heddle_tests::{binary, eventually, policies};
 use serde_json::{Value, json};
 
@@ -337,6 +337,9 @@ spec:
     let line =
         shown.lines().find(|line| line.contains("trafficpolicy.heddle.dev/users")).expect("it is listed");
     assert_eq!(line.split_whitespace().collect::<Vec<_>>()[1..4], ["Service", "users", "True"]);
+    for folder in ["apps", "examples"] {
+        cluster.kubectl(&["apply", "--server-side", "-k", &manifests(folder)]);
+    }
     let explained = cluster.kubectl(&["explain", "tpol.spec.timeouts.connect"]);
     assert!(explained.contains("Default: 1s"), "{explained}");
 }
@@ -372,7 +375,8 @@ fn is(findings: &[(String, String)], subject: &str, state: &str) {
 
 #[test]
 fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
-    let Some(cluster) = Cluster::start() else { return };
+    let settings = Settings { images: of_heddle(), ..Settings::default() };
+    let Some(cluster) = Cluster::start_with(&settings) else { return };
     let before = found(&cluster, &["--pre"]);
     for (subject, state) in [
         ("control plane", "good"),
@@ -405,9 +409,23 @@ fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
     is(&found(&cluster, &["--pre"]), "control plane", "degraded");
     least_privilege(&cluster);
 
+    // With its image the control plane does all of that, with the rights that it was given.
+    let mended = printed(&cluster, &["upgrade", "--set", "image=heddle/control-plane:0.1.0"]);
+    cluster.apply(&mended);
+    cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    eventually("everything is at work", || {
+        let findings = found(&cluster, &["--cluster"]);
+        let at_work = |(subject, state): &(String, String)| {
+            state == "good" || ["API server", "webhooks"].contains(&subject.as_str())
+        };
+        findings.iter().all(at_work).then_some(())
+    });
+    let log = cluster.kubectl(&["logs", "-n", "heddle-system", "deploy/heddle-control-plane"]);
+    assert!(!log.contains("forbidden"), "{log}");
+
     // The same again, by what was noted; another minor version is refused.
     let again = heddle(&cluster, &["upgrade"]);
-    assert_eq!(String::from_utf8_lossy(&again.stdout), installed);
+    assert_eq!(String::from_utf8_lossy(&again.stdout), mended);
     assert!(String::from_utf8_lossy(&again.stderr).contains("nothing changes"), "{again:?}");
     let more = heddle(&cluster, &["upgrade", "--set", "replicas=3"]);
     assert!(String::from_utf8_lossy(&more.stderr).contains("changes  Deployment"), "{more:?}");

@@ -79,6 +79,9 @@ fn patches_change_what_they_mean() {
     let dev = of(Overlay::Dev);
     let variables = dev["containers"][0]["env"].as_array().unwrap();
     assert!(variables.contains(&json!({"name": "HEDDLE_LOG_LEVEL", "value": "debug"})), "{variables:?}");
+    let names: std::collections::BTreeSet<&str> =
+        variables.iter().filter_map(|variable| variable["name"].as_str()).collect();
+    assert_eq!(names.len(), variables.len(), "a variable is there twice");
     let spread = &of(Overlay::Ha)["topologySpreadConstraints"][1];
     assert_eq!(spread["topologyKey"], "kubernetes.io/hostname");
     assert_eq!(spread["whenUnsatisfiable"], "DoNotSchedule");
