@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::discovery::oneshot;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -101,8 +101,9 @@ impl MeshObject {
     }
 
     async fn look(&self) -> Result<(), kube::Error> {
-        let kind = GroupVersionKind::gvk(GROUP, "v1alpha1", KIND);
-        let Ok((resource, _)) = oneshot::pinned_kind(&self.client, &kind).await else {
+        // Groups are listed first: asked for one that it never heard of, an API server answers with no status.
+        let served = oneshot::group(&self.client, GROUP).await.ok();
+        let Some((resource, _)) = served.and_then(|group| group.recommended_kind(KIND)) else {
             debug!(kind = KIND, "the cluster does not serve it");
             return Ok(());
         };
