@@ -1,5 +1,6 @@
 //! Ways to make two parsers disagree, and what becomes of each: a table told
-//! in sentences. Most are published attacks on proxies.
+//! in sentences. Most are published attacks on proxies. It is one file, however long, so that
+//! what is not in it is seen to be missing.
 
 use crate::http1::body::Body;
 use crate::http1::request::RequestHead;

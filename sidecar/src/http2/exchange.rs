@@ -6,20 +6,24 @@
 //! 9113, section 8.1). No try begins after a byte of a response, a 1xx
 //! included, went to the client.
 
+mod client;
 mod fallback;
+mod flow;
 mod hedge;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{Method, Request, Response, header, request, response};
+use http::{Request, Response, header, request, response};
 
+use self::client::Client;
+use self::flow::{Ended, Flow, broken_off};
 use crate::http2::body::{Body, Broken};
 use crate::http2::seam::{Call, Calls, Detour, End, Limits, Refusal, Stand};
 use crate::http2::upstream::Slot;
@@ -27,9 +31,8 @@ use crate::http2::{fault, grpc, head};
 use crate::policy::fault::Injected;
 use crate::policy::retry::{Failure, HELD_FOR};
 use crate::reason::Reason;
-use crate::route::Reply;
 use crate::sanitize::answer::{Answer, Form};
-use crate::wheel::{Deadline, Wheel};
+use crate::wheel::Deadline;
 
 /// Carries a request from its head to the end of its response.
 pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
@@ -71,26 +74,6 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
 fn form(head: &request::Parts) -> Form {
     let field = |name| head.headers.get(name).map(header::HeaderValue::as_bytes);
     Form::of(field(header::CONTENT_TYPE), field(header::ACCEPT))
-}
-
-/// The client's side of an exchange.
-struct Client<'a> {
-    respond: SendResponse<Bytes>,
-    form: Form,
-    wheel: &'a Wheel,
-    /// The end of the client's patience, or of ours.
-    deadline: Deadline,
-    started: Instant,
-    /// The end of the client's patience alone.
-    asked: Option<Instant>,
-    /// What the deadline was set to, if there is a limit.
-    until: Option<Instant>,
-    /// Moved by every byte, by so much.
-    idle: Option<(Deadline, Duration)>,
-    /// Whether it got a 1xx.
-    informed: bool,
-    /// Whether what follows the response's head is a tunnel.
-    is_tunnel: bool,
 }
 
 /// Why there is no response to pass on.
@@ -467,164 +450,6 @@ fn failed(error: &h2::Error, slot: &Slot) -> Stop {
     let stale = reason == Reason::Reset && error.is_io() && slot.is_stale();
     let failure = if stale { Failure::StaleConnection } else { Failure::Mesh(reason) };
     Stop::Failed(failure, Refusal::new(reason, error.to_string()))
-}
-
-/// Both bodies of a response under way.
-struct Flow<'a> {
-    upload: &'a mut Body,
-    download: &'a mut Body,
-    /// Whether the client has the whole response.
-    complete: bool,
-}
-
-/// How a response ended.
-enum Ended {
-    Complete,
-    Gone,
-    /// For this reason, with the code that upstream gave to its reset.
-    Broken(Reason, Option<h2::Reason>),
-}
-
-impl Flow<'_> {
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        client: &mut Client<'_>,
-        up: &mut SendStream<Bytes>,
-        down: &mut SendStream<Bytes>,
-    ) -> Poll<Ended> {
-        let before = (self.upload.sent(), self.download.sent());
-        let mut wanted = !self.upload.is_done();
-        if wanted {
-            match self.upload.poll(cx, up) {
-                Poll::Ready(Err(Broken::Source(_))) => return Poll::Ready(Ended::Gone),
-                Poll::Ready(Err(Broken::Sink)) | Poll::Ready(Ok(())) => wanted = false,
-                // After a complete response upstream may not want the rest.
-                Poll::Pending if self.complete && up.poll_reset(cx).is_ready() => wanted = false,
-                Poll::Pending => {}
-            }
-        }
-        if !self.complete {
-            match self.download.poll(cx, down) {
-                Poll::Ready(Ok(())) => self.complete = true,
-                Poll::Ready(Err(Broken::Sink)) => return Poll::Ready(Ended::Gone),
-                Poll::Ready(Err(Broken::Source(error))) => {
-                    let code = (error.is_reset() && error.is_remote()).then(|| fault::code(&error));
-                    return Poll::Ready(Ended::Broken(broken_off(&error), code));
-                }
-                Poll::Pending => {}
-            }
-            if !self.complete && down.poll_reset(cx).is_ready() {
-                return Poll::Ready(Ended::Gone);
-            }
-        }
-        if self.complete && !wanted {
-            return Poll::Ready(Ended::Complete);
-        }
-        let moved = before != (self.upload.sent(), self.download.sent());
-        if client.poll_late(cx, moved).is_ready() {
-            return Poll::Ready(Ended::Broken(Reason::Timeout, None));
-        }
-        Poll::Pending
-    }
-}
-
-/// A response that has begun was processed, whatever the code says.
-fn broken_off(error: &h2::Error) -> Reason {
-    match fault::reason(error) {
-        Reason::BadResponse => Reason::BadResponse,
-        _ => Reason::Reset,
-    }
-}
-
-impl Client<'_> {
-    fn limit(&mut self, limits: Limits, head: &request::Parts, started: Instant) {
-        let asked = if self.form == Form::Grpc { grpc::timeout(&head.headers) } else { None };
-        self.asked = asked.and_then(|asked| started.checked_add(asked));
-        self.is_tunnel = head.method == Method::CONNECT;
-        let limit = [limits.request, asked].into_iter().flatten().min();
-        self.until = limit.and_then(|limit| started.checked_add(limit));
-        self.deadline.arm_in(started, limit);
-        self.idle = limits.idle.map(|idle| {
-            let deadline = self.wheel.deadline();
-            deadline.arm_in(started, Some(idle));
-            (deadline, idle)
-        });
-    }
-
-    /// A response has begun. The bytes of a tunnel are no exchange: for as long as they flow,
-    /// only the client's own limit ends it.
-    fn begun(&self) {
-        match self.asked {
-            _ if !self.is_tunnel => {}
-            Some(asked) => self.deadline.arm(asked),
-            None => self.deadline.disarm(),
-        }
-    }
-
-    /// Ready when it took too long.
-    fn poll_late(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<()> {
-        if self.deadline.poll_expired(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        match &self.idle {
-            Some((deadline, idle)) => {
-                if moved {
-                    deadline.arm_in(Instant::now(), Some(*idle));
-                }
-                deadline.poll_expired(cx)
-            }
-            None => Poll::Pending,
-        }
-    }
-
-    /// Ready when the client gave up or it took too long, before a response.
-    fn poll_patience(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Stop> {
-        if self.respond.poll_reset(cx).is_ready() {
-            return Poll::Ready(Stop::Gone);
-        }
-        self.poll_late(cx, moved).map(|()| Stop::Late)
-    }
-
-    /// Awaits `future` for as long as the client does.
-    async fn unless_gone<F: Future>(&mut self, future: F) -> Result<F::Output, Stop> {
-        let mut future = pin!(future);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_patience(cx, false).map(Err),
-        })
-        .await
-    }
-
-    /// Answers as a route says.
-    fn reply(&mut self, reply: &Reply) {
-        let mut head = Response::new(());
-        *head.status_mut() = http::StatusCode::from_u16(reply.status).unwrap_or_default();
-        head.headers_mut().clone_from(&reply.headers);
-        // Fails only if the client is gone.
-        let _ = self.respond.send_response(head, true);
-    }
-
-    /// Answers in the mesh's own name.
-    fn refuse(&mut self, refusal: &Refusal, service: &str, trace_id: &str) {
-        let answer = Answer {
-            reason: refusal.reason,
-            codes: refusal.codes,
-            message: &refusal.message,
-            service,
-            policy: &refusal.policy,
-            trace_id,
-            retry_after: refusal.retry_after,
-            fields: &refusal.fields,
-        };
-        let (head, body) = answer.http2(self.form);
-        // Fails only if the client is gone.
-        if let Ok(mut down) = self.respond.send_response(head, body.is_empty())
-            && !body.is_empty()
-        {
-            let _ = down.send_data(body, true);
-        }
-    }
 }
 
 /// `None` if the limit comes first.
