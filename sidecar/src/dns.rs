@@ -1,6 +1,6 @@
 //! The DNS responder that an application in the mesh asks: names of mesh
 //! services get stable synthetic addresses, everything else is forwarded to
-//! the host's resolvers. In a pod ([`Answers`]) the cluster's DNS answers for what
+//! the host's resolvers. In a pod (`Answers`) the cluster's DNS answers for what
 //! it knows.
 //!
 //! `message` and `subject` decide without sockets; `responder` waits for

@@ -1,6 +1,6 @@
 //! The sockets that a sidecar works with, made by whoever starts it.
 //!
-//! `proxy` binds ordinary listeners, or those that a [pod](crate::pod)'s rules lead
+//! `proxy` binds ordinary listeners, or those that a [pod]'s rules lead
 //! to, `run` makes them inside the application's network namespace; everything
 //! behind works on what is described here and does not know which it was.
 

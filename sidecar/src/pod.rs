@@ -1,4 +1,4 @@
-//! The sidecar inside a pod: what the network rules of [`crate::init`] lead to,
+//! The sidecar inside a pod: what the network rules of `init` lead to,
 //! and what the pod says about itself.
 //!
 //! Listeners for what the rules redirect (of the application: on loopback
