@@ -154,6 +154,7 @@ impl Injector {
         let own = pod.annotations();
         let own = own.map(|own| Options::of_annotations(own, &mut violations)).unwrap_or_default();
         let options = own.over(&self.defaults);
+        options.relate(&mut violations);
         let native = options.native_sidecar.unwrap_or(true);
         if !native && matches!(text(pod.spec, "restartPolicy"), Some("Never" | "OnFailure")) {
             return Ok(Outcome::Skipped(Skip::Ends));

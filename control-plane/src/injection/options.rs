@@ -189,12 +189,11 @@ impl Options {
                 violations.push(Violation { path, message: error.to_string() });
             }
         }
-        options.relate(violations);
         options
     }
 
-    /// What two options say together.
-    fn relate(&self, violations: &mut Vec<Violation>) {
+    /// What two choices say together, wherever each comes from.
+    pub(super) fn relate(&self, violations: &mut Vec<Violation>) {
         for (what, request, limit) in [
             ("cpu", &self.cpu_request, &self.cpu_limit),
             ("memory", &self.memory_request, &self.memory_limit),

@@ -157,3 +157,13 @@ fn probes_of_containers_that_come_later_are_led_to_the_sidecar_too() {
         assert_eq!(remove(&completed), Ok(Removed::Restored(expected)));
     }
 }
+
+#[test]
+fn a_request_of_the_pod_above_the_meshs_limit_is_refused() {
+    let mut injector = injector();
+    injector.defaults.set("sidecar-cpu-limit", "100m").unwrap();
+    let mut pod = web();
+    pod["metadata"]["annotations"] = json!({"heddle.dev/sidecar-cpu-request": "1"});
+    let violations = injector.inject(Candidate { pod: &pod, owner: "web", wanted: true }).unwrap_err();
+    assert_eq!(violations[0].path, "metadata.annotations[heddle.dev/sidecar-cpu-limit]");
+}
