@@ -11,6 +11,7 @@ mod duration;
 mod external_service;
 mod fault_policy;
 mod gateway;
+mod jwt_policy;
 mod kubernetes;
 mod manifest;
 mod mesh_config;
@@ -29,7 +30,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use gateway::{header_value, is_token};
+use jwt_policy::is_claim;
+use rate_limit_policy::is_label;
 use rule::Rule;
+use telemetry_policy::is_url;
 
 pub use duration::{GatewayDuration, InvalidDuration};
 pub use external_service::{
@@ -45,6 +49,7 @@ pub use gateway::{
     RuleRetry, RuleTimeouts, SessionCarrier, SessionPersistence, TcpRoute, TcpRouteSpec, TcpRule, TextMatch,
     UrlRewrite,
 };
+pub use jwt_policy::{ClaimHeader, Jwks, JwtPolicySpec, JwtProvider, TokenHeader, TokenLocation};
 pub use kubernetes::{
     AddressType, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, EndpointTarget, ForZone,
     IntOrString, MESHED_LABEL, Pod, PodIp, PodSpec, PodStatus, Service, ServicePort, ServiceSpec,
@@ -83,6 +88,9 @@ pub type FaultPolicy = Object<FaultPolicySpec>;
 
 /// A `RateLimitPolicy` object.
 pub type RateLimitPolicy = Object<RateLimitPolicySpec>;
+
+/// A `JwtPolicy` object.
+pub type JwtPolicy = Object<JwtPolicySpec>;
 
 /// A `TelemetryPolicy` object.
 pub type TelemetryPolicy = Object<TelemetryPolicySpec>;

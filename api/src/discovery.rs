@@ -28,6 +28,12 @@ macro_rules! resource_types {
 
 resource_types!(Address, Mesh, Service, TrustBundle, Workload);
 
+impl std::fmt::Debug for v1::JwtKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JwtKey").field("id", &self.id).field("algorithms", &self.algorithms).finish()
+    }
+}
+
 /// The resource name of the one [`v1::Mesh`].
 pub const MESH: &str = "mesh";
 

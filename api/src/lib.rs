@@ -6,6 +6,7 @@
 pub mod crd;
 pub mod discovery;
 pub mod join_token;
+pub mod jwk;
 pub mod name;
 pub mod runtime_file;
 pub mod spiffe;

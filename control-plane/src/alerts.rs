@@ -21,10 +21,11 @@ use tracing::{info, warn};
 use self::board::{Board, Key, TooMany};
 pub(crate) use self::board::{Reported, Shown};
 use self::outbox::{Fate, Outbox};
-use self::webhook::{Client, NotTaken};
+use self::webhook::NotTaken;
 pub(crate) use self::webhook::{direction, timestamp};
 use crate::compile::AlertRules;
 use crate::discovery::Published;
+use crate::https::Client;
 use crate::metrics::{Metrics, Notified};
 use crate::registry::WorkloadKey;
 
@@ -84,7 +85,7 @@ pub(crate) struct Teller {
 impl Teller {
     /// Works until it is dropped.
     pub(crate) async fn run(mut self) {
-        let client = Arc::new(Client::new());
+        let client = Arc::new(Client::new("alerts go"));
         let mut outbox = Outbox::default();
         let mut posts: JoinSet<(Key, Result<(), NotTaken>)> = JoinSet::new();
         loop {
@@ -141,7 +142,7 @@ impl Teller {
             let client = client.clone();
             posts.spawn(async move {
                 let result = match &rule.target {
-                    Some(target) => client.post(target, &notice).await,
+                    Some(target) => webhook::post(&client, target, &notice).await,
                     None => Err(NotTaken::Never("the rule has no webhook any more".into())),
                 };
                 let result = match result {

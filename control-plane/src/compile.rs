@@ -10,6 +10,8 @@ mod carriers;
 mod endpoints;
 mod external;
 mod faults;
+mod jwt;
+mod marks;
 mod pods;
 mod policies;
 mod protocol;
@@ -20,20 +22,23 @@ mod services;
 mod telemetry;
 mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use heddle_api::crd::{EgressMode, RouteSpec, TargetRef, Violation};
+use heddle_api::crd::{EgressMode, JwtPolicySpec, Kind, RouteSpec, TargetRef, TrafficPolicy, Violation};
 use heddle_api::discovery::{MESH, ResourceType, v1};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 
+use crate::keys::FoundKeys;
 use crate::model::{Model, Registration, Resource, ResourceKey};
-use crate::source::{ObjectName, Objects};
+use crate::source::{ObjectName, Objects, Sourced};
 
 pub(crate) use carriers::{Carrier, carriers};
 pub(crate) use external::Hosts;
 use faults::Faults;
+pub(crate) use jwt::{Guarded, KnownSecrets};
+use jwt::{Jwt, Sources};
 pub(crate) use pods::Pods;
 pub(crate) use policies::Accepted;
 pub(crate) use rate_limits::Limited;
@@ -50,6 +55,8 @@ pub struct Inputs<'a> {
     pub objects: &'a Objects,
     /// The workloads that are registered now; in any order.
     pub registrations: &'a [Arc<Registration>],
+    /// The key sets of token issuers that were read from files and URLs.
+    pub found_keys: &'a FoundKeys,
     /// What the control plane itself was started with.
     pub mesh: &'a MeshDefaults,
 }
@@ -118,6 +125,28 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         )*};
     }
     judge_routes!(grpc_routes, http_routes, tcp_routes);
+    accepted.jwt = policies::judge(
+        &inputs.objects.jwt_policies,
+        &previous.accepted.jwt,
+        &mut statuses,
+        |policy| requests::only_services_and_routes(&policy.spec.target_refs),
+        |policy| unresolved_targets(&policy.name, &policy.value.spec.target_refs, &services, &accepted),
+    );
+    // What is refused and was never good still says whom it was to protect.
+    let mut tokens = accepted.jwt.clone();
+    let mut refused = BTreeSet::new();
+    for (name, policy) in
+        inputs.objects.jwt_policies.iter().filter(|(name, _)| !accepted.jwt.contains_key(name))
+    {
+        tokens.insert(name.clone(), policy.clone());
+        refused.insert(name.clone());
+    }
+    let sources =
+        Sources { objects: inputs.objects, found: inputs.found_keys, known: &previous.known_secrets };
+    let jwt = Jwt::new(&tokens, &refused, sources);
+    for status in statuses.iter_mut().filter(|status| status.kind == JwtPolicySpec::KIND) {
+        status.unresolved.extend(jwt.missing(&status.object));
+    }
     accepted.traffic = policies::judge(
         &inputs.objects.traffic_policies,
         &previous.accepted.traffic,
@@ -128,6 +157,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
             let mut unresolved = unresolved_targets(&policy.name, targets, &services, &accepted);
             let exists = |service: &ServiceName| services.resources.contains_key(service);
             unresolved.extend(traffic::unresolved_steps(policy, exists));
+            unresolved.extend(canaries_without_tokens(policy, &accepted, &jwt));
             unresolved
         },
     );
@@ -142,8 +172,13 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         &inputs.objects.rate_limit_policies,
         &previous.accepted.rate_limits,
         &mut statuses,
-        |policy| rate_limits::unsupported(&policy.spec),
-        |policy| unresolved_targets(&policy.name, &policy.value.spec.target_refs, &services, &accepted),
+        |policy| requests::only_services_and_routes(&policy.spec.target_refs),
+        |policy| {
+            let targets = &policy.value.spec.target_refs;
+            let mut unresolved = unresolved_targets(&policy.name, targets, &services, &accepted);
+            unresolved.extend(rate_limits::without_tokens(policy, &jwt));
+            unresolved
+        },
     );
     let attachments = Attachments::new(&accepted.traffic);
     let faults = Faults::new(&accepted.faults);
@@ -151,9 +186,11 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
     let mut bound = routes::bind(
         &accepted,
         &services,
-        &routes::Policies { traffic: &attachments, faults: &faults, rate_limits: &rate_limits },
+        &routes::Policies { traffic: &attachments, faults: &faults, rate_limits: &rate_limits, jwt: &jwt },
     );
     let limited = rate_limits.workloads(&services.resources, &bound.sets);
+    let guarded = jwt.workloads(&services.resources, &bound.sets);
+    let (wanted_keys, known_secrets) = jwt.into_wanted();
     routes::report(inputs.objects, &services, &bound, &mut statuses);
     statuses.sort_by(|a, b| (a.kind, &a.object).cmp(&(b.kind, &b.object)));
     let mut resources = Resources { previous, made: BTreeMap::new() };
@@ -198,6 +235,9 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         attachments,
         hosts,
         limited,
+        guarded,
+        wanted_keys,
+        known_secrets,
         accepted,
     }
 }
@@ -245,6 +285,27 @@ fn unresolved_targets(
         format!("{} {namespace}/{}{section}", target.kind, target.name)
     };
     missing.map(describe).collect()
+}
+
+/// Where a canary goes by a claim and no client can verify a token.
+fn canaries_without_tokens(
+    policy: &Sourced<TrafficPolicy>,
+    accepted: &Accepted,
+    jwt: &Jwt<'_>,
+) -> Vec<String> {
+    let namespace = &policy.name.namespace;
+    if policy.value.spec.canary.as_ref().is_none_or(|canary| canary.by.claim.is_none()) {
+        return Vec::new();
+    }
+    let missing = policy.value.spec.target_refs.iter().filter(|target| {
+        let route = ObjectName { namespace: namespace.clone(), name: target.name.clone() };
+        let parents = match target.kind.as_str() {
+            "HTTPRoute" => accepted.http_routes.get(&route).map(|route| route.value.spec.parent_refs()),
+            _ => accepted.grpc_routes.get(&route).map(|route| route.value.spec.parent_refs()),
+        };
+        !jwt.is_for_clients(target, namespace, parents.unwrap_or_default())
+    });
+    missing.map(|target| format!("JwtPolicy for {} {namespace}/{}", target.kind, target.name)).collect()
 }
 
 /// Encodes resources, keeping the bytes of those that did not change.

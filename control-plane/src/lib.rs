@@ -7,6 +7,7 @@
 
 pub mod compile;
 pub mod injection;
+pub mod keys;
 pub mod kubernetes;
 pub mod log;
 pub mod model;
@@ -18,6 +19,7 @@ mod admin;
 mod alerts;
 mod ca;
 mod discovery;
+mod https;
 mod metrics;
 mod pipeline;
 mod registry;

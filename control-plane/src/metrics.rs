@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     status_writes_failed: AtomicU64,
     leading: OnceLock<watch::Receiver<bool>>,
     admitted: [[AtomicU64; ADMISSIONS.len()]; WEBHOOKS.len()],
+    keys_read: [AtomicU64; 2],
 }
 
 /// How the bearer of a new certificate proved who it is.
@@ -153,6 +154,11 @@ impl Metrics {
         }
     }
 
+    /// A key set of an issuer was read, or could not be.
+    pub(crate) fn keys_read(&self, well: bool) {
+        self.keys_read[usize::from(well)].fetch_add(1, Relaxed);
+    }
+
     /// Everything in the Prometheus text format.
     pub(crate) fn text(&self, gauges: &Gauges) -> String {
         let mut text = Text(String::with_capacity(4096));
@@ -174,6 +180,11 @@ impl Metrics {
                 let labels = format!("{{webhook=\"{webhook}\",result=\"{result}\"}}");
                 text.sample(name, &labels, counter.load(Relaxed));
             }
+        }
+        let name = "heddle_key_set_reads_total";
+        text.family(name, "counter", "Readings of key sets of token issuers, by how they ended.");
+        for (result, counter) in ["failed", "read"].iter().zip(&self.keys_read) {
+            text.sample(name, &format!("{{result=\"{result}\"}}"), counter.load(Relaxed));
         }
         text.family(
             "heddle_certificates_issued_total",

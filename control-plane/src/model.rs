@@ -16,9 +16,10 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
 use crate::compile::{
-    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Hosts, Limited, Pods, PortRef, RuleRef,
-    Telemetry,
+    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Guarded, Hosts, KnownSecrets, Limited, Pods,
+    PortRef, RuleRef, Telemetry,
 };
+use crate::keys::WantedKeys;
 use crate::source::{Location, ObjectName};
 
 /// Everything that one compilation made.
@@ -36,6 +37,9 @@ pub struct Model {
     pub(crate) hosts: Hosts,
     pub(crate) limited: Limited,
     pub(crate) pods: Pods,
+    pub(crate) guarded: Guarded,
+    pub(crate) wanted_keys: WantedKeys,
+    pub(crate) known_secrets: KnownSecrets,
 }
 
 impl Model {
@@ -93,6 +97,7 @@ impl Model {
             zone: registration.zone.clone(),
             hosts: self.hosts.of(registration.service.namespace()),
             rate_limits: self.limited.of(registration),
+            jwt_policies: self.guarded.of(registration),
         }
     }
 
@@ -102,10 +107,21 @@ impl Model {
         let mut workloads = self.pods.workload(identity, instance).into_iter();
         let mut workload = self.workload_for(&workloads.next()?);
         // Clients may know it by any of its addresses.
-        for limit in workloads.flat_map(|other| self.limited.of(&other)) {
+        let others: Vec<_> = workloads.collect();
+        for limit in others.iter().flat_map(|other| self.limited.of(other)) {
             let same = |known: &v1::RateLimit| (&known.source, &known.name) == (&limit.source, &limit.name);
             if !workload.rate_limits.iter().any(same) {
                 workload.rate_limits.push(limit);
+            }
+        }
+        for policy in others.iter().flat_map(|other| self.guarded.of(other)) {
+            match workload.jwt_policies.iter_mut().find(|known| known.source == policy.source) {
+                Some(known) => {
+                    let more = policy.scopes.into_iter().filter(|scope| !known.scopes.contains(scope));
+                    let more: Vec<_> = more.collect();
+                    known.scopes.extend(more);
+                }
+                None => workload.jwt_policies.push(policy),
             }
         }
         Some(workload)

@@ -19,6 +19,7 @@ use crate::ca::bundle::{self, Roots};
 use crate::ca::{SharedAuthority, not_after};
 use crate::compile::{Inputs, MeshDefaults, compile};
 use crate::discovery::Published;
+use crate::keys::FoundKeys;
 use crate::metrics::Metrics;
 use crate::model::{Model, Registration, Resource};
 use crate::registry::saved;
@@ -28,6 +29,8 @@ use crate::source::Content;
 /// Everything that the model is made from, and where it goes.
 pub(crate) struct Pipeline {
     pub(crate) sources: watch::Receiver<Content>,
+    /// What was read of the keys that policies name.
+    pub(crate) found_keys: watch::Receiver<Arc<FoundKeys>>,
     pub(crate) registry: Arc<SharedRegistry>,
     pub(crate) roots: Roots,
     pub(crate) credentials: Arc<Credentials>,
@@ -81,6 +84,7 @@ impl Pipeline {
                     // There is nothing to watch; an ended channel would be ready for ever.
                     Err(_) => watching = false,
                 },
+                Ok(()) = self.found_keys.changed() => return,
                 () = self.registry.changed.notified() => return,
                 () = expired => return,
                 _ = look.tick() => if self.look_at_roots() { return },
@@ -90,6 +94,7 @@ impl Pipeline {
 
     async fn publish(&mut self, registrations: &[Arc<Registration>]) {
         let content = self.sources.borrow_and_update().clone();
+        let found_keys = self.found_keys.borrow_and_update().clone();
         if content.pending {
             // Half of a mesh would be another mesh: streams wait, and sidecars keep what they have.
             return;
@@ -99,7 +104,12 @@ impl Pipeline {
         let (defaults, registrations) = (self.defaults.clone(), registrations.to_vec());
         let start = Instant::now();
         let compiled = tokio::task::spawn_blocking(move || {
-            let inputs = Inputs { objects: &content.objects, registrations: &registrations, mesh: &defaults };
+            let inputs = Inputs {
+                objects: &content.objects,
+                registrations: &registrations,
+                found_keys: &found_keys,
+                mesh: &defaults,
+            };
             let model = compile(&inputs, &previous);
             for refused in model.refused_since(&previous) {
                 for refusal in &refused.refusals {

@@ -25,6 +25,7 @@ use crate::compile::MeshDefaults;
 use crate::discovery::service::Discovery;
 use crate::discovery::sessions::Sessions;
 use crate::discovery::stream::Shared;
+use crate::keys::KeyReader;
 use crate::kubernetes::token_review::Reviewer;
 use crate::kubernetes::{InCluster, NoCluster, Surroundings};
 use crate::log;
@@ -192,6 +193,8 @@ impl ControlPlane {
                 shutdown: ending.clone(),
             },
         };
+        let (found, found_keys) = watch::channel(Arc::default());
+        let reader = KeyReader { published: newest.clone(), found, metrics: metrics.clone() };
         let teller = Teller { alerts: alerts.clone(), published: newest.clone(), metrics: metrics.clone() };
         let shown = Admin {
             published: newest,
@@ -222,6 +225,7 @@ impl ControlPlane {
         }
         let pipeline = Pipeline {
             sources,
+            found_keys,
             registry,
             roots,
             credentials: credentials.clone(),
@@ -232,6 +236,7 @@ impl ControlPlane {
         };
         background.spawn(pipeline.run());
         background.spawn(teller.run());
+        background.spawn(reader.run());
         let lifetime = settings.authority.certificate_lifetime;
         if let Some(listener) = webhook {
             let webhook = Webhook::new(&settings, &authority, metrics.clone()).map_err(Reason::from)?;

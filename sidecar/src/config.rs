@@ -23,6 +23,7 @@ use crate::policy::concurrency::ConcurrencyPolicy;
 use crate::policy::fallback::FallbackPolicy;
 use crate::policy::fault::Fault;
 use crate::policy::health_check::HealthCheckPolicy;
+use crate::policy::jwt::{Gate, Policy};
 use crate::policy::rate_limit::{Probes, RateLimit};
 use crate::policy::retry::RetryPolicy;
 use crate::policy::stale::Cache;
@@ -381,12 +382,37 @@ pub struct Workload {
     pub alerts: Vec<WatchedAlert>,
     /// The limits on requests to each port that has any.
     pub rate_limits: Vec<PortLimits>,
+    /// Which tokens requests to it bring.
+    pub gates: Gates,
 }
 
 impl Workload {
     /// The limits on requests to a port.
     pub fn rate_limits(&self, port: u16) -> Option<&PortLimits> {
         self.rate_limits.iter().find(|limits| limits.port == port)
+    }
+}
+
+/// Which tokens requests bring, by the application's ports.
+#[derive(Debug, Default, Clone)]
+pub struct Gates {
+    /// Of the policies as they were sent; `None`: there are none.
+    pub fingerprint: Option<[u8; 32]>,
+    /// Of the ports that policies name.
+    pub ports: HashMap<u16, Arc<Gate>>,
+    /// Of all others.
+    pub every: Option<Arc<Gate>>,
+}
+
+impl Gates {
+    /// The gate of a port.
+    pub fn at(&self, port: u16) -> Option<&Arc<Gate>> {
+        self.ports.get(&port).or(self.every.as_ref())
+    }
+
+    /// All policies, some perhaps several times.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.ports.values().chain(&self.every).flat_map(|gate| gate.policies()).map(|policy| &policy.policy)
     }
 }
 

@@ -9,6 +9,7 @@ mod fields;
 mod limits;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
@@ -21,6 +22,7 @@ use crate::config::{self, TrafficPolicy};
 use crate::http1::request::RequestHead;
 use crate::http1::{HeadScan, Origin};
 use crate::policy::fault::{self, Fault};
+use crate::policy::jwt::Cache;
 use crate::policy::rng::Rng;
 use crate::route::{Http1Head, Limit, Rule, Target};
 use crate::routing::{Routing, Selected, Table, Turn, merge};
@@ -156,7 +158,10 @@ impl Service {
         // Chance decides nothing that is told: see `Answer::AnyBackend`.
         let selected = Routing::new(table.clone()).select(&head, question.port, &Rng::new(0));
         let Some(Selected { rule, turn, .. }) = selected else { return Ok(Decision::NoMatch(kind)) };
-        let user = rule.user.as_ref().is_some_and(|key| key.of(&head).is_some());
+        let user = rule
+            .user
+            .as_ref()
+            .is_some_and(|key| key.of(&head, &mut Cache::default(), SystemTime::now(), |_| ()).is_some());
         let weighted = rule.backends.list().iter().filter(|backend| backend.weight > 0).count();
         let answer = match turn {
             Turn::Backend(place, session) if user || session.is_some() || weighted == 1 => {

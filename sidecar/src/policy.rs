@@ -17,6 +17,7 @@ pub mod fallback;
 pub mod fault;
 pub mod hash_key;
 pub mod health_check;
+pub mod jwt;
 pub mod pace;
 pub mod rate_limit;
 pub mod request_match;

@@ -2,14 +2,18 @@
 //! answer says, and what is counted. What is admitted is decided in
 //! [`crate::policy::rate_limit`], for both versions of HTTP alike.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config;
+use crate::policy::jwt::Verified;
 use crate::policy::rate_limit::{Client, Probes, RateLimit, Standing, admit};
+use crate::reason::Reason;
 use crate::route::Head;
 use crate::session::Session;
 use crate::telemetry::metrics::{Registry, SharedCounter};
+use crate::word::Word;
 
 /// The limits of one of the application's ports.
 pub(crate) struct PortLimits {
@@ -18,20 +22,6 @@ pub(crate) struct PortLimits {
     probes: Arc<Probes>,
     /// Counts what each of them refused.
     refused: Box<[SharedCounter]>,
-}
-
-/// What the limits say about a request, to be told to its client.
-#[derive(Debug)]
-pub(crate) struct Word {
-    /// The policy whose limit it is.
-    pub(crate) policy: Arc<str>,
-    /// After how many seconds to try again, if the request is refused.
-    pub(crate) retry_after: Option<u32>,
-    /// Which limit that is, for a person.
-    pub(crate) message: String,
-    /// The fields `ratelimit-policy` and `ratelimit` of the response
-    /// (draft-ietf-httpapi-ratelimit-headers-10).
-    pub(crate) fields: [(&'static str, String); 2],
 }
 
 impl PortLimits {
@@ -60,10 +50,16 @@ impl PortLimits {
         Arc::ptr_eq(&self.limits, &limits.limits)
     }
 
-    /// Asks for a request of `session`, which carries this mark. `None`: no limit is about it.
-    /// Boxed because it is rare.
-    pub(crate) fn ask<H: Head>(&self, head: &H, session: &Session, mark: Option<&[u8]>) -> Option<Box<Word>> {
-        let mut client = Client { identity: &session.peer, address: session.client_address(), mark };
+    /// Asks for a request of `session`, which carries this mark and showed these tokens. `None`: no limit
+    /// is about it. Boxed because it is rare.
+    pub(crate) fn ask<H: Head>(
+        &self,
+        head: &H,
+        session: &Session,
+        mark: Option<&[u8]>,
+        tokens: &[Rc<Verified>],
+    ) -> Option<Box<Word>> {
+        let mut client = Client { identity: &session.peer, address: session.client_address(), mark, tokens };
         let now = Instant::now();
         if client.is_probe() {
             if self.probes.admit(head, client, now) {
@@ -75,33 +71,34 @@ impl PortLimits {
         if standing.refused {
             self.refused[standing.place].increment();
         }
-        Some(Box::new(Word::of(&standing)))
+        Some(Box::new(word(&standing)))
     }
 }
 
-impl Word {
-    fn of(standing: &Standing<'_>) -> Self {
-        let Standing { limit, remaining, reset, refused, .. } = standing;
-        let (name, quota) = (&limit.name, &limit.quota);
-        let (requests, per) = (quota.requests(), quota.period());
-        let reset = ceil(*reset);
-        // The window is in whole seconds, or is left out.
-        let window = match per {
-            per if per.subsec_nanos() == 0 => format!(";w={}", per.as_secs()),
-            _ => String::new(),
-        };
-        Self {
-            policy: limit.source.clone(),
-            retry_after: refused.then_some(reset.max(1)),
-            message: match refused {
-                true => format!("the limit {name} admits {requests} requests in {per:?}"),
-                false => String::new(),
-            },
-            fields: [
-                ("ratelimit-policy", format!("\"{name}\";q={requests}{window}")),
-                ("ratelimit", format!("\"{name}\";r={remaining};t={reset}")),
-            ],
-        }
+/// What a limit says, with the fields `ratelimit-policy` and `ratelimit` of the response
+/// (draft-ietf-httpapi-ratelimit-headers-10).
+fn word(standing: &Standing<'_>) -> Word {
+    let Standing { limit, remaining, reset, refused, .. } = standing;
+    let (name, quota) = (&limit.name, &limit.quota);
+    let (requests, per) = (quota.requests(), quota.period());
+    let reset = ceil(*reset);
+    // The window is in whole seconds, or is left out.
+    let window = match per {
+        per if per.subsec_nanos() == 0 => format!(";w={}", per.as_secs()),
+        _ => String::new(),
+    };
+    Word {
+        policy: limit.source.clone(),
+        refused: refused.then_some(Reason::RateLimited),
+        retry_after: refused.then_some(reset.max(1)),
+        message: match refused {
+            true => format!("the limit {name} admits {requests} requests in {per:?}"),
+            false => String::new(),
+        },
+        fields: vec![
+            ("ratelimit-policy", format!("\"{name}\";q={requests}{window}")),
+            ("ratelimit", format!("\"{name}\";r={remaining};t={reset}")),
+        ],
     }
 }
 
@@ -116,7 +113,7 @@ mod tests {
     use super::*;
     use crate::policy::rate_limit::{Buckets, Quota};
 
-    fn word(per: Duration, reset: Duration, refused: bool) -> Word {
+    fn told(per: Duration, reset: Duration, refused: bool) -> Word {
         let limit = RateLimit {
             source: "shop/limits".into(),
             name: "per-user".into(),
@@ -126,12 +123,12 @@ mod tests {
             quota: Quota::new(100, per, 100).unwrap(),
             buckets: Arc::new(Buckets::new(false, Instant::now())),
         };
-        Word::of(&Standing { limit: &limit, place: 0, remaining: 7, reset, refused })
+        word(&Standing { limit: &limit, place: 0, remaining: 7, reset, refused })
     }
 
     #[test]
     fn the_fields_are_those_of_the_draft() {
-        let told = word(Duration::from_secs(60), Duration::from_millis(29_001), false);
+        let told = told(Duration::from_secs(60), Duration::from_millis(29_001), false);
         assert_eq!(told.fields[0], ("ratelimit-policy", "\"per-user\";q=100;w=60".into()));
         assert_eq!(told.fields[1], ("ratelimit", "\"per-user\";r=7;t=30".into()));
         assert_eq!((told.retry_after, told.message.as_str()), (None, ""));
@@ -139,8 +136,8 @@ mod tests {
 
     #[test]
     fn nobody_is_told_to_come_back_too_early_or_at_once() {
-        assert_eq!(word(Duration::from_secs(1), Duration::from_millis(10), true).retry_after, Some(1));
-        let told = word(Duration::from_millis(1500), Duration::from_millis(1001), true);
+        assert_eq!(told(Duration::from_secs(1), Duration::from_millis(10), true).retry_after, Some(1));
+        let told = told(Duration::from_millis(1500), Duration::from_millis(1001), true);
         assert_eq!((told.retry_after, told.fields[0].1.as_str()), (Some(2), "\"per-user\";q=100"));
         assert_eq!(told.message, "the limit per-user admits 100 requests in 1.5s");
     }

@@ -56,6 +56,8 @@ pub enum Reason {
     FaultInjected,
     /// A policy admits no more requests as yet.
     RateLimited,
+    /// The request shows no token where one is needed, or one that is not accepted.
+    Unauthenticated,
 }
 
 /// The codes of an answer, in both languages.
@@ -69,7 +71,7 @@ pub struct Codes {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::HeaderTooLarge,
         Self::RequestTimeout,
@@ -95,6 +97,7 @@ impl Reason {
         Self::Loop,
         Self::FaultInjected,
         Self::RateLimited,
+        Self::Unauthenticated,
     ];
 
     /// The word on the wire, in metrics and in logs.
@@ -125,6 +128,7 @@ impl Reason {
             Self::Loop => "loop",
             Self::FaultInjected => "fault_injected",
             Self::RateLimited => "rate_limited",
+            Self::Unauthenticated => "unauthenticated",
         }
     }
 
@@ -138,6 +142,7 @@ impl Reason {
         match self {
             Self::BadRequest => 400,
             Self::Denied | Self::TlsRequired => 403,
+            Self::Unauthenticated => 401,
             Self::UnknownService | Self::UnknownPort | Self::NoRoute => 404,
             Self::RequestTimeout => 408,
             Self::RateLimited => 429,
@@ -167,6 +172,7 @@ impl Reason {
             Self::UnknownService | Self::UnknownPort | Self::NoRoute => 12,
             Self::RequestTimeout | Self::Timeout | Self::PerTryTimeout => 4,
             Self::Loop => 9,
+            Self::Unauthenticated => 16,
             _ => 14,
         }
     }

@@ -30,7 +30,7 @@ mod session;
 mod tests;
 
 pub(crate) use backend::cookies;
-pub use backend::{Backend, Backends, NoBackend, Target, UserKey};
+pub use backend::{Backend, Backends, ClaimKey, NoBackend, Target, UserKey};
 pub use cors::{Allowed, BadName, Cors, DEFAULT_MAX_AGE, OriginPattern, list as header_list};
 pub use edit::{EditFields, EditHead, Http1Request, Http1Response, Places, TooLong};
 pub use filter::{
@@ -44,7 +44,7 @@ pub(crate) use head::{field_value, lines, split_line};
 pub use http::{HttpMatch, HttpTable, PathMatch};
 pub use matching::{BadPattern, NameMatch, Pattern, Test};
 pub use path::{BadRoutePath, PathEdit, normal as normal_path};
-pub(crate) use query::first as query_parameter;
+pub(crate) use query::{first as query_parameter, values as query_values, without as query_without};
 pub use redirect::{Front, Redirect, RedirectStatus, Scheme};
 pub use rule::{Limit, Rule, RuleRetry, Timeouts};
 pub use session::{BadSession, Carrier, EndpointTag, Session, Token};

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use http::{HeaderName, HeaderValue};
 
 use crate::config::TrafficPolicy;
+use crate::policy::jwt::Cache;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::rng::Rng;
 use crate::reason::Reason;
@@ -40,6 +41,8 @@ pub(crate) struct Routing {
     table: Arc<Table>,
     /// By the rule's address, which its `Way` keeps from being used again, and the backend's place.
     ways: RefCell<ConfiguredMap<(*const Rule, usize), Rc<Way>>>,
+    /// The tokens that tell users of canaries apart.
+    tokens: RefCell<Cache>,
 }
 
 /// The rule that a request fell to, and what it asks for first.
@@ -64,7 +67,7 @@ pub(crate) enum Turn {
 
 impl Routing {
     pub(crate) fn new(table: Arc<Table>) -> Self {
-        Self { table, ways: RefCell::default() }
+        Self { table, ways: RefCell::default(), tokens: RefCell::default() }
     }
 
     /// Whether these are its rules.
@@ -83,7 +86,7 @@ impl Routing {
         let mut noted = rule.filters.note(head);
         let turn = match answer(&rule.filters, head, front) {
             Some(turn) => turn,
-            None => match backend(rule, head, rng) {
+            None => match backend(rule, head, rng, &self.tokens) {
                 Ok((place, session)) => {
                     let filters = &rule.backends.list()[place].filters;
                     noted = noted.or(filters.note(head));
@@ -109,12 +112,13 @@ fn backend<'a, H: Head>(
     rule: &'a Arc<Rule>,
     head: &H,
     rng: &Rng,
+    tokens: &RefCell<Cache>,
 ) -> Result<(usize, Option<Token>), NoBackend<'a>> {
     let backends = rule.backends.list();
     let session = rule.session.as_ref().and_then(|session| session.read(head, SystemTime::now()));
     let kept = session.as_ref().and_then(|token| token.backend(backends));
     let kept = kept.filter(|backend| !matches!(backend.target, Target::Invalid(_)));
-    let chosen = kept.map_or_else(|| rule.backend(head, rng), Ok)?;
+    let chosen = kept.map_or_else(|| rule.backend(head, rng, tokens), Ok)?;
     rule.place(chosen).map(|place| (place, session)).ok_or(NoBackend::None)
 }
 

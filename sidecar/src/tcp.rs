@@ -128,8 +128,11 @@ const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 async fn serve_peer_stream(connection: &mut Connection, mut leg: Leg, session: &Session) -> Option<()> {
     let reached = async {
         let destination = session.destination(b"").await?;
-        if destination.takes_requests_only() && has_bytes(&mut leg, connection, session, &destination).await {
-            return Err(Reason::BadRequest);
+        let requests_only = destination.takes_requests_only().then_some(Reason::BadRequest);
+        if let Some(reason) = destination.refuses_bytes().or(requests_only)
+            && has_bytes(&mut leg, connection, session, &destination).await
+        {
+            return Err(reason);
         }
         let endpoint = destination.pick(Bound::default(), None, &session.worker.rng, Instant::now())?;
         match destination.acquire(&endpoint, MeshProtocol::Tcp, &session.worker).await {

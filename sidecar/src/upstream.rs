@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 
 use crate::config::{self, AppProtocol, Service, TrafficPolicy, Usage, Workload};
 use crate::fallback::Watch;
+use crate::guard::Guards;
 use crate::policy::balance::{Algorithm, Balancer, Balancing, Candidate, Key, Member};
 use crate::policy::breaker::Breaker;
 use crate::policy::budget::RetryBudget;
@@ -39,7 +40,6 @@ use crate::policy::fault::{self, Injected};
 use crate::policy::hash_key::Affinity;
 use crate::policy::rng::Rng;
 use crate::policy::stale::Cache;
-use crate::rate_limit::PortLimits;
 use crate::reason::Reason;
 use crate::route::{EndpointTag, Head};
 use crate::routing::{Routing, Table};
@@ -141,8 +141,8 @@ pub struct Destination {
     stale: Arc<Mutex<Cache>>,
     /// How often its requests need a fallback, once there was one that could.
     watch: RefCell<Option<Rc<Watch>>>,
-    /// The rate limits of the application's port, if it has any.
-    rate_limits: RefCell<Option<Rc<PortLimits>>>,
+    /// What stands before the application's port, if anything does.
+    guards: RefCell<Option<Rc<Guards>>>,
 }
 
 /// What binds a request to an endpoint.
@@ -299,7 +299,7 @@ impl Destination {
             faults: RefCell::default(),
             stale,
             watch: RefCell::default(),
-            rate_limits: RefCell::default(),
+            guards: RefCell::default(),
         })
     }
 
@@ -484,30 +484,31 @@ impl Destination {
         self.policy.borrow().clone()
     }
 
-    /// Takes over the rate limits of a newer state of the workload.
-    pub(crate) fn follow_limits(&self, workload: &Workload, registry: &Registry) {
-        let limits = workload.rate_limits(self.port());
-        let mut known = self.rate_limits.borrow_mut();
-        let same = match (&*known, limits) {
-            (Some(known), Some(limits)) => known.is_of(limits),
-            (known, limits) => known.is_none() && limits.is_none(),
-        };
-        if !same {
-            let made = |limits| Rc::new(PortLimits::new(limits, &self.service, &self.namespace, registry));
-            *known = limits.map(made);
-        }
+    /// Takes over what a newer state of the workload puts before the application's port.
+    pub(crate) fn follow_guards(&self, workload: &Workload, registry: &Registry) {
+        let name = (&*self.service, &*self.namespace);
+        let mut guards = self.guards.borrow_mut();
+        *guards = Guards::follow(guards.as_deref(), workload, self.port(), name, registry);
     }
 
-    /// The rate limits that requests to it meet.
+    /// What requests meet before they reach it.
     #[inline]
-    pub(crate) fn rate_limits(&self) -> Option<Rc<PortLimits>> {
-        self.rate_limits.borrow().clone()
+    pub(crate) fn guards(&self) -> Option<Rc<Guards>> {
+        self.guards.borrow().clone()
     }
 
-    /// Whether it takes nothing but HTTP: it is declared to speak that, and has limits, which opaque
+    /// Why it takes no opaque connection, if it takes none.
+    pub(crate) fn refuses_bytes(&self) -> Option<Reason> {
+        let declared = matches!(self.protocol, AppProtocol::Tcp | AppProtocol::Tls);
+        let guards = self.guards.borrow();
+        let refuses = guards.as_ref().is_some_and(|guards| guards.refuses_bytes(declared));
+        refuses.then_some(Reason::Unauthenticated)
+    }
+
+    /// Whether it takes nothing but HTTP: it is declared to speak that, and has guards, which opaque
     /// bytes that the application takes for requests would go around.
     pub(crate) fn takes_requests_only(&self) -> bool {
-        matches!(self.protocol, AppProtocol::Http | AppProtocol::Http2) && self.rate_limits.borrow().is_some()
+        matches!(self.protocol, AppProtocol::Http | AppProtocol::Http2) && self.guards.borrow().is_some()
     }
 
     /// Whether any request to it may meet a fault, so that its head is worth a look.

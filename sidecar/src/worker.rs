@@ -280,7 +280,7 @@ impl Worker {
                     Some(Lookup::Absent) | None => false,
                 },
                 DestinationKey::App(port) => snapshot.workload.as_ref().is_some_and(|workload| {
-                    destination.follow_limits(workload, &self.registry);
+                    destination.follow_guards(workload, &self.registry);
                     let declared = workload.ports.iter().find(|p| p.number == *port);
                     declared.map_or(self.app.is_in_pod(), |p| p.protocol == destination.protocol)
                 }),

@@ -86,6 +86,24 @@ pub fn whole(kind: &str) -> Value {
             ],
         }),
         "MeshConfig" => json!({"trustDomain": "mesh.example", "egress": "RegistryOnly"}),
+        "JwtPolicy" => json!({
+            "targetRefs": [{"group": "", "kind": "Service", "name": "users", "sectionName": "main"}],
+            "required": true,
+            "providers": [
+                {
+                    "name": "accounts", "issuer": "https://accounts.example", "audiences": ["users"],
+                    "jwks": {"url": "https://accounts.example/keys", "cacheDuration": "5m", "timeout": "5s"},
+                    "from": [
+                        {"header": {"name": "x-token", "prefix": "JWT "}}, {"query": "access_token"}, {"cookie": "t"},
+                    ],
+                    "forward": false, "clockSkew": "30s",
+                    "claimsToHeaders": [{"claim": "sub", "header": "x-user"}],
+                },
+                {"name": "own", "issuer": "own", "hmacSecretRef": {"name": "s", "key": "k"}},
+                {"name": "kept", "issuer": "kept", "jwks": {"secretRef": {"name": "s", "key": "k"}}},
+                {"name": "filed", "issuer": "filed", "jwks": {"file": "keys.json"}},
+            ],
+        }),
         other => panic!("no {other}"),
     }
 }

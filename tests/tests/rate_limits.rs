@@ -332,7 +332,7 @@ fn what_cannot_be_is_refused_with_its_path() {
         (SERVICE, "{requests: 1, per: 1s, key: [{}]}", "spec.limits[0].key[0]"),
         (SERVICE, "{requests: 1, per: 1s, key: [{identity: false}]}", "spec.limits[0].key[0].identity"),
         (SERVICE, "{requests: 1, per: 1s, key: [{header: 'a b'}]}", "spec.limits[0].key[0].header"),
-        (SERVICE, "{requests: 1, per: 1s, key: [{claim: sub}]}", "spec.limits[0].key[0].claim"),
+        (SERVICE, "{requests: 1, per: 1s, key: [{claim: a..b}]}", "spec.limits[0].key[0].claim"),
         (SERVICE, "{requests: 1, per: 1s, match: [{pathPrefix: v1}]}", "spec.limits[0].match[0].pathPrefix"),
         (
             "{group: gateway.networking.k8s.io, kind: Gateway, name: edge}",

@@ -76,7 +76,42 @@ fn in_context(kind: &str) -> Vec<(&'static [(&'static str, &'static str)], &'sta
             (&[("limits/0/key/0/identity", "false")], "spec.limits[0].key[0].identity"),
             (&[("limits/0/key/0/route", "true")], "spec.limits[0].key[0]"),
             (&[("limits/0/key/1/header", "\"a b\"")], "spec.limits[0].key[1].header"),
-            (&[("limits/0/key/1", "{\"claim\": \"sub\"}")], "spec.limits[0].key[1].claim"),
+            (&[("limits/0/key/1", "{\"claim\": \"a..b\"}")], "spec.limits[0].key[1].claim"),
+        ],
+        "JwtPolicy" => vec![
+            (&[("targetRefs", "[]")], "spec"),
+            (&[("selector", "{\"matchLabels\": {\"a\": \"b\"}}")], "spec.selector"),
+            (&[("targetRefs/0/kind", "\"Pod\"")], "spec.targetRefs[0].kind"),
+            (
+                &[(
+                    "targetRefs/0",
+                    "{\"group\": \"gateway.networking.k8s.io\", \"kind\": \"Gateway\", \"name\": \"edge\"}",
+                )],
+                "spec.targetRefs[0].kind",
+            ),
+            (&[("providers", "[]")], "spec.providers"),
+            (&[("providers/1/name", "\"accounts\"")], "spec.providers[1].name"),
+            (&[("providers/0/name", "\"A b\"")], "spec.providers[0].name"),
+            (&[("providers/0/issuer", "\"\"")], "spec.providers[0].issuer"),
+            (&[("providers/0/jwks", "null")], "spec.providers[0]"),
+            (&[("providers/1/jwks", "{\"file\": \"a\"}")], "spec.providers[1]"),
+            (&[("providers/0/jwks/url", "\"http://accounts.example/\"")], "spec.providers[0].jwks.url"),
+            (&[("providers/0/jwks/inline", "\"{}\"")], "spec.providers[0].jwks"),
+            (&[("providers/0/jwks/cacheDuration", "\"0s\"")], "spec.providers[0].jwks.cacheDuration"),
+            (&[("providers/0/jwks/timeout", "\"1h\"")], "spec.providers[0].jwks.timeout"),
+            (&[("providers/3/jwks/file", "\"../keys\"")], "spec.providers[3].jwks.file"),
+            (&[("providers/3/jwks", "{\"inline\": \"{}\"}")], "spec.providers[3].jwks.inline"),
+            (&[("providers/0/from/0/header/name", "\"host\"")], "spec.providers[0].from[0].header.name"),
+            (&[("providers/0/from/1/cookie", "\"t\"")], "spec.providers[0].from[1]"),
+            (&[("providers/0/clockSkew", "\"1h\"")], "spec.providers[0].clockSkew"),
+            (
+                &[("providers/0/claimsToHeaders/0/header", "\"heddle-x\"")],
+                "spec.providers[0].claimsToHeaders[0].header",
+            ),
+            (
+                &[("providers/0/claimsToHeaders/0/claim", "\"a..b\"")],
+                "spec.providers[0].claimsToHeaders[0].claim",
+            ),
         ],
         other => panic!("no {other}"),
     }
@@ -167,4 +202,9 @@ fn each_wrong_field_of_a_fault_policy_is_refused_by_its_path() {
 #[test]
 fn each_wrong_field_of_a_rate_limit_policy_is_refused_by_its_path() {
     refuses_whatever_is_wrong("RateLimitPolicy");
+}
+
+#[test]
+fn each_wrong_field_of_a_jwt_policy_is_refused_by_its_path() {
+    refuses_whatever_is_wrong("JwtPolicy");
 }

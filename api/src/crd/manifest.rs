@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::rule::Rule;
 use super::{
-    Attachment, ExternalServiceSpec, FaultPolicySpec, GROUP, Kind, MeshConfigSpec, RateLimitPolicySpec,
-    TelemetryPolicySpec, TrafficPolicySpec, VERSION,
+    Attachment, ExternalServiceSpec, FaultPolicySpec, GROUP, JwtPolicySpec, Kind, MeshConfigSpec,
+    RateLimitPolicySpec, TelemetryPolicySpec, TrafficPolicySpec, VERSION,
 };
 
 /// The definition of each kind, with the name of the file that holds it.
@@ -18,6 +18,7 @@ pub fn manifests() -> Vec<(String, Value)> {
     vec![
         manifest::<ExternalServiceSpec>(),
         manifest::<FaultPolicySpec>(),
+        manifest::<JwtPolicySpec>(),
         manifest::<MeshConfigSpec>(),
         manifest::<RateLimitPolicySpec>(),
         manifest::<TelemetryPolicySpec>(),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::rule::Rule;
 use super::{
     Attachment, GatewayDuration, HeaderName, Kind, Metadata, Positive, RequestMatch, TARGET_COLUMNS,
-    TargetRef, Violation, request_match,
+    TargetRef, Violation, is_claim, request_match,
 };
 
 /// Limits on the rate of requests, enforced by the sidecar of each replica of a
@@ -84,7 +84,8 @@ pub struct RateLimitKey {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = [true]))]
     pub route: Option<bool>,
-    /// A claim of a verified token.
+    /// A claim of a verified token, such as `sub`, or by its path, such as `tenant.id`. Requests without it share a
+    /// bucket, as do those that no JwtPolicy is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub claim: Option<String>,
@@ -135,6 +136,9 @@ impl RateLimit {
                     add(&format!("{item}.{field}"), "has to be true; leave the item out instead".into());
                 }
             }
+            if part.claim.as_ref().is_some_and(|claim| !is_claim(claim)) {
+                add(&format!("{item}.claim"), "is no claim's path".into());
+            }
             if self.key[..index].contains(part) {
                 add(&item, "is named twice".into());
             }
@@ -166,7 +170,7 @@ const NANOS_OF_A_TOKEN: u128 = 1000;
 const MAX_REFILL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Whether it is a DNS label (RFC 1123), as which all names of this kind are written.
-fn is_label(name: &str) -> bool {
+pub(super) fn is_label(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&name.len())
         && name.bytes().all(inner)
@@ -242,6 +246,7 @@ mod tests {
             ("burst", json!(400_000_000), "spec.limits[0].burst"),
             ("key", json!([{}]), "spec.limits[0].key[0]"),
             ("key", json!([{"identity": true, "route": true}]), "spec.limits[0].key[0]"),
+            ("key", json!([{"claim": "a..b"}]), "spec.limits[0].key[0].claim"),
             ("key", json!([{"identity": false}]), "spec.limits[0].key[0].identity"),
             ("key", json!([{"route": true}, {"route": true}]), "spec.limits[0].key[1]"),
             ("match", json!([{}]), "spec.limits[0].match[0]"),

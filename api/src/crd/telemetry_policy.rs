@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::alert::is_url;
 pub use self::alert::{
     ALERT_REASONS, Alert, AlertCondition, AlertDirection, ErrorRate, Latency, MAX_ALERTS, RequestRate,
     SecretKeyRef, Webhook,

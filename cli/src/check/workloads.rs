@@ -121,9 +121,10 @@ fn trust(namespaces: &[Value], pods: &[Value], bundles: &[Value]) -> Finding {
 const POLICIES: &str = "policies and routes";
 
 /// What attaches to something, by its collection.
-const ATTACHING: [&str; 8] = [
+const ATTACHING: [&str; 9] = [
     "heddle.dev/v1alpha1/externalservices",
     "heddle.dev/v1alpha1/faultpolicies",
+    "heddle.dev/v1alpha1/jwtpolicies",
     "heddle.dev/v1alpha1/meshconfigs",
     "heddle.dev/v1alpha1/ratelimitpolicies",
     "heddle.dev/v1alpha1/telemetrypolicies",

@@ -3,41 +3,21 @@
 //!
 //! A connection per post, a limit on its time, no redirects followed.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::{digest, hmac};
 use axum::body::Body;
 use heddle_api::crd::AlertDirection;
-use http::header::{CONTENT_TYPE, HOST, USER_AGENT};
-use http::uri::PathAndQuery;
+use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tracing::warn;
 
 use super::board::Notice;
 use crate::compile::AlertTarget;
+use crate::https::{Client, SendError};
 
 /// Limit on a post as a whole.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-const AGENT: &str = concat!("heddle/", env!("CARGO_PKG_VERSION"));
-
-/// Where systems keep the authorities that they trust.
-const TRUSTED: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// Why a notice was not taken. Never names the key.
 #[derive(Debug)]
@@ -50,114 +30,40 @@ pub(super) enum NotTaken {
     Unsigned(String),
 }
 
-impl NotTaken {
-    fn unreachable(error: impl std::fmt::Display) -> Self {
-        Self::Yet(format!("it cannot be reached: {error}"))
-    }
-}
-
-/// What posts share.
-pub(super) struct Client {
-    /// Or why nobody can be verified.
-    tls: Result<TlsConnector, String>,
-}
-
-impl Client {
-    /// Trusts whom the system trusts, or the file that `SSL_CERT_FILE` names and nobody else.
-    pub(super) fn new() -> Self {
-        let named = std::env::var_os("SSL_CERT_FILE").filter(|named| !named.is_empty()).map(PathBuf::from);
-        let roots = trusted(named.as_deref());
-        if let (Some(_), Err(reason)) = (&named, &roots) {
-            warn!(reason, "SSL_CERT_FILE is of no use; alerts go to no https webhook");
-        }
-        Self { tls: roots.map(Self::connector) }
-    }
-
-    fn connector(roots: RootCertStore) -> TlsConnector {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("the provider supports TLS 1.2 and 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        TlsConnector::from(Arc::new(config))
-    }
-
-    /// Posts `notice`.
-    pub(super) async fn post(&self, target: &AlertTarget, notice: &Notice) -> Result<(), NotTaken> {
-        let Some(key) = &target.key else {
-            let (secret, entry) = &target.secret;
-            return Err(NotTaken::Unsigned(format!("Secret {secret} has no key {entry:?} to sign with")));
-        };
-        let body = body(notice);
-        let signature = signature(&key.0, SystemTime::now(), body.as_bytes());
-        let path = target.url.path_and_query().map_or("/", PathAndQuery::as_str);
-        let authority = target.url.authority().map_or("", |authority| authority.as_str());
-        let request = Request::post(path)
-            .header(HOST, authority)
-            .header(USER_AGENT, AGENT)
-            .header(CONTENT_TYPE, "application/json")
-            .header("heddle-signature", signature)
-            .header("idempotency-key", id(notice))
-            .body(Body::from(body))
-            .map_err(|error| NotTaken::Never(format!("the request cannot be made: {error}")))?;
-        let status = tokio::time::timeout(TIMEOUT, self.send(target, request));
-        let status = status.await.map_err(|_| NotTaken::Yet(format!("no answer within {TIMEOUT:?}")))??;
-        match status {
-            status if status.is_success() => Ok(()),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
-                Err(NotTaken::Yet(format!("it answered {status}")))
-            }
-            status if status.is_server_error() => Err(NotTaken::Yet(format!("it answered {status}"))),
-            status => Err(NotTaken::Never(format!("it answered {status}"))),
+impl From<SendError> for NotTaken {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Impossible(why) => Self::Never(why),
+            other => Self::Yet(other.to_string()),
         }
     }
-
-    async fn send(&self, target: &AlertTarget, request: Request<Body>) -> Result<StatusCode, NotTaken> {
-        let host = target.url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-        let secure = target.url.scheme_str() == Some("https");
-        let tls = self.tls.as_ref().map_err(|reason| NotTaken::Never(reason.clone()));
-        let tls = if secure { Some(tls?) } else { None };
-        let port = target.url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let stream = TcpStream::connect((host, port)).await.map_err(NotTaken::unreachable)?;
-        let Some(tls) = tls else { return exchange(stream, request).await };
-        let name = ServerName::try_from(host.to_owned()).map_err(|e| NotTaken::Never(e.to_string()))?;
-        let stream = tls.connect(name, stream).await.map_err(NotTaken::unreachable)?;
-        exchange(stream, request).await
-    }
 }
 
-/// The authorities of the file that is named, or else of the first one that the system has.
-fn trusted(named: Option<&Path>) -> Result<RootCertStore, String> {
-    let files = named.map_or_else(|| TRUSTED.map(Path::new).to_vec(), |named| vec![named]);
-    let mut roots = RootCertStore::empty();
-    for file in &files {
-        let certificates = CertificateDer::pem_file_iter(file).into_iter().flatten().flatten();
-        if roots.add_parsable_certificates(certificates).0 > 0 {
-            return Ok(roots);
-        }
-    }
-    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-    Err(format!("no server can be verified: there are no certificates to read in {}", files.join(", ")))
-}
-
-async fn exchange<S>(stream: S, request: Request<Body>) -> Result<StatusCode, NotTaken>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(NotTaken::unreachable)?;
-    // With the answer's head it is over: a body says nothing that anyone reads.
-    let mut response = std::pin::pin!(sender.send_request(request));
-    let response = tokio::select! {
-        response = &mut response => response,
-        // A connection that ends has handed over the answer, if there was one.
-        ended = connection => match ended {
-            Ok(()) => response.await,
-            Err(error) => Err(error),
-        },
+/// Posts `notice`.
+pub(super) async fn post(client: &Client, target: &AlertTarget, notice: &Notice) -> Result<(), NotTaken> {
+    let Some(key) = &target.key else {
+        let (secret, entry) = &target.secret;
+        return Err(NotTaken::Unsigned(format!("Secret {secret} has no key {entry:?} to sign with")));
     };
-    Ok(response.map_err(NotTaken::unreachable)?.status())
+    let body = body(notice);
+    let signature = signature(&key.0, SystemTime::now(), body.as_bytes());
+    let request = Request::post(&target.url)
+        .header(CONTENT_TYPE, "application/json")
+        .header("heddle-signature", signature)
+        .header("idempotency-key", id(notice))
+        .body(Body::from(body))
+        .map_err(|error| NotTaken::Never(format!("the request cannot be made: {error}")))?;
+    // A body says nothing that anyone reads.
+    let status = tokio::time::timeout(TIMEOUT, client.send(request, 0));
+    let (status, _) = status.await.map_err(|_| NotTaken::Yet(format!("no answer within {TIMEOUT:?}")))??;
+    match status {
+        status if status.is_success() => Ok(()),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+            Err(NotTaken::Yet(format!("it answered {status}")))
+        }
+        status if status.is_server_error() => Err(NotTaken::Yet(format!("it answered {status}"))),
+        status => Err(NotTaken::Never(format!("it answered {status}"))),
+    }
 }
 
 fn body(notice: &Notice) -> String {
@@ -225,15 +131,6 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_named_file_without_certificates_trusts_nobody() {
-        // One that is not there, and one in which is something else.
-        for named in ["/nonexistent/ca.pem", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")] {
-            let reason = trusted(Some(Path::new(named))).unwrap_err();
-            assert!(reason.contains(named), "{reason}");
-        }
-    }
 
     #[test]
     fn the_signature_is_what_others_compute() {

@@ -20,6 +20,8 @@ pub(crate) enum Carrier {
     ServicesOf(Option<String>),
     /// In the workloads' own resources, to those whose resource names it.
     Limits,
+    /// The same, for policies about tokens.
+    Tokens,
     /// In the workloads' own resources, of a namespace or of all.
     WorkloadsOf(Option<String>),
     /// With the settings of the whole mesh, to all.
@@ -36,6 +38,9 @@ pub(crate) fn carriers(model: &Model) -> BTreeMap<(&'static str, ObjectName), Ve
     let mut add = |kind, name: &ObjectName, carrier| found.insert((kind, name.clone()), vec![carrier]);
     for name in accepted.rate_limits.keys() {
         add("RateLimitPolicy", name, Carrier::Limits);
+    }
+    for name in accepted.jwt.keys() {
+        add("JwtPolicy", name, Carrier::Tokens);
     }
     for (name, policy) in &accepted.telemetry {
         let mesh = policy.value.spec.target_refs.iter().any(|target| target.kind != "Namespace");

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use heddle_api::crd::{
-    ExternalServiceSpec, FaultPolicySpec, GrpcRoute, HttpRoute, Kind, MeshConfigSpec, Metadata, Object,
-    RateLimitPolicySpec, Route, RouteSpec, TcpRoute, TelemetryPolicySpec, TrafficPolicySpec, Violation,
+    ExternalServiceSpec, FaultPolicySpec, GrpcRoute, HttpRoute, JwtPolicySpec, Kind, MeshConfigSpec,
+    Metadata, Object, RateLimitPolicySpec, Route, RouteSpec, TcpRoute, TelemetryPolicySpec,
+    TrafficPolicySpec, Violation,
 };
 
 use crate::model::{InForce, PolicyStatus, Refusal};
@@ -47,6 +48,7 @@ pub(crate) struct Accepted {
     pub(super) traffic: Policies<TrafficPolicySpec>,
     pub(super) faults: Policies<FaultPolicySpec>,
     pub(super) rate_limits: Policies<RateLimitPolicySpec>,
+    pub(super) jwt: Policies<JwtPolicySpec>,
     pub(super) telemetry: Policies<TelemetryPolicySpec>,
     pub(super) mesh: Policies<MeshConfigSpec>,
     pub(super) external: Policies<ExternalServiceSpec>,

@@ -7,28 +7,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use heddle_api::crd::{RateLimit, RateLimitKey, RateLimitPolicy, RateLimitPolicySpec, Violation};
+use heddle_api::crd::{RateLimit, RateLimitKey, RateLimitPolicy, RateLimitPolicySpec};
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
+use super::jwt::Jwt;
+use super::marks;
 use super::policies::Policies;
-use super::requests::{self, Attached};
+use super::requests::{self, Attached, Workload};
 use super::traffic::{RuleRef, Target, duration};
 use crate::model::Registration;
 use crate::source::{ObjectName, Sourced};
 
-/// What the object asks for and this version would not do.
-pub(super) fn unsupported(spec: &RateLimitPolicySpec) -> Vec<Violation> {
-    let mut found = requests::only_services_and_routes(&spec.target_refs);
-    for (limit, key) in spec.limits.iter().enumerate().flat_map(|(at, limit)| {
-        limit.key.iter().enumerate().filter(|(_, part)| part.claim.is_some()).map(move |(part, _)| (at, part))
-    }) {
-        found.push(Violation {
-            path: format!("spec.limits[{limit}].key[{key}].claim"),
-            message: "a claim counts only in a verified token, and this version verifies none".into(),
-        });
+/// Where a claim is asked for and no token is verified: it is as one that is not there.
+pub(super) fn without_tokens(policy: &Sourced<RateLimitPolicy>, jwt: &Jwt<'_>) -> Vec<String> {
+    let spec = &policy.value.spec;
+    let namespace = &policy.name.namespace;
+    if !spec.limits.iter().any(|limit| limit.key.iter().any(|part| part.claim.is_some())) {
+        return Vec::new();
     }
-    found
+    let missing = spec.target_refs.iter().filter(|target| !jwt.is_about(target, namespace));
+    missing.map(|target| format!("JwtPolicy for {} {namespace}/{}", target.kind, target.name)).collect()
 }
 
 /// The policies in force.
@@ -53,16 +52,13 @@ impl<'a> RateLimits<'a> {
         Self { by_route: by_route.collect(), attached }
     }
 
-    /// The mark of a rule at this place of its route; empty if no limit asks for it.
-    pub(super) fn mark(&self, rule: RuleRef<'_>, place: usize, backends: &[v1::Backend]) -> String {
+    /// Whether any limit asks by which rule a request came, of this rule with these backends.
+    pub(super) fn asks(&self, rule: RuleRef<'_>, backends: &[v1::Backend]) -> bool {
         let asked = |backend: &v1::Backend| {
             let name = ServiceName::new(&backend.namespace, &backend.name);
             name.is_ok_and(|name| self.by_route.contains(&name))
         };
-        if self.attached.rule(rule).is_empty() && !backends.iter().any(asked) {
-            return String::new();
-        }
-        mark(rule, place)
+        !self.attached.rule(rule).is_empty() || backends.iter().any(asked)
     }
 
     /// What each workload has to enforce, given the services and the rules in force.
@@ -82,71 +78,19 @@ impl<'a> RateLimits<'a> {
                 }
             }
         }
-        for (mark, backends) in sets.values().flatten().flat_map(marked) {
-            let Some(policies) = read_mark(mark).map(|rule| self.attached.rule(rule.borrow())) else {
-                continue;
-            };
-            for backend in backends {
-                // One that is invalid is no service.
-                let service = ServiceName::new(&backend.namespace, &backend.name);
-                let Some(service) = service.ok().and_then(|name| services.get(&name)) else { continue };
-                for policy in &policies {
-                    limited.add(policy, service, Some(backend.port), mark);
-                }
+        for (mark, rule, backend) in marks::each(sets) {
+            let Some(service) = services.get(&backend.service) else { continue };
+            for policy in self.attached.rule(rule.borrow()) {
+                limited.add(policy, service, Some(backend.port), mark);
             }
         }
         limited
     }
 }
 
-/// The rules of a set that have a mark, with their backends.
-fn marked(set: &v1::RouteSet) -> Vec<(&str, &[v1::Backend])> {
-    let rules: Vec<(&str, &[v1::Backend])> = match &set.rules {
-        Some(v1::route_set::Rules::Http(routes)) => {
-            routes.rules.iter().map(|rule| (rule.mark.as_str(), rule.backends.as_slice())).collect()
-        }
-        Some(v1::route_set::Rules::Grpc(routes)) => {
-            routes.rules.iter().map(|rule| (rule.mark.as_str(), rule.backends.as_slice())).collect()
-        }
-        Some(v1::route_set::Rules::Tcp(_)) | None => Vec::new(),
-    };
-    rules.into_iter().filter(|(mark, _)| !mark.is_empty()).collect()
-}
-
-/// `KIND/NAMESPACE/ROUTE/RULE`. A rule without a name is known by its place after a `#`, which no name has.
-fn mark(rule: RuleRef<'_>, place: usize) -> String {
-    let name = rule.rule.map_or_else(|| format!("#{place}"), str::to_owned);
-    format!("{}/{}/{name}", rule.kind, rule.route)
-}
-
-/// A rule, as its mark names it.
-struct Marked<'a> {
-    kind: &'a str,
-    route: ObjectName,
-    rule: Option<&'a str>,
-}
-
-impl Marked<'_> {
-    fn borrow(&self) -> RuleRef<'_> {
-        RuleRef { kind: self.kind, route: &self.route, rule: self.rule }
-    }
-}
-
-/// The rule that [`mark`] made it of.
-fn read_mark(mark: &str) -> Option<Marked<'_>> {
-    let mut parts = mark.splitn(4, '/');
-    let kind = parts.next()?;
-    let route = ObjectName { namespace: parts.next()?.into(), name: parts.next()?.into() };
-    let rule = parts.next().filter(|rule| !rule.starts_with('#'));
-    Some(Marked { kind, route, rule })
-}
-
 /// What each workload enforces, by the identity and the address that discovery announces it under.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Limited(BTreeMap<Workload, Arc<BTreeMap<LimitName, v1::RateLimit>>>);
-
-/// An identity, an address and the inbound port there.
-type Workload = (String, String, u32);
 
 /// The policy and the place in it.
 type LimitName = (ObjectName, usize);
@@ -161,14 +105,10 @@ impl Limited {
         port: Option<u32>,
         mark: &str,
     ) {
-        // Where there is no sidecar, nobody can.
-        for endpoint in service.endpoints.iter().filter(|endpoint| !endpoint.identity.is_empty()) {
-            let workload = (endpoint.identity.clone(), endpoint.address.clone(), endpoint.mesh_port);
+        for (workload, ports) in requests::behind(service, port) {
             let limits = Arc::make_mut(self.0.entry(workload).or_default());
-            let bindings = endpoint.bindings.iter();
-            let bindings = bindings.filter(|binding| port.is_none_or(|port| binding.service_port == port));
-            for binding in bindings {
-                let scope = v1::RateLimitScope { port: binding.target_port, mark: mark.into() };
+            for port in ports {
+                let scope = v1::RateLimitScope { port, mark: mark.into() };
                 for (place, limit) in policy.value.spec.limits.iter().enumerate() {
                     let entry = limits.entry((policy.name.clone(), place));
                     let entry = entry.or_insert_with(|| wire(policy, limit, place));
@@ -182,12 +122,11 @@ impl Limited {
 
     /// What the workload of a registration enforces.
     pub(crate) fn of(&self, registration: &Registration) -> Vec<v1::RateLimit> {
-        let workload = (
-            registration.identity.as_str().to_owned(),
-            registration.address.to_string(),
-            u32::from(registration.inbound_port),
-        );
-        self.0.get(&workload).into_iter().flat_map(|limits| limits.values().cloned()).collect()
+        self.0
+            .get(&requests::workload(registration))
+            .into_iter()
+            .flat_map(|limits| limits.values().cloned())
+            .collect()
     }
 
     /// What the workloads behind a port of a service enforce there, each limit once, its scopes
@@ -235,6 +174,7 @@ fn key(part: &RateLimitKey) -> v1::RateLimitKey {
         RateLimitKey { identity: Some(_), .. } => Some(Key::Identity(true)),
         RateLimitKey { source_address: Some(_), .. } => Some(Key::SourceAddress(true)),
         RateLimitKey { route: Some(_), .. } => Some(Key::Route(true)),
+        RateLimitKey { claim: Some(claim), .. } => Some(Key::Claim(claim.clone())),
         RateLimitKey { header, .. } => header.as_ref().map(|name| Key::Header(name.to_string())),
     };
     v1::RateLimitKey { key }
@@ -245,7 +185,6 @@ mod tests {
     use heddle_api::discovery::v1;
 
     use super::super::tests::{model, service, workload};
-    use super::read_mark;
     use crate::model::Model;
 
     const SHOP: &str = "apiVersion: v1
@@ -338,24 +277,17 @@ spec:
     }
 
     #[test]
-    fn a_claim_is_refused_while_no_token_is_verified() {
-        let text = policy(
-            "a",
-            USERS,
-            "{requests: 1, per: 1s}, {requests: 1, per: 1s, key: [{route: true}, {claim: sub}]}",
-        );
-        let model = limits_of(&[SHOP, &text].concat()).1;
-        let status = model.statuses.iter().find(|status| status.kind == "RateLimitPolicy").unwrap();
-        assert_eq!(status.refusals[0].path, "spec.limits[1].key[1].claim");
-    }
-
-    #[test]
-    fn a_mark_names_one_rule() {
-        let marked = read_mark("HTTPRoute/shop/users/b").unwrap();
-        assert_eq!(
-            (marked.kind, marked.route.to_string().as_str(), marked.rule),
-            ("HTTPRoute", "shop/users", Some("b"))
-        );
-        assert_eq!(read_mark("GRPCRoute/shop/users/#3").unwrap().rule, None);
+    fn a_claim_without_a_policy_that_verifies_tokens_is_told() {
+        let limits = policy("a", USERS, "{requests: 1, per: 1s, key: [{route: true}, {claim: sub}]}");
+        let (found, model) = limits_of(&[SHOP, &limits].concat());
+        let status = |model: &Model| {
+            let status = model.statuses.iter().find(|status| status.kind == "RateLimitPolicy");
+            status.unwrap().unresolved.clone()
+        };
+        assert_eq!(status(&model), ["JwtPolicy for Service shop/users"]);
+        let claim = v1::rate_limit_key::Key::Claim("sub".into());
+        assert_eq!(found[0].key[1].key, Some(claim));
+        let tokens = "apiVersion: heddle.dev/v1alpha1\nkind: JwtPolicy\nmetadata: {name: t, namespace: shop}\nspec:\n  targetRefs: [{group: '', kind: Service, name: users}]\n  providers: [{name: a, issuer: a, hmacSecretRef: {name: s, key: k}}]\n---\n";
+        assert_eq!(status(&limits_of(&[SHOP, tokens, &limits].concat()).1), [] as [&str; 0]);
     }
 }

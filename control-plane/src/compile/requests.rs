@@ -9,7 +9,32 @@ use heddle_api::name::ServiceName;
 
 use super::policies::{Policies, oldest_first};
 use super::traffic::{RuleRef, Target};
+use crate::model::Registration;
 use crate::source::Sourced;
+
+/// A workload as discovery announces it: an identity, an address and the inbound port there.
+pub(super) type Workload = (String, String, u32);
+
+/// The workload of a registration.
+pub(super) fn workload(registration: &Registration) -> Workload {
+    let identity = registration.identity.as_str().to_owned();
+    (identity, registration.address.to_string(), u32::from(registration.inbound_port))
+}
+
+/// The workloads behind a port of a service, or behind all of them, each with the
+/// ports of its own that are meant. Where there is no sidecar, nobody can enforce anything.
+pub(super) fn behind(
+    service: &v1::Service,
+    port: Option<u32>,
+) -> impl Iterator<Item = (Workload, impl Iterator<Item = u32>)> {
+    let meshed = service.endpoints.iter().filter(|endpoint| !endpoint.identity.is_empty());
+    meshed.map(move |endpoint| {
+        let workload = (endpoint.identity.clone(), endpoint.address.clone(), endpoint.mesh_port);
+        let bindings = endpoint.bindings.iter();
+        let bindings = bindings.filter(move |binding| port.is_none_or(|port| binding.service_port == port));
+        (workload, bindings.map(|binding| binding.target_port))
+    })
+}
 
 /// Policies of one kind by what they attach to, the oldest first.
 pub(super) struct Attached<'a, S>(BTreeMap<Target, Vec<&'a Sourced<Object<S>>>>);
@@ -45,6 +70,21 @@ impl<'a, S: Kind> Attached<'a, S> {
     /// Those of a service.
     pub(super) fn service(&self, service: &ServiceName) -> &[&'a Sourced<Object<S>>] {
         self.at(&Target::Service(service.clone()))
+    }
+
+    /// Whether any is attached to a target of another policy in this namespace, to a part of it or to what it is a part of.
+    pub(super) fn overlaps(&self, target: &TargetRef, namespace: &str) -> bool {
+        let whole = TargetRef { section_name: None, ..target.clone() };
+        let wanted = [Target::of(target, namespace), Target::of(&whole, namespace)];
+        self.0.keys().any(|own| match own {
+            Target::Port(service, _) if target.section_name.is_none() => {
+                wanted.contains(&Some(Target::Service(service.clone())))
+            }
+            Target::Rule(kind, route, _) if target.section_name.is_none() => {
+                wanted.contains(&Some(Target::Route(kind.clone(), route.clone())))
+            }
+            own => wanted.iter().flatten().any(|wanted| wanted == own),
+        })
     }
 
     /// Everything that policies are attached to.

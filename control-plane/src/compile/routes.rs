@@ -18,6 +18,8 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
 use super::faults::Faults;
+use super::jwt::Jwt;
+use super::marks;
 use super::policies::{Accepted, Judged, Versions, oldest_first};
 use super::rate_limits::RateLimits;
 use super::services::Services;
@@ -40,6 +42,30 @@ pub(super) struct Policies<'a> {
     pub(super) traffic: &'a Attachments,
     pub(super) faults: &'a Faults<'a>,
     pub(super) rate_limits: &'a RateLimits<'a>,
+    pub(super) jwt: &'a Jwt<'a>,
+}
+
+impl Policies<'_> {
+    /// The mark of a rule at this place of its route; empty if no policy asks for it.
+    fn mark(&self, rule: RuleRef<'_>, place: usize, backends: &[v1::Backend]) -> String {
+        let asked = self.rate_limits.asks(rule, backends) || self.jwt.asks(rule);
+        if asked { marks::mark(rule, place) } else { String::new() }
+    }
+
+    /// A canary, with the providers that verify the claim that it goes by, if it does.
+    fn canary(
+        &self,
+        canary: Option<&v1::Canary>,
+        service: &ServiceName,
+        port: &str,
+        rule: RuleRef<'_>,
+    ) -> Option<v1::Canary> {
+        let mut canary = canary?.clone();
+        if let Some(v1::canary::By::Claim(claim)) = &mut canary.by {
+            claim.providers = self.jwt.of_clients(service, port, rule);
+        }
+        Some(canary)
+    }
 }
 
 /// A route by its kind and name.
@@ -259,13 +285,15 @@ fn merged(
             Rules::Http(rules) => http.extend(rules.iter().enumerate().map(|(index, rule)| v1::HttpRule {
                 policy: policies.traffic.rule(service, port, place(index)),
                 faults: policies.faults.rule(place(index)),
-                mark: policies.rate_limits.mark(place(index), index, &rule.backends),
+                mark: policies.mark(place(index), index, &rule.backends),
+                canary: policies.canary(rule.canary.as_ref(), service, port, place(index)),
                 ..rule.clone()
             })),
             Rules::Grpc(rules) => grpc.extend(rules.iter().enumerate().map(|(index, rule)| v1::GrpcRule {
                 policy: policies.traffic.rule(service, port, place(index)),
                 faults: policies.faults.rule(place(index)),
-                mark: policies.rate_limits.mark(place(index), index, &rule.backends),
+                mark: policies.mark(place(index), index, &rule.backends),
+                canary: policies.canary(rule.canary.as_ref(), service, port, place(index)),
                 ..rule.clone()
             })),
             Rules::Tcp(rule) => tcp = Some(rule.clone()),

@@ -47,7 +47,11 @@ pub(super) fn workload(service: &str, instance: &str, ports: &[(&str, u16)]) -> 
 
 pub(super) fn model_after(previous: &Model, text: &str, registrations: &[Registration]) -> Model {
     let registrations: Vec<_> = registrations.iter().cloned().map(Arc::new).collect();
-    compile(&Inputs { objects: &objects(text), registrations: &registrations, mesh: &mesh() }, previous)
+    let found_keys = FoundKeys::new();
+    let objects = objects(text);
+    let inputs =
+        Inputs { objects: &objects, registrations: &registrations, found_keys: &found_keys, mesh: &mesh() };
+    compile(&inputs, previous)
 }
 
 pub(super) fn model(text: &str, registrations: &[Registration]) -> Model {

@@ -48,6 +48,7 @@ const KINDS: [(&str, &[&str]); 2] = [
         &[
             "ExternalService",
             "FaultPolicy",
+            "JwtPolicy",
             "MeshConfig",
             "RateLimitPolicy",
             "TelemetryPolicy",

@@ -96,6 +96,7 @@ impl Reader<'_> {
             (CUSTOM, "TrafficPolicy") => self.custom(node, Object::TrafficPolicy),
             (CUSTOM, "FaultPolicy") => self.custom(node, Object::FaultPolicy),
             (CUSTOM, "RateLimitPolicy") => self.custom(node, Object::RateLimitPolicy),
+            (CUSTOM, "JwtPolicy") => self.custom(node, Object::JwtPolicy),
             (CUSTOM, "TelemetryPolicy") => self.custom(node, Object::TelemetryPolicy),
             (CUSTOM, "ExternalService") => self.custom(node, Object::ExternalService),
             (CUSTOM, "MeshConfig") => self.custom(node, Object::MeshConfig),

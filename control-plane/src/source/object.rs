@@ -34,6 +34,8 @@ pub struct Objects {
     pub fault_policies: BTreeMap<ObjectName, Arc<Sourced<crd::FaultPolicy>>>,
     /// `RateLimitPolicy`.
     pub rate_limit_policies: BTreeMap<ObjectName, Arc<Sourced<crd::RateLimitPolicy>>>,
+    /// `JwtPolicy`.
+    pub jwt_policies: BTreeMap<ObjectName, Arc<Sourced<crd::JwtPolicy>>>,
     /// `TelemetryPolicy`.
     pub telemetry_policies: BTreeMap<ObjectName, Arc<Sourced<crd::TelemetryPolicy>>>,
     /// `ExternalService`.
@@ -58,6 +60,7 @@ impl Objects {
             Object::RateLimitPolicy(object) => {
                 insert(&mut self.rate_limit_policies, "RateLimitPolicy", object)
             }
+            Object::JwtPolicy(object) => insert(&mut self.jwt_policies, "JwtPolicy", object),
             Object::TelemetryPolicy(object) => {
                 insert(&mut self.telemetry_policies, "TelemetryPolicy", object)
             }
@@ -98,6 +101,7 @@ pub(super) enum Object {
     TrafficPolicy(Arc<Sourced<crd::TrafficPolicy>>),
     FaultPolicy(Arc<Sourced<crd::FaultPolicy>>),
     RateLimitPolicy(Arc<Sourced<crd::RateLimitPolicy>>),
+    JwtPolicy(Arc<Sourced<crd::JwtPolicy>>),
     TelemetryPolicy(Arc<Sourced<crd::TelemetryPolicy>>),
     ExternalService(Arc<Sourced<crd::ExternalService>>),
     MeshConfig(Arc<Sourced<crd::MeshConfig>>),
@@ -106,17 +110,20 @@ pub(super) enum Object {
 impl Object {
     /// The Secrets that it refers to.
     pub(super) fn secrets(&self) -> BTreeSet<ObjectName> {
-        match self {
+        let (object, names): (&ObjectName, Vec<&String>) = match self {
             Self::TelemetryPolicy(policy) => {
                 let webhooks = policy.value.spec.alerts.iter().filter_map(|alert| alert.webhook.as_ref());
-                let name = |name: &String| ObjectName {
-                    namespace: policy.name.namespace.clone(),
-                    name: name.clone(),
-                };
-                webhooks.map(|webhook| name(&webhook.secret_ref.name)).collect()
+                (&policy.name, webhooks.map(|webhook| &webhook.secret_ref.name).collect())
             }
-            _ => BTreeSet::new(),
-        }
+            Self::JwtPolicy(policy) => {
+                let providers = policy.value.spec.providers.iter();
+                let secrets = providers.flat_map(crd::JwtProvider::secrets);
+                (&policy.name, secrets.map(|secret| &secret.name).collect())
+            }
+            _ => return BTreeSet::new(),
+        };
+        let named = |name: &String| ObjectName { namespace: object.namespace.clone(), name: name.clone() };
+        names.into_iter().map(named).collect()
     }
 }
 

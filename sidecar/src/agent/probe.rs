@@ -37,9 +37,11 @@ impl Server<'_> {
         self.is_mesh.then_some(mark)
     }
 
-    /// Whether a rate limit of its sidecar refused the probe, which says this in `heddle-error`.
+    /// Whether a rate limit of its sidecar refused the probe, or a policy for what it shows, which says
+    /// this in `heddle-error`.
     fn is_limited(self, word: Option<&[u8]>) -> bool {
-        self.is_mesh && word.and_then(Reason::from_wire) == Some(Reason::RateLimited)
+        self.is_mesh
+            && matches!(word.and_then(Reason::from_wire), Some(Reason::RateLimited | Reason::Unauthenticated))
     }
 }
 

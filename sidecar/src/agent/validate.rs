@@ -19,6 +19,7 @@ mod alert;
 mod balancing;
 mod external;
 mod fault;
+mod jwt;
 mod policy;
 mod rate_limit;
 mod route;
@@ -159,6 +160,7 @@ pub(crate) fn workload(message: &v1::Workload, before: Option<&Workload>) -> Res
         sampling: telemetry.sampling,
         alerts: alert::alerts(telemetry.alerts).map_err(|e| e.within("telemetry"))?,
         rate_limits: rate_limit::rate_limits(&message.rate_limits, before)?,
+        gates: jwt::gates(&message.jwt_policies, before)?,
     })
 }
 

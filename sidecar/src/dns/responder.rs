@@ -462,6 +462,7 @@ mod tests {
             ports: Vec::new(),
             zone: "".into(),
             rate_limits: Vec::new(),
+            gates: config::Gates::default(),
             hosts: [("api.payments.example".into(), payments.clone())].into(),
             access_log: false,
             sampling: 0.0,

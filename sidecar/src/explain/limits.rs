@@ -61,7 +61,7 @@ impl RateLimits {
         }
         let head = Http1Head::new(&head);
         // Who asks says which bucket it is, not whether there is a limit.
-        let client = Client { identity: "", address: None, mark };
+        let client = Client { identity: "", address: None, mark, tokens: &[] };
         let limits = self.0.rate_limits(port).into_iter().flat_map(|port| port.limits.iter());
         Ok(limits.filter(|limit| limit.is_about(&head, client)).map(Limit::of).collect())
     }
@@ -100,6 +100,7 @@ fn key_part(part: &KeyPart) -> Value {
         KeyPart::SourceAddress => json!({"sourceAddress": true}),
         KeyPart::Header(name) => json!({"header": name.as_str()}),
         KeyPart::Route => json!({"route": true}),
+        KeyPart::Claim(path) => json!({"claim": path}),
     }
 }
 

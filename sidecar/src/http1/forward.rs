@@ -9,10 +9,10 @@ mod answer;
 mod chain;
 mod fallback;
 mod fault;
+mod guarded;
 mod hedge;
 mod held;
 mod hop;
-mod limited;
 mod respond;
 mod routed;
 
@@ -37,13 +37,13 @@ use crate::http1::{Origin, Span};
 use crate::policy::fault::Injected;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
-use crate::rate_limit::Word;
 use crate::reason::Reason;
 use crate::route::Http1Head;
 use crate::routing::Routed;
 use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{self, Bound, Destination, Endpoint, Lease, MeshProtocol, broken};
+use crate::word::Word;
 
 /// Forwards the request whose head was just read, and answers it.
 pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
@@ -109,10 +109,10 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         }
         Err(Detour::ClientLeft) => return Next::Abort,
     };
-    if let Some(limits) = destination.rate_limits()
-        && !request.is_admitted(client, &limits)
+    if let Some(guards) = destination.guards()
+        && let Err(reason) = request.pass_guards(client, &guards)
     {
-        return request.refuse(client, Some(&destination), Reason::RateLimited, "").await;
+        return request.refuse(client, Some(&destination), reason, "").await;
     }
     match destination.admit(request.head.urgency) {
         Ok(_admitted) => request.serve(client, &destination).await,
@@ -146,7 +146,7 @@ struct Request {
     fallback: Option<Box<Fallback>>,
     /// What the client's sidecar said of the rule that it fell to.
     mark: Option<Box<[u8]>>,
-    /// What rate limits say about it.
+    /// What a policy of the application's own side says about it.
     word: Option<Box<Word>>,
     /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
     told: Option<Told>,

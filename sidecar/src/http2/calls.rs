@@ -15,6 +15,7 @@ use http::{HeaderValue, Method, Uri, request};
 pub(super) use self::forward::Forward;
 pub(super) use self::lease::{Leased, connect, terms};
 use crate::fallback::Fallback;
+use crate::guard::Guards;
 use crate::http2::chain;
 use crate::http2::seam::{Calls, Detour, Refusal};
 use crate::policy::concurrency::Urgency;
@@ -30,6 +31,7 @@ use crate::telemetry::metrics::{Direction, Outcome, RequestMetrics};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{Destination, Endpoint};
 use crate::wheel::Wheel;
+use crate::word::Word;
 
 /// Upstream connections without streams are kept as long as HTTP/1's are.
 const IDLE_LINK: Duration = Duration::from_secs(60);
@@ -150,6 +152,24 @@ impl Side {
         destination.inject(rule, head, grpc, &self.session.worker.rng).map(Box::new)
     }
 
+    /// Has the policies of the application's port decide about a request, and changes its head as they say.
+    fn pass_guards(
+        &self,
+        head: &mut request::Parts,
+        mark: Option<&[u8]>,
+        guards: &Guards,
+    ) -> Result<Option<Box<Word>>, Refusal> {
+        let refused = |word: &Word| Refusal::said(word.refused.unwrap_or(Reason::Unauthenticated), word);
+        let admission = guards.verify(head, mark).map_err(|word| refused(&word))?;
+        if admission.edits() {
+            admission.edit(head).map_err(|_| Refusal::from(Reason::HeaderTooLarge))?;
+        }
+        match guards.limit(head, &self.session, mark, &admission) {
+            Some(word) if word.refused.is_some() => Err(refused(&word)),
+            word => Ok(word),
+        }
+    }
+
     /// The request's span, and its mark as in flight to the application.
     fn trace(&self, head: &request::Parts) -> (Option<SpanContext>, Option<InboundInFlight>) {
         let worker = &self.session.worker;
@@ -227,13 +247,19 @@ impl Calls for Side {
         };
         let destination = routed.as_ref().map_or(front, |routed| routed.way.destination.clone());
         let policy = routed.as_ref().map_or_else(|| destination.policy(), |routed| routed.way.policy());
-        let word = destination
-            .rate_limits()
-            .and_then(|limits| limits.ask(head, &self.session, mark.as_ref().map(HeaderValue::as_bytes)));
-        if let Some(word) = word.as_ref().filter(|word| word.retry_after.is_some()) {
-            self.count_refused(head, Some(&destination), Reason::RateLimited, started);
-            return Err(Refusal::limited(word).into());
-        }
+        let word = match destination.guards() {
+            Some(guards) => {
+                let mark = mark.as_ref().map(HeaderValue::as_bytes);
+                match self.pass_guards(head, mark, &guards) {
+                    Ok(word) => word,
+                    Err(refusal) => {
+                        self.count_refused(head, Some(&destination), refusal.reason, started);
+                        return Err(refusal.into());
+                    }
+                }
+            }
+            None => None,
+        };
         let urgency = head.headers.get("priority").map(|value| Urgency::of_field(value.as_bytes()));
         let admitted = destination.admit(urgency.unwrap_or_default()).map_err(|reason| {
             self.count_refused(head, Some(&destination), reason, started);

@@ -17,11 +17,11 @@ use crate::http2::body::Body;
 use crate::http2::upstream::{Links, Terms};
 use crate::policy::fault::Injected;
 use crate::policy::retry::Failure;
-use crate::rate_limit::Word;
 use crate::reason::{Codes, Reason};
 use crate::route::Reply;
 use crate::sanitize::answer::Form;
 use crate::wheel::Wheel;
+use crate::word::Word;
 
 /// Why the mesh answers a request itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,13 +67,13 @@ impl Refusal {
         }
     }
 
-    /// The refusal of a request that a rate limit does not admit.
-    pub(crate) fn limited(word: &Word) -> Self {
+    /// The refusal of a request that a policy of the application's own side does not admit.
+    pub(crate) fn said(reason: Reason, word: &Word) -> Self {
         Self {
             policy: word.policy.as_ref().into(),
             retry_after: word.retry_after,
-            fields: word.fields.to_vec(),
-            ..Self::new(Reason::RateLimited, word.message.as_str())
+            fields: word.fields.clone(),
+            ..Self::new(reason, word.message.as_str())
         }
     }
 }

@@ -10,11 +10,13 @@ mod probes;
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderName;
 
+use crate::policy::jwt::Verified;
 use crate::policy::request_match::RequestMatch;
 use crate::route::Head;
 
@@ -51,6 +53,8 @@ pub enum KeyPart {
     Header(HeaderName),
     /// The mark of the rule that led the request here.
     Route,
+    /// A claim of a token that was verified, by its path.
+    Claim(Box<str>),
 }
 
 /// Who asks.
@@ -62,6 +66,8 @@ pub struct Client<'a> {
     pub address: Option<IpAddr>,
     /// What its sidecar says about the rule that led the request here.
     pub mark: Option<&'a [u8]>,
+    /// The tokens that it showed, verified.
+    pub tokens: &'a [Rc<Verified>],
 }
 
 /// How many tokens a bucket holds, and how fast it gains them. Times are in
@@ -225,6 +231,10 @@ impl RateLimit {
                     count.hash(&mut hasher);
                 }
                 KeyPart::Route => client.mark.hash(&mut hasher),
+                KeyPart::Claim(path) => {
+                    let said = client.tokens.iter().find_map(|token| token.claims().text(path));
+                    said.hash(&mut hasher);
+                }
             }
         }
         hasher.finish()

@@ -4,11 +4,14 @@
 //! keeps its share, which is answered with an error, so that a broken canary
 //! does not quietly send its users elsewhere.
 
+use std::time::SystemTime;
+
 use http::HeaderName;
 use http::header::COOKIE;
 
 use heddle_api::name::ServiceName;
 
+use crate::policy::jwt::{Cache, Gate};
 use crate::policy::rng::Rng;
 use crate::route::filter::Filters;
 use crate::route::hash::stable;
@@ -121,22 +124,45 @@ impl Backends {
 
 /// What tells users apart, so that weights are shares of users rather than of
 /// requests: the same user always meets the same backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum UserKey {
     /// A header's first value.
     Header(HeaderName),
     /// A cookie.
     Cookie(Box<[u8]>),
+    /// A claim of a token that is verified first.
+    Claim(ClaimKey),
+}
+
+/// A claim of a token.
+#[derive(Debug)]
+pub struct ClaimKey {
+    /// Its path.
+    pub claim: Box<str>,
+    /// Who verifies tokens.
+    pub gate: Gate,
 }
 
 impl UserKey {
-    /// The user of a request; `None` if it does not say.
-    pub fn of<'a, H: Head>(&'a self, head: &'a H) -> Option<&'a [u8]> {
+    /// The user of a request, handed to `then`; `None` if the request does not say, which is also so of one
+    /// with a token that is not accepted. `tokens` remembers those that are.
+    pub fn of<H: Head, T>(
+        &self,
+        head: &H,
+        tokens: &mut Cache,
+        now: SystemTime,
+        then: impl FnOnce(&[u8]) -> T,
+    ) -> Option<T> {
+        let said = |value: &&[u8]| !value.is_empty();
         match self {
-            Self::Header(name) => head.first(name),
-            Self::Cookie(name) => cookies(head, name).next(),
+            Self::Header(name) => head.first(name).filter(said).map(then),
+            Self::Cookie(name) => cookies(head, name).next().filter(said).map(then),
+            Self::Claim(key) => {
+                let admission = key.gate.admit(head, None, tokens, now).ok()?;
+                let text = admission.tokens.iter().find_map(|token| token.claims().text(&key.claim));
+                text.map(|text| then(text.as_bytes()))
+            }
         }
-        .filter(|value| !value.is_empty())
     }
 }
 
@@ -221,10 +247,11 @@ mod tests {
             b"GET / HTTP/1.1\r\nhost: a\r\nx-user: 7\r\ncookie: xid=9; id=\"4\"\r\ncookie: id=5\r\n",
         );
         let header = |name| UserKey::Header(HeaderName::from_static(name));
-        assert_eq!(header("x-user").of(&head), Some(b"7".as_slice()));
-        assert_eq!(header("x-other").of(&head), None);
-        assert_eq!(UserKey::Cookie(b"id".as_slice().into()).of(&head), Some(b"4".as_slice()));
-        assert_eq!(UserKey::Cookie(b"d".as_slice().into()).of(&head), None);
+        let cookie = |name: &[u8]| UserKey::Cookie(name.into());
+        let user =
+            |key: UserKey| key.of(&head, &mut Cache::default(), SystemTime::UNIX_EPOCH, <[u8]>::to_vec);
+        assert_eq!((user(header("x-user")), user(header("x-other"))), (Some(b"7".to_vec()), None));
+        assert_eq!((user(cookie(b"id")), user(cookie(b"d"))), (Some(b"4".to_vec()), None));
     }
 
     proptest! {

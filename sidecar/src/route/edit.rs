@@ -40,6 +40,12 @@ pub trait EditHead: EditFields {
     /// If the target would be longer than a head may be.
     fn set_path(&mut self, path: &[u8]) -> Result<(), TooLong>;
 
+    /// Replaces the query; `None`: there is none.
+    ///
+    /// # Errors
+    /// If the target would be longer than a head may be.
+    fn set_query(&mut self, query: Option<&[u8]>) -> Result<(), TooLong>;
+
     /// Replaces the authority.
     fn set_authority(&mut self, authority: &Authority);
 }
@@ -88,12 +94,12 @@ impl EditHead for Parts {
 
     fn set_path(&mut self, path: &[u8]) -> Result<(), TooLong> {
         let target = with_query(path, Head::query(self))?;
-        let target = PathAndQuery::from_maybe_shared(Bytes::from(target)).map_err(|_| TooLong)?;
-        let mut parts = std::mem::take(&mut self.uri).into_parts();
-        parts.path_and_query = Some(target);
-        // A scheme and an authority were there before, or neither.
-        self.uri = Uri::from_parts(parts).map_err(|_| TooLong)?;
-        Ok(())
+        set_target(self, target)
+    }
+
+    fn set_query(&mut self, query: Option<&[u8]>) -> Result<(), TooLong> {
+        let target = with_query(Head::path(self), query)?;
+        set_target(self, target)
     }
 
     fn set_authority(&mut self, authority: &Authority) {
@@ -102,6 +108,15 @@ impl EditHead for Parts {
         // Sanitised requests have a scheme wherever they have a path.
         self.uri = Uri::from_parts(parts).unwrap_or_default();
     }
+}
+
+fn set_target(head: &mut Parts, target: Vec<u8>) -> Result<(), TooLong> {
+    let target = PathAndQuery::from_maybe_shared(Bytes::from(target)).map_err(|_| TooLong)?;
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    parts.path_and_query = Some(target);
+    // A scheme and an authority were there before, or neither.
+    head.uri = Uri::from_parts(parts).map_err(|_| TooLong)?;
+    Ok(())
 }
 
 /// The head of an HTTP/1 message, taken apart.
@@ -254,6 +269,11 @@ impl EditHead for Http1Request<'_> {
     fn set_path(&mut self, path: &[u8]) -> Result<(), TooLong> {
         let query = memchr(b'?', &self.target).map(|mark| &self.target[mark + 1..]);
         self.target = Cow::Owned(with_query(path, query)?);
+        Ok(())
+    }
+
+    fn set_query(&mut self, query: Option<&[u8]>) -> Result<(), TooLong> {
+        self.target = Cow::Owned(with_query(self.current_path(), query)?);
         Ok(())
     }
 

@@ -8,16 +8,35 @@ use memchr::{memchr, memchr2};
 /// The first value of a parameter, decoded; names are case-sensitive. Allocates
 /// only for a value that has escapes, and only if a rule asks for it.
 pub(crate) fn first<'a>(query: &'a [u8], name: &[u8]) -> Option<Cow<'a, [u8]>> {
-    query.split(|&byte| byte == b'&').find_map(|pair| {
-        let (key, value) = match memchr(b'=', pair) {
-            Some(at) => (&pair[..at], &pair[at + 1..]),
-            None => (pair, &pair[pair.len()..]),
-        };
-        decoded(key).eq(name.iter().copied()).then(|| match memchr2(b'%', b'+', value) {
+    values(query, name).next()
+}
+
+/// All values of a parameter.
+pub(crate) fn values<'a>(query: &'a [u8], name: &[u8]) -> impl Iterator<Item = Cow<'a, [u8]>> {
+    query.split(|&byte| byte == b'&').filter_map(move |pair| {
+        let (key, value) = split(pair);
+        is(key, name).then(|| match memchr2(b'%', b'+', value) {
             None => Cow::Borrowed(value),
             Some(_) => Cow::Owned(decoded(value).collect()),
         })
     })
+}
+
+/// A query without these parameters; the others stay as they came.
+pub(crate) fn without(query: &[u8], names: &[&str]) -> Vec<u8> {
+    let stays = |pair: &&[u8]| !names.iter().any(|name| is(split(pair).0, name.as_bytes()));
+    query.split(|&byte| byte == b'&').filter(stays).collect::<Vec<_>>().join(b"&".as_slice())
+}
+
+fn split(pair: &[u8]) -> (&[u8], &[u8]) {
+    match memchr(b'=', pair) {
+        Some(at) => (&pair[..at], &pair[at + 1..]),
+        None => (pair, &pair[pair.len()..]),
+    }
+}
+
+fn is(key: &[u8], name: &[u8]) -> bool {
+    decoded(key).eq(name.iter().copied())
 }
 
 /// The bytes that an encoded text stands for. A `%` without two digits is one itself.
@@ -50,6 +69,13 @@ fn hex(digit: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_loses_a_parameter_and_nothing_else() {
+        assert_eq!(without(b"a=1&t=x&b=%20&%74=y&tt=z", &["t"]), b"a=1&b=%20&tt=z");
+        assert_eq!(without(b"t=x", &["t"]), b"");
+        assert_eq!(values(b"t=x&a=1&%74=y%2B", b"t").collect::<Vec<_>>(), [b"x".as_slice(), b"y+"]);
+    }
 
     #[test]
     fn the_first_value_of_a_name_is_found_decoded() {

@@ -1,13 +1,15 @@
 //! What a rule asks for once a request fell to it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 
 use crate::config::TrafficPolicy;
 use crate::policy::backoff::Backoff;
 use crate::policy::fault::Fault;
+use crate::policy::jwt::Cache;
 use crate::policy::retry::{Cause, RetryPolicy, StatusSet};
 use crate::policy::rng::Rng;
 use crate::route::backend::{Backend, Backends, NoBackend, UserKey};
@@ -46,15 +48,22 @@ pub struct Rule {
 
 impl Rule {
     /// The backend for a request without a session. Requests that do not say
-    /// whose they are go by chance.
+    /// whose they are go by chance. `tokens` remembers those that say so by a token.
     ///
     /// # Errors
     /// If the request is to be answered with an error.
-    pub fn backend<H: Head>(&self, head: &H, rng: &Rng) -> Result<&Backend, NoBackend<'_>> {
-        match self.user.as_ref().and_then(|key| key.of(head)) {
-            // By the route: its rules agree about a user, and not every route's
-            // canary has the same users for its first.
-            Some(user) => self.backends.pick_by(stable(stable(0, self.route.as_bytes()), user)),
+    pub fn backend<H: Head>(
+        &self,
+        head: &H,
+        rng: &Rng,
+        tokens: &RefCell<Cache>,
+    ) -> Result<&Backend, NoBackend<'_>> {
+        // By the route: its rules agree about a user, and not every route's
+        // canary has the same users for its first.
+        let hash = |user: &[u8]| stable(stable(0, self.route.as_bytes()), user);
+        let user = self.user.as_ref();
+        match user.and_then(|key| key.of(head, &mut tokens.borrow_mut(), SystemTime::now(), hash)) {
+            Some(user) => self.backends.pick_by(user),
             None => self.backends.pick(rng),
         }
     }

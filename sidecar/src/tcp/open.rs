@@ -48,6 +48,9 @@ pub(crate) async fn open(
     destination: &Rc<Destination>,
     now: Instant,
 ) -> Result<Opened, Reason> {
+    if let Some(reason) = destination.refuses_bytes() {
+        return Err(reason);
+    }
     destination.budget.borrow_mut().deposit(now);
     let tries = Tries(Progress {
         started: now,

@@ -208,7 +208,7 @@ impl Worker {
         let protocol = declared.or(in_pod.then_some(AppProtocol::Detect)).ok_or(Reason::UnknownPort)?;
         let policy = self.inbound_policy.clone();
         let destination = Destination::of_app(&workload.service, port, protocol, policy, &self.metrics);
-        destination.follow_limits(workload, &self.registry);
+        destination.follow_guards(workload, &self.registry);
         let mut destinations = self.destinations.borrow_mut();
         if declared.is_none() {
             // A peer that tries all ports must not fill our memory.

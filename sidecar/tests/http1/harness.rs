@@ -103,6 +103,7 @@ impl Sidecar {
             sampling: 0.0,
             alerts: Vec::new(),
             rate_limits,
+            gates: config::Gates::default(),
         };
         let mesh = Mesh {
             trust_domain: DOMAIN.into(),

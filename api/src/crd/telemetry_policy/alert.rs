@@ -39,6 +39,7 @@ pub const ALERT_REASONS: &[&str] = &[
     "loop",
     "fault_injected",
     "rate_limited",
+    "unauthenticated",
 ];
 
 /// The classes of failed requests that a rule may name beside them.
@@ -297,7 +298,7 @@ pub(super) fn validate(alerts: &[Alert]) -> Vec<Violation> {
 }
 
 /// Whether a URL can be posted to: an IPv6 literal, a name or an address, a port, and a path.
-fn is_url(url: &str) -> bool {
+pub(in crate::crd) fn is_url(url: &str) -> bool {
     let Ok(uri) = url.parse::<http::Uri>() else { return false };
     let authority = uri.authority();
     matches!(uri.scheme_str(), Some("http" | "https"))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{TrafficPolicySpec, Violations};
 use crate::crd::gateway::HEADER_VALUE;
 use crate::crd::rule::Rule;
-use crate::crd::{HeaderName, is_token};
+use crate::crd::{HeaderName, is_claim, is_token};
 
 /// Shares of users in place of shares of requests: the same user meets the same
 /// backend as long as the weights stay, and few users change when they move.
@@ -22,7 +22,7 @@ pub struct Canary {
 /// How a user is told from another: exactly one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["header", "cookie"])]))]
+#[schemars(extend("x-kubernetes-validations" = [Rule::exactly_one(&["header", "cookie", "claim"])]))]
 pub struct CanaryBy {
     /// By a request header.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,6 +31,12 @@ pub struct CanaryBy {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"))]
     pub cookie: Option<String>,
+    /// By a claim of a token, such as `sub`, or by its path, such as `tenant.id`. The token is verified by the
+    /// client's sidecar, with the public keys of the JwtPolicies of the rule, the route and the Service's port
+    /// and Service; without one that is accepted the request does not say whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub claim: Option<String>,
 }
 
 /// A condition on a request header: exactly one of `in` and `notIn`.
@@ -61,14 +67,17 @@ impl TrafficPolicySpec {
                 violations.add(path, format!("has a meaning only on routes, not on a {}", target.kind));
             }
         }
-        if let Some(Canary { by: CanaryBy { header, cookie } }) = &self.canary {
+        if let Some(Canary { by: CanaryBy { header, cookie, claim } }) = &self.canary {
             violations.exactly_one(
                 "spec.canary.by",
-                &[header.is_some(), cookie.is_some()],
-                "header and cookie",
+                &[header.is_some(), cookie.is_some(), claim.is_some()],
+                "header, cookie and claim",
             );
             if cookie.as_ref().is_some_and(|name| !is_token(name)) {
                 violations.add("spec.canary.by.cookie", "is no cookie's name");
+            }
+            if claim.as_ref().is_some_and(|claim| !is_claim(claim)) {
+                violations.add("spec.canary.by.claim", "is no claim's path");
             }
         }
         if self.when.as_ref().is_some_and(|when| when.is_empty() || when.len() > 16) {

@@ -258,10 +258,12 @@ fn session(session: &SessionPersistence) -> v1::SessionPersistence {
 
 fn canary(canary: &Canary) -> v1::Canary {
     use v1::canary::By;
-    let CanaryBy { header, cookie } = &canary.by;
-    let by = match (header, cookie) {
-        (Some(header), _) => By::Header(header.to_string()),
-        (None, cookie) => By::Cookie(cookie.clone().unwrap_or_default()),
+    let CanaryBy { header, cookie, claim } = &canary.by;
+    let by = match (header, claim, cookie) {
+        (Some(header), ..) => By::Header(header.to_string()),
+        // Who verifies it depends on the port, too.
+        (None, Some(claim), _) => By::Claim(v1::ClaimCanary { claim: claim.clone(), providers: Vec::new() }),
+        (None, None, cookie) => By::Cookie(cookie.clone().unwrap_or_default()),
     };
     v1::Canary { by: Some(by) }
 }

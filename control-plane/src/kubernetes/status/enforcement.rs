@@ -29,6 +29,7 @@ struct Index {
     services_of: HashMap<String, Vec<usize>>,
     all_services: Vec<usize>,
     limits: HashMap<String, usize>,
+    tokens: HashMap<String, usize>,
     workloads_of: HashMap<String, Vec<usize>>,
     all_workloads: Vec<usize>,
     mesh: Vec<usize>,
@@ -41,7 +42,7 @@ pub(super) fn counts(
 ) -> BTreeMap<Key, Count> {
     let index = Index::new(published);
     let mut counts = vec![Count::default(); index.policies.len()];
-    let mut limited: HashMap<String, Vec<usize>> = HashMap::new();
+    let mut named: HashMap<String, Vec<usize>> = HashMap::new();
     for (subscriber, answers) in answers {
         let resource = |carried, name: &str| {
             let type_url = match carried {
@@ -76,11 +77,11 @@ pub(super) fn counts(
                     add(index.workloads_of.get(namespace).map(Vec::as_slice).unwrap_or_default(), answer);
                     add(&index.all_workloads, answer);
                     if let Some(own) = resource(Carried::Workload, SELF)
-                        && !index.limits.is_empty()
+                        && !(index.limits.is_empty() && index.tokens.is_empty())
                     {
                         // Most workloads of a service have the same resource.
-                        let of_own = || index.limits_of(&own.bytes);
-                        add(limited.entry(own.version.clone()).or_insert_with(of_own), answer);
+                        let of_own = || index.named_by(&own.bytes);
+                        add(named.entry(own.version.clone()).or_insert_with(of_own), answer);
                     }
                 }
             }
@@ -114,6 +115,9 @@ impl Index {
                     Carrier::Limits => {
                         index.limits.insert(key.1.to_string(), place);
                     }
+                    Carrier::Tokens => {
+                        index.tokens.insert(key.1.to_string(), place);
+                    }
                     Carrier::WorkloadsOf(None) => index.all_workloads.push(place),
                     Carrier::WorkloadsOf(Some(namespace)) => {
                         index.workloads_of.entry(namespace).or_default().push(place);
@@ -126,11 +130,12 @@ impl Index {
         index
     }
 
-    /// The policies whose limits are in a workload's resource.
-    fn limits_of(&self, workload: &[u8]) -> Vec<usize> {
-        let limits = v1::Workload::decode(workload).map(|workload| workload.rate_limits).unwrap_or_default();
-        let mut places: Vec<usize> =
-            limits.iter().filter_map(|limit| self.limits.get(&limit.source)).copied().collect();
+    /// The policies that a workload's resource names.
+    fn named_by(&self, workload: &[u8]) -> Vec<usize> {
+        let workload = v1::Workload::decode(workload).unwrap_or_default();
+        let limits = workload.rate_limits.iter().filter_map(|limit| self.limits.get(&limit.source));
+        let tokens = workload.jwt_policies.iter().filter_map(|policy| self.tokens.get(&policy.source));
+        let mut places: Vec<usize> = limits.chain(tokens).copied().collect();
         places.sort_unstable();
         places.dedup();
         places

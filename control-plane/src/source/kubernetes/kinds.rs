@@ -1,8 +1,8 @@
 //! The kinds that are watched, and where an API server serves them.
 
 use heddle_api::crd::{
-    ExternalServiceSpec, FaultPolicySpec, GROUP, Kind, MESHED_LABEL, MeshConfigSpec, RateLimitPolicySpec,
-    TelemetryPolicySpec, TrafficPolicySpec, VERSION,
+    ExternalServiceSpec, FaultPolicySpec, GROUP, JwtPolicySpec, Kind, MESHED_LABEL, MeshConfigSpec,
+    RateLimitPolicySpec, TelemetryPolicySpec, TrafficPolicySpec, VERSION,
 };
 
 use super::super::ObjectName;
@@ -53,6 +53,7 @@ impl Watched {
             Self::custom::<TrafficPolicySpec>(),
             Self::custom::<FaultPolicySpec>(),
             Self::custom::<RateLimitPolicySpec>(),
+            Self::custom::<JwtPolicySpec>(),
             Self::custom::<TelemetryPolicySpec>(),
             Self::custom::<ExternalServiceSpec>(),
             Self::custom::<MeshConfigSpec>(),

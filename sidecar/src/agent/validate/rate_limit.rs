@@ -105,6 +105,8 @@ fn key_part(wire: &v1::RateLimitKey) -> Result<KeyPart, Invalid> {
             Ok(name) => Ok(KeyPart::Header(name)),
             Err(error) => Err(Invalid::new("header", error.to_string())),
         },
+        Some(Key::Claim(path)) if !path.is_empty() => Ok(KeyPart::Claim(path.as_str().into())),
+        Some(Key::Claim(_)) => Err(Invalid::new("claim", "it is empty")),
         Some(Key::Identity(false) | Key::SourceAddress(false) | Key::Route(false)) => {
             Err(Invalid::new("key", "what is not the key is left out"))
         }

@@ -7,12 +7,13 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 use prost::Message;
 
-use super::{Invalid, fault, policy, port, rate_limit};
+use super::{Invalid, fault, jwt, policy, port, rate_limit};
 use crate::config::{Port, PortRoutes};
+use crate::policy::jwt::{Gate, Policy, PortPolicy};
 use crate::policy::retry::StatusSet;
 use crate::route::{
-    Backend, BadSession, Carrier, Filters, GrpcMatch, GrpcTable, HttpMatch, HttpTable, Limit, NameMatch,
-    PathMatch, Pattern, Rule, RuleRetry, Session, Target, Test, Timeouts, UserKey, normal_path,
+    Backend, BadSession, Carrier, ClaimKey, Filters, GrpcMatch, GrpcTable, HttpMatch, HttpTable, Limit,
+    NameMatch, PathMatch, Pattern, Rule, RuleRetry, Session, Target, Test, Timeouts, UserKey, normal_path,
 };
 use crate::routing::Table;
 
@@ -41,7 +42,7 @@ pub(super) fn routes(
     Ok(sets)
 }
 
-fn set(wire: v1::RouteSet, ports: &[Port], before: &[PortRoutes]) -> Result<PortRoutes, Invalid> {
+fn set(mut wire: v1::RouteSet, ports: &[Port], before: &[PortRoutes]) -> Result<PortRoutes, Invalid> {
     let number = port("port", wire.port)?;
     if !ports.iter().any(|p| p.number == number) {
         return Err(Invalid::new("port", format!("the service has no port {number}")));
@@ -55,6 +56,7 @@ fn set(wire: v1::RouteSet, ports: &[Port], before: &[PortRoutes]) -> Result<Port
             )
         }
     };
+    jwt::keep_keys(&mut wire, before);
     let encoded = wire.encode_to_vec().into_boxed_slice();
     if let Some(same) = before.iter().find(|before| before.encoded == encoded) {
         return Ok(same.clone());
@@ -87,7 +89,7 @@ fn each<T, U>(
 }
 
 /// A choice that a newer control plane knows and this sidecar cannot enforce.
-fn unknown_kind(path: &str) -> Invalid {
+pub(super) fn unknown_kind(path: &str) -> Invalid {
     Invalid::new(path, "it is of no kind that this sidecar knows")
 }
 
@@ -356,8 +358,20 @@ fn user(wire: v1::Canary) -> Result<UserKey, Invalid> {
         Some(v1::canary::By::Cookie(name)) => {
             Err(Invalid::new("cookie", format!("{name:?} is no cookie's name")))
         }
+        Some(v1::canary::By::Claim(wire)) => claim(wire).map_err(|e| e.within("claim")),
         None => Err(unknown_kind("by")),
     }
+}
+
+fn claim(wire: v1::ClaimCanary) -> Result<UserKey, Invalid> {
+    if wire.claim.is_empty() {
+        return Err(Invalid::new("claim", "it is empty"));
+    }
+    // Keys that are not read as yet are soon.
+    let providers = jwt::providers(&wire.providers, |_| None)?;
+    let policy = Policy { source: "canary".into(), required: false, providers };
+    let gate = Gate::new([PortPolicy { policy: Arc::new(policy), marks: None }]);
+    Ok(UserKey::Claim(ClaimKey { claim: wire.claim.into(), gate }))
 }
 
 #[cfg(test)]

@@ -93,15 +93,15 @@ impl Request {
         let trace_id = self.trace.as_ref().map(SpanContext::trace_id_hex).unwrap_or_default();
         let own = policy.as_ref().map_or("", |policy| &policy.source);
         let (codes, source) = self.injected(reason).unwrap_or((reason.codes(), own));
-        let limited = self.word.as_ref().filter(|_| reason == Reason::RateLimited);
+        let said = self.word.as_ref().filter(|word| word.refused == Some(reason));
         let now = Instant::now();
         let answer = Answer {
             codes,
-            message: limited.map_or(message, |word| &word.message),
+            message: said.map_or(message, |word| &word.message),
             service: &service,
-            policy: limited.map_or(source, |word| &word.policy),
+            policy: said.map_or(source, |word| &word.policy),
             trace_id: &trace_id,
-            retry_after: match (limited, destination) {
+            retry_after: match (said, destination) {
                 (Some(word), _) => word.retry_after,
                 (None, Some(destination)) => destination.retry_after(reason, now),
                 (None, None) => reason.retry_after(),

@@ -101,9 +101,18 @@ impl Request {
         if !filters.edits_request() {
             return Ok(());
         }
+        self.rewrite(out, |head| filters.edit_request(head))
+    }
+
+    /// Writes the head anew with these changes.
+    pub(super) fn rewrite(
+        &mut self,
+        out: &mut WriteBuffer,
+        change: impl FnOnce(&mut Http1Request<'_>) -> Result<(), TooLong>,
+    ) -> Result<(), TooLong> {
         let (head, body) = out.bytes.split_at(self.head_end.at());
         let mut edited = Http1Request::new(head);
-        filters.edit_request(&mut edited)?;
+        change(&mut edited)?;
         let mut bytes = Vec::with_capacity(out.bytes.len() + 256);
         let places = edited.write(&mut bytes);
         self.head_end = HeadEnd::new(bytes.len());

@@ -21,7 +21,6 @@ use crate::http2::upstream::{Links, Terms};
 use crate::policy::fault::Injected;
 use crate::policy::hash_key::Affinity;
 use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
-use crate::rate_limit::Word;
 use crate::reason::Reason;
 use crate::routing::Routed;
 use crate::sanitize::answer::{ERROR_HEADER, Form};
@@ -32,6 +31,7 @@ use crate::telemetry::metrics::{
 };
 use crate::telemetry::trace::{InboundInFlight, SpanContext, is_replaced};
 use crate::upstream::{self, Admitted, Bound, Destination, Endpoint};
+use crate::word::Word;
 
 /// One request on its way.
 pub(in crate::http2) struct Forward<'a> {

@@ -184,6 +184,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
             sampling: 0.0,
             alerts: Vec::new(),
             rate_limits: Vec::new(),
+            gates: config::Gates::default(),
         })),
         ..Snapshot::default()
     }

@@ -67,8 +67,12 @@ mod tests {
     use super::*;
     use crate::route::Http1Head;
 
-    const PROBE: Client<'_> =
-        Client { identity: "spiffe://a/ns/b/sa/c", address: None, mark: Some(PROBE_MARK.as_bytes()) };
+    const PROBE: Client<'_> = Client {
+        identity: "spiffe://a/ns/b/sa/c",
+        address: None,
+        mark: Some(PROBE_MARK.as_bytes()),
+        tokens: &[],
+    };
 
     fn admitted(probes: &Probes, line: &str, client: Client<'_>, now: Instant) -> bool {
         let head = format!("{line} HTTP/1.1\r\nhost: users\r\n");

@@ -5,7 +5,8 @@ use crate::route::Http1Head;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-const CLIENT: Client<'static> = Client { identity: "spiffe://mesh/ns/a/sa/b", address: None, mark: None };
+const CLIENT: Client<'static> =
+    Client { identity: "spiffe://mesh/ns/a/sa/b", address: None, mark: None, tokens: &[] };
 
 fn limit(quota: Quota, key: &[KeyPart], now: Instant) -> RateLimit {
     RateLimit {

@@ -109,6 +109,10 @@ pub const fn meaning(reason: Reason) -> Meaning {
             "a rate limit admits no more requests now",
             "Wait as `retry-after` says, or raise the limit of the `RateLimitPolicy` that the answer names.",
         ),
+        Reason::Unauthenticated => (
+            "the request shows no token that is accepted",
+            "Send one of an issuer that the `JwtPolicy` names; the message and `www-authenticate` say what is wrong with this one.",
+        ),
         Reason::FaultInjected => (
             "a fault was injected on purpose",
             "Nothing, or change the `FaultPolicy`, whose status the answer has. The request was not sent.",

@@ -1,3 +1,4 @@
+use std::cell::RefCell;
 use std::time::Duration;
 
 use heddle_api::discovery::v1::http_filter::Filter as WireFilter;
@@ -126,7 +127,8 @@ fn a_rule_becomes_what_it_says() {
     assert_eq!(rule.policy.as_ref().unwrap().source, "shop/rule");
     assert_eq!(rule.filters.mirrors().count(), 1);
     assert!(rule.session.is_some() && rule.user.is_some());
-    let target = &rule.backend(&Http1Head::new(head.as_bytes()), &Rng::new(1)).unwrap().target;
+    let target =
+        &rule.backend(&Http1Head::new(head.as_bytes()), &Rng::new(1), &RefCell::default()).unwrap().target;
     assert_eq!(*target, Target::Service { name: "shop/users-v2".parse().unwrap(), port: 80 });
     let mut request = Http1Request::new(head.as_bytes());
     rule.filters.edit_request(&mut request).unwrap();
@@ -166,7 +168,7 @@ fn an_invalid_backend_keeps_its_share() {
     .unwrap();
     let head = "GET /api?q=7 HTTP/1.1\r\nhost: users\r\nx-tenant: a\r\n";
     let rule = selected(&routes, head).unwrap();
-    let backend = rule.backend(&Http1Head::new(head.as_bytes()), &Rng::new(1));
+    let backend = rule.backend(&Http1Head::new(head.as_bytes()), &Rng::new(1), &RefCell::default());
     assert_eq!(backend.unwrap_err(), NoBackend::Invalid("no such service"));
 }
 

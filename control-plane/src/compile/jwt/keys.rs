@@ -1,0 +1,159 @@
+//! The keys of providers: from the policy itself, from Secrets, or from where
+//! they were read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use heddle_api::crd::{JwtPolicy, JwtProvider, SecretKeyRef};
+use heddle_api::discovery::v1;
+use heddle_api::jwk::{Jwk, KeySet, MIN_SECRET, PublicKey};
+
+use crate::keys::{FoundKeys, KeyPlace, Terms, WantedKeys};
+use crate::source::{ObjectName, Objects, Sourced};
+
+/// The sets of Secrets that were good, by Secret and entry: one that is broken now
+/// stays in force as it was.
+pub(crate) type KnownSecrets = BTreeMap<(ObjectName, String), Arc<[v1::JwtKey]>>;
+
+/// Where keys are looked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    /// For Secrets.
+    pub(crate) objects: &'a Objects,
+    /// What was read from files and URLs.
+    pub(crate) found: &'a FoundKeys,
+    /// The Secrets that were good before.
+    pub(crate) known: &'a KnownSecrets,
+}
+
+/// Looks keys up, and notes what has to be read.
+pub(super) struct Keys<'a> {
+    sources: Sources<'a>,
+    wanted: WantedKeys,
+    known: KnownSecrets,
+}
+
+/// The keys of a provider.
+#[derive(Default)]
+pub(super) struct ProviderKeys {
+    pub(super) keys: Vec<v1::JwtKey>,
+    /// They were not read as yet.
+    pub(super) pending: bool,
+    /// What they should come from and do not.
+    pub(super) missing: Option<String>,
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(sources: Sources<'a>) -> Self {
+        Self { sources, wanted: WantedKeys::new(), known: KnownSecrets::new() }
+    }
+
+    pub(super) fn into_wanted(self) -> (WantedKeys, KnownSecrets) {
+        (self.wanted, self.known)
+    }
+
+    /// The keys of a provider of `policy`.
+    pub(super) fn of(&mut self, policy: &Sourced<JwtPolicy>, provider: &JwtProvider) -> ProviderKeys {
+        let namespace = &policy.name.namespace;
+        if let Some(secret) = &provider.hmac_secret_ref {
+            return self.shared(namespace, secret);
+        }
+        // Validation lets none through without.
+        let Some(jwks) = &provider.jwks else { return ProviderKeys::default() };
+        if let Some(inline) = &jwks.inline {
+            let keys = KeySet::parse(inline.as_bytes()).map(|set| set.keys).unwrap_or_default();
+            return ProviderKeys { keys: keys.iter().map(wire).collect(), ..ProviderKeys::default() };
+        }
+        if let Some(secret) = &jwks.secret_ref {
+            return self.set(namespace, secret);
+        }
+        let place = match (&jwks.file, &jwks.url) {
+            (Some(file), _) => {
+                // What a cluster says lies in a folder that there cannot be.
+                let manifest = policy.origin.locate("").file;
+                KeyPlace::File(manifest.parent().map_or_else(|| file.into(), |folder| folder.join(file)))
+            }
+            (None, url) => KeyPlace::Url(url.clone().unwrap_or_default()),
+        };
+        self.read(place, Terms { refresh: jwks.cache_duration(), timeout: jwks.timeout() })
+    }
+
+    fn read(&mut self, place: KeyPlace, terms: Terms) -> ProviderKeys {
+        let found = self.sources.found.get(&place);
+        let keys = found.and_then(|found| found.keys.as_ref());
+        let missing = match (keys, found.and_then(|found| found.error.as_ref())) {
+            (Some(_), _) => None,
+            (None, Some(error)) => Some(format!("key set {place}: {error}")),
+            (None, None) => Some(format!("key set {place}: not read as yet")),
+        };
+        let keys = ProviderKeys {
+            keys: keys.iter().flat_map(|keys| keys.iter().map(wire)).collect(),
+            pending: keys.is_none(),
+            missing,
+        };
+        let wanted = self.wanted.entry(place).or_insert(terms);
+        wanted.refresh = wanted.refresh.min(terms.refresh);
+        wanted.timeout = wanted.timeout.max(terms.timeout);
+        keys
+    }
+
+    /// A secret that an issuer shares with us.
+    fn shared(&self, namespace: &str, secret: &SecretKeyRef) -> ProviderKeys {
+        let (name, value) = self.value(namespace, secret);
+        match value {
+            Some(value) if value.len() >= MIN_SECRET => {
+                // A key is at least as long as the hash (RFC 7518, section 3.2).
+                let fits = [("HS256", 32), ("HS384", 48), ("HS512", 64)];
+                let fits = fits.into_iter().filter(|(_, length)| value.len() >= *length);
+                let algorithms = fits.map(|(name, _)| name.to_owned()).collect();
+                let key =
+                    v1::JwtKey { id: String::new(), algorithms, key: Some(v1::jwt_key::Key::Secret(value)) };
+                ProviderKeys { keys: vec![key], ..ProviderKeys::default() }
+            }
+            Some(_) => missing(format!("Secret {name} {}: shorter than {MIN_SECRET} bytes", secret.key)),
+            None => missing(format!("Secret {name} {}", secret.key)),
+        }
+    }
+
+    /// The set that a Secret holds.
+    fn set(&mut self, namespace: &str, secret: &SecretKeyRef) -> ProviderKeys {
+        let (name, value) = self.value(namespace, secret);
+        let Some(value) = value else { return missing(format!("Secret {name} {}", secret.key)) };
+        let place = (name.clone(), secret.key.clone());
+        let (keys, missing) = match KeySet::parse(&value) {
+            Ok(set) => (Some(set.keys.iter().map(wire).collect()), None),
+            Err(error) => {
+                let missing = Some(format!("Secret {name} {}: {error}", secret.key));
+                (self.sources.known.get(&place).cloned(), missing)
+            }
+        };
+        let keys: Option<Arc<[v1::JwtKey]>> = keys;
+        if let Some(keys) = &keys {
+            self.known.insert(place, keys.clone());
+        }
+        ProviderKeys { keys: keys.iter().flat_map(|keys| keys.to_vec()).collect(), pending: false, missing }
+    }
+
+    fn value(&self, namespace: &str, secret: &SecretKeyRef) -> (ObjectName, Option<Vec<u8>>) {
+        let name = ObjectName { namespace: namespace.into(), name: secret.name.clone() };
+        let value = self.sources.objects.secrets.get(&name).and_then(|found| found.value.value(&secret.key));
+        (name, value)
+    }
+}
+
+fn missing(what: String) -> ProviderKeys {
+    ProviderKeys { missing: Some(what), ..ProviderKeys::default() }
+}
+
+fn wire(key: &Jwk) -> v1::JwtKey {
+    use v1::jwt_key::Key;
+    let bytes = match &key.key {
+        PublicKey::Rsa { modulus, exponent } => {
+            Key::Rsa(v1::RsaKey { modulus: modulus.clone(), exponent: exponent.clone() })
+        }
+        PublicKey::Ec(point) => Key::Ec(point.clone()),
+        PublicKey::Ed25519(bytes) => Key::Ed25519(bytes.clone()),
+    };
+    let algorithms = key.algorithms.iter().map(|name| (*name).to_owned()).collect();
+    v1::JwtKey { id: key.id.clone(), algorithms, key: Some(bytes) }
+}
