@@ -5,7 +5,7 @@
 #   docker build --target apps -t heddle/apps:0.1.0 .
 # Each holds static programs and nothing else: no shell, no libraries, nobody's account but a number.
 
-FROM docker.io/library/rust:1.95-bookworm AS build
+FROM rust:1.95-bookworm AS build
 WORKDIR /heddle
 COPY . .
 # A target of its own keeps the flags from build scripts and macros, which cannot be static.

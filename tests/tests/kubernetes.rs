@@ -23,7 +23,7 @@ spec:
       terminationGracePeriodSeconds: 5
       containers:
         - name: app
-          image: registry.k8s.io/gateway-api/echo-advanced:v1.5.1
+          image: gateway-api/echo-advanced:v1.5.1
           args: [--port=8080, --grpc=7070]
           readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
           lifecycle: {{preStop: {{sleep: {{seconds: 1}}}}}}

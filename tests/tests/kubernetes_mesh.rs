@@ -26,7 +26,7 @@ spec:
       terminationGracePeriodSeconds: 10
       containers:
         - name: app
-          image: registry.k8s.io/gateway-api/echo-advanced:v1.5.1
+          image: gateway-api/echo-advanced:v1.5.1
           args: [--port=8080, --grpc=7070]
           readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
 ---
@@ -79,7 +79,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: stranger, namespace: outside}
 spec:
-  containers: [{name: app, image: "registry.k8s.io/gateway-api/echo-advanced:v1.5.1", args: [--port=8080]}]
+  containers: [{name: app, image: "gateway-api/echo-advanced:v1.5.1", args: [--port=8080]}]
 "#,
     );
     cluster.wait("outside", "pod/stranger", "condition=Ready");
@@ -132,11 +132,62 @@ spec:
       restartPolicy: Never
       containers:
         - name: app
-          image: registry.k8s.io/gateway-api/echo-advanced:v1.5.1
+          image: gateway-api/echo-advanced:v1.5.1
           command: [client, "http://prices/"]
 "#,
     );
     cluster.wait("shop", "job/ask", "condition=Complete");
     let said = cluster.logs("shop", "job/ask", "app");
     assert!(said.contains("StatusCode=200") && said.contains("Hostname=prices-"), "{said}");
+}
+
+#[test]
+fn nothing_fails_while_pods_nodes_and_control_planes_come_and_go() {
+    let Some(mut cluster) = meshed(2, &["--overlay", "ha"]) else { return };
+    // A client that never stops, and writes down what fails.
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: shopper, namespace: shop}
+spec:
+  nodeName: node-1
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: app
+      image: machine
+      command: [sh, -c, "while :; do curl --silent --show-error --fail --max-time 10 -o /dev/null http://prices/ 2>>/tmp/failed && echo >>/tmp/served; done"]
+"#,
+    );
+    cluster.wait("shop", "pod/shopper", "condition=Ready");
+    let count = |cluster: &Cluster, file: &str| -> usize {
+        let command = format!("touch /tmp/{file}; wc -l < /tmp/{file}");
+        let count = cluster.exec("shop", "shopper", "app", &["sh", "-c", &command]).expect("the client runs");
+        count.trim().parse().expect("it is a number")
+    };
+    let more = |cluster: &Cluster, after: &str| {
+        let before = count(cluster, "served");
+        eventually("requests go on", || (count(cluster, "served") > before + 20).then_some(()));
+        let failed = cluster.exec("shop", "shopper", "app", &["cat", "/tmp/failed"]);
+        assert_eq!(failed.as_deref(), Ok(""), "after {after}");
+    };
+    more(&cluster, "nothing");
+    cluster.kubectl(&["rollout", "restart", "-n", "shop", "deploy/prices"]);
+    cluster.rolled_out("shop", "deploy/prices");
+    more(&cluster, "a rolling update");
+    cluster.kubectl(&["scale", "-n", "shop", "deploy/prices", "--replicas=4"]);
+    cluster.rolled_out("shop", "deploy/prices");
+    cluster.kubectl(&["scale", "-n", "shop", "deploy/prices", "--replicas=2"]);
+    more(&cluster, "more replicas and fewer");
+    cluster.drain("node-0");
+    cluster.rolled_out("shop", "deploy/prices");
+    more(&cluster, "a node was drained");
+    cluster.kubectl(&["uncordon", "node-0"]);
+    cluster.kubectl(&["rollout", "restart", "-n", "heddle-system", "deploy/heddle-control-plane"]);
+    cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    more(&cluster, "the control plane was replaced");
+    cluster.kill_api_server();
+    std::thread::sleep(Duration::from_secs(1));
+    cluster.start_api_server();
+    more(&cluster, "the API server was killed");
 }

@@ -114,7 +114,7 @@ spec:
       terminationGracePeriodSeconds: 1
       containers:
       - name: app
-        image: registry.k8s.io/gateway-api/echo-advanced:v1.5.1
+        image: gateway-api/echo-advanced:v1.5.1
         args: [--port=8080, --grpc=7070]
 ---
 apiVersion: v1

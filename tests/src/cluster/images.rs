@@ -14,7 +14,7 @@ pub(super) fn of_every_cluster(assets: &Assets) -> BTreeMap<String, Value> {
     let echo = assets.program("echo").canonicalize().expect("it was found");
     BTreeMap::from([
         (
-            "registry.k8s.io/gateway-api/echo-advanced".to_owned(),
+            "gateway-api/echo-advanced".to_owned(),
             json!({
                 "files": {"/usr/local/bin/server": echo, "/usr/local/bin/client": echo},
                 "entrypoint": ["/usr/local/bin/server"],

@@ -36,7 +36,7 @@ type Image struct {
 	Root string `json:"root"`
 }
 
-// Catalogue holds images by their names without tag and digest.
+// Catalogue holds images by their names without registry, tag and digest.
 type Catalogue map[string]Image
 
 // Read reads a catalogue from a file of JSON.
@@ -57,13 +57,17 @@ func Read(path string) (Catalogue, error) {
 	return catalogue, nil
 }
 
-// Find finds the image that a reference names: with its tag if the catalogue
-// tells tags apart, else without.
+// Find finds the image that a reference names, whichever registry it is in:
+// with its tag if the catalogue tells tags apart, else without.
 func (catalogue Catalogue) Find(reference string) (Image, error) {
-	if image, found := catalogue[reference]; found {
+	name, _, _ := strings.Cut(reference, "@")
+	// As container engines tell a registry from a folder of the default one.
+	if host, path, found := strings.Cut(name, "/"); found && (strings.ContainsAny(host, ".:") || host == "localhost") {
+		name = path
+	}
+	if image, found := catalogue[name]; found {
 		return image, nil
 	}
-	name, _, _ := strings.Cut(reference, "@")
 	if slash, colon := strings.LastIndex(name, "/"), strings.LastIndex(name, ":"); colon > slash {
 		name = name[:colon]
 	}
