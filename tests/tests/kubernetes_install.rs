@@ -15,8 +15,15 @@ fn manifests(folder: &str) -> String {
     root.join(folder).display().to_string()
 }
 
-const KINDS: [&str; 6] =
-    ["TrafficPolicy", "FaultPolicy", "RateLimitPolicy", "TelemetryPolicy", "ExternalService", "MeshConfig"];
+const KINDS: [&str; 7] = [
+    "TrafficPolicy",
+    "FaultPolicy",
+    "RateLimitPolicy",
+    "JwtPolicy",
+    "TelemetryPolicy",
+    "ExternalService",
+    "MeshConfig",
+];
 
 fn object(kind: &str, name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "heddle.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec})
@@ -168,6 +175,22 @@ fn wrong(kind: &str) -> &'static [Case] {
                 )],
                 "spec.limits",
             ),
+        ],
+        "JwtPolicy" => &[
+            (&[("targetRefs", "null")], "spec"),
+            (&[("selector", r#"{"matchLabels": {"a": "b"}}"#)], "spec"),
+            (
+                &[(
+                    "targetRefs",
+                    r#"[{"group": "", "kind": "Service", "name": "users"}, {"group": "", "kind": "Service", "name": "users"}]"#,
+                )],
+                "spec.targetRefs",
+            ),
+            (&[("providers", "[]")], "spec.providers"),
+            (&[("providers/0/jwks", "null")], "spec.providers[0]"),
+            (&[("providers/1/jwks", r#"{"file": "a"}"#)], "spec.providers[1]"),
+            (&[("providers/0/jwks/file", r#""a""#)], "spec.providers[0].jwks"),
+            (&[("providers/0/from/1/cookie", r#""t""#)], "spec.providers[0].from[1]"),
         ],
         "TelemetryPolicy" => &[
             (&[("targetRefs", "null")], "spec"),
