@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] = files![
     "components/service-monitor/service-monitor.yaml",
     "crds/heddle.dev_externalservices.yaml",
     "crds/heddle.dev_faultpolicies.yaml",
+    "crds/heddle.dev_jwtpolicies.yaml",
     "crds/heddle.dev_meshconfigs.yaml",
     "crds/heddle.dev_ratelimitpolicies.yaml",
     "crds/heddle.dev_telemetrypolicies.yaml",
