@@ -8,6 +8,16 @@ use heddle_tests::eventually;
 /// How soon a policy that was applied has to be in effect.
 const SOON: Duration = Duration::from_secs(1);
 
+/// A policy by which nobody is served.
+const CLOSED: &str = r#"
+apiVersion: heddle.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  targetRefs: [{group: "", kind: Service, name: prices}]
+  abort: {status: 418, percent: 100}
+"#;
+
 /// Two plain apps in a namespace that is labelled, each with a Service.
 fn apps() -> String {
     let app = |name: &str| {
@@ -87,16 +97,7 @@ spec:
     assert!(!refused.as_ref().is_ok_and(|answer| answer.contains("Hostname=")), "{refused:?}");
 
     // A policy is in effect within a second, and says so.
-    cluster.apply(
-        r#"
-apiVersion: heddle.dev/v1alpha1
-kind: FaultPolicy
-metadata: {name: closed, namespace: shop}
-spec:
-  targetRefs: [{group: "", kind: Service, name: prices}]
-  abort: {status: 418, percent: 100}
-"#,
-    );
+    cluster.apply(CLOSED);
     let applied = Instant::now();
     eventually("the policy is in effect", || {
         ask(&cluster, "http://prices/").ok().filter(|answer| answer.contains("StatusCode=418"))
@@ -141,53 +142,100 @@ spec:
     assert!(said.contains("StatusCode=200") && said.contains("Hostname=prices-"), "{said}");
 }
 
-#[test]
-fn nothing_fails_while_pods_nodes_and_control_planes_come_and_go() {
-    let Some(mut cluster) = meshed(2, &["--overlay", "ha"]) else { return };
-    // A client that never stops, and writes down what fails.
-    cluster.apply(
+/// A client that never stops, and writes down what it got and what failed.
+fn shopper(cluster: &Cluster, node: &str) {
+    cluster.apply(&format!(
         r#"
 apiVersion: v1
 kind: Pod
-metadata: {name: shopper, namespace: shop}
+metadata: {{name: shopper, namespace: shop}}
 spec:
-  nodeName: node-1
+  nodeName: {node}
   terminationGracePeriodSeconds: 1
   containers:
     - name: app
       image: machine
       command: [sh, -c, "while :; do curl --silent --show-error --fail --max-time 10 -o /dev/null http://prices/ 2>>/tmp/failed && echo >>/tmp/served; done"]
-"#,
-    );
+"#
+    ));
     cluster.wait("shop", "pod/shopper", "condition=Ready");
-    let count = |cluster: &Cluster, file: &str| -> usize {
-        let command = format!("touch /tmp/{file}; wc -l < /tmp/{file}");
-        let count = cluster.exec("shop", "shopper", "app", &["sh", "-c", &command]).expect("the client runs");
-        count.trim().parse().expect("it is a number")
-    };
-    let more = |cluster: &Cluster, after: &str| {
-        let before = count(cluster, "served");
-        eventually("requests go on", || (count(cluster, "served") > before + 20).then_some(()));
-        let failed = cluster.exec("shop", "shopper", "app", &["cat", "/tmp/failed"]);
-        assert_eq!(failed.as_deref(), Ok(""), "after {after}");
-    };
-    more(&cluster, "nothing");
+}
+
+/// How many requests of the client were answered.
+fn served(cluster: &Cluster) -> usize {
+    let command = ["sh", "-c", "touch /tmp/served; wc -l < /tmp/served"];
+    let count = cluster.exec("shop", "shopper", "app", &command).expect("the client runs");
+    count.trim().parse().expect("it is a number")
+}
+
+/// Waits until the client was served again, and looks whether anything failed.
+fn nothing_failed(cluster: &Cluster, until: &str) {
+    let before = served(cluster);
+    eventually("requests go on", || (served(cluster) > before + 20).then_some(()));
+    let failed = cluster.exec("shop", "shopper", "app", &["cat", "/tmp/failed"]);
+    assert_eq!(failed.as_deref(), Ok(""), "until {until}");
+}
+
+#[test]
+fn nothing_fails_while_pods_nodes_and_control_planes_come_and_go() {
+    let Some(cluster) = meshed(2, &["--overlay", "ha"]) else { return };
+    shopper(&cluster, "node-1");
+    nothing_failed(&cluster, "something happened");
     cluster.kubectl(&["rollout", "restart", "-n", "shop", "deploy/prices"]);
     cluster.rolled_out("shop", "deploy/prices");
-    more(&cluster, "a rolling update");
+    nothing_failed(&cluster, "a rolling update was over");
     cluster.kubectl(&["scale", "-n", "shop", "deploy/prices", "--replicas=4"]);
     cluster.rolled_out("shop", "deploy/prices");
     cluster.kubectl(&["scale", "-n", "shop", "deploy/prices", "--replicas=2"]);
-    more(&cluster, "more replicas and fewer");
+    nothing_failed(&cluster, "there were more replicas and fewer again");
     cluster.drain("node-0");
     cluster.rolled_out("shop", "deploy/prices");
-    more(&cluster, "a node was drained");
+    nothing_failed(&cluster, "a node was drained");
     cluster.kubectl(&["uncordon", "node-0"]);
-    cluster.kubectl(&["rollout", "restart", "-n", "heddle-system", "deploy/heddle-control-plane"]);
+    let control_plane = |verb: &[&str]| {
+        cluster.kubectl(&[verb, &["-n", "heddle-system"]].concat());
+    };
+    control_plane(&["rollout", "restart", "deploy/heddle-control-plane"]);
     cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
-    more(&cluster, "the control plane was replaced");
+    nothing_failed(&cluster, "the control plane was replaced");
+    let lease = cluster.get("heddle-system", "lease/heddle-control-plane").expect("somebody leads");
+    let holder = lease["spec"]["holderIdentity"].as_str().expect("it has a name").to_owned();
+    let leader = holder.split('_').next().expect("a holder is named after its pod");
+    control_plane(&["delete", "pod", leader, "--grace-period=0", "--force"]);
+    eventually("another leads", || {
+        let lease = cluster.get("heddle-system", "lease/heddle-control-plane")?;
+        lease["spec"]["holderIdentity"].as_str().filter(|name| !name.is_empty() && *name != holder).map(drop)
+    });
+    nothing_failed(&cluster, "the leader was killed");
+    control_plane(&["scale", "deploy/heddle-control-plane", "--replicas=0"]);
+    cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    nothing_failed(&cluster, "there was no control plane");
+    control_plane(&["scale", "deploy/heddle-control-plane", "--replicas=3"]);
+    cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    nothing_failed(&cluster, "control planes were back");
+}
+
+/// How long the API server is away, in seconds.
+const OUTAGE: &str = "HEDDLE_OUTAGE";
+
+#[test]
+fn an_api_server_that_is_away_stops_nothing_and_is_followed_when_it_is_back() {
+    let Some(mut cluster) = meshed(1, &[]) else { return };
+    let length = std::env::var(OUTAGE).map_or(10, |seconds| seconds.parse().expect("whole seconds"));
+    shopper(&cluster, "node-0");
+    nothing_failed(&cluster, "something happened");
+    let before = served(&cluster);
     cluster.kill_api_server();
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(length));
     cluster.start_api_server();
-    more(&cluster, "the API server was killed");
+    nothing_failed(&cluster, "the API server was back");
+    let during = served(&cluster) - before;
+    println!("{during} requests while the API server was away for {length} s, none failed");
+    assert!(during as u64 > length * 5, "{during} requests in {length} s");
+    cluster.apply(CLOSED);
+    let applied = Instant::now();
+    eventually("a policy is in effect", || {
+        ask(&cluster, "http://prices/").ok().filter(|answer| answer.contains("StatusCode=418"))
+    });
+    assert!(applied.elapsed() < Duration::from_secs(10), "after {:?}", applied.elapsed());
 }
