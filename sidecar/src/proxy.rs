@@ -228,11 +228,6 @@ async fn life(
     // Off this runtime: workers make runtimes of their own.
     let workers =
         spawn_blocking(move || worker::start(workers)).await?.context("the workers cannot start")?;
-    // The workers have threads by now. A push of many routes, milliseconds of work, is not to
-    // keep a request waiting where processors are few.
-    if let Err(error) = sys::step_back() {
-        tracing::debug!(%error, "the agent's thread stays at the workers' priority");
-    }
     tasks.spawn_local(watch_health(setup.workload, app, app_ready, observer.checks.clone()));
     tasks.spawn_local(observer.run());
     phase.send_replace(Phase::Serving);

@@ -29,15 +29,6 @@ pub(crate) fn effective_ids() -> (u32, u32) {
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
-/// Lets the threads of normal priority go before the calling thread, and before
-/// those that it starts from now on (setpriority(2); on Linux per thread).
-pub(crate) fn step_back() -> io::Result<()> {
-    /// Below it a busy processor still gives this thread a quarter of its time (sched(7)).
-    const NICE: c_int = 5;
-    // SAFETY: the call has no preconditions; 0 means the calling thread.
-    checked(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) }).map(drop)
-}
-
 /// A kind of namespace to leave or enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Namespace {

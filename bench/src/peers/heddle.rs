@@ -1,6 +1,6 @@
 //! Heddle: a control plane and two sidecars as `heddle-sidecar proxy`, one worker each.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
@@ -25,10 +25,7 @@ pub(super) async fn start(carried: Carried, routed: bool, context: &Context<'_>)
     }
     let arguments =
         ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir", &data, "--source", &source];
-    // It has a machine of its own where meshes run: here it takes what the others leave.
-    let nice = ["-n", "19", &control_plane_program.display().to_string()].map(str::to_owned);
-    let arguments: Vec<&str> = nice.iter().map(String::as_str).chain(arguments).collect();
-    let mut control_plane = Process::start(Path::new("nice"), &arguments)?;
+    let mut control_plane = Process::start(&control_plane_program, &arguments)?;
     let discovery = control_plane.listening("discovery").await?.to_string();
     let admin = control_plane.listening("admin").await?;
 
