@@ -57,21 +57,10 @@ impl Kind for JwtPolicySpec {
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Vec::new();
-        match (&self.selector, self.target_refs.is_empty()) {
-            (None, true) => violations.push(Violation::new(
-                "spec",
-                "says for whom by neither targetRefs nor selector; one is needed",
-            )),
-            (Some(_), false) => violations.push(Violation::new(
-                "spec.selector",
-                "stands beside targetRefs; only one of them may be given",
-            )),
-            (Some(selector), true) if selector.match_labels.is_empty() => violations.push(Violation::new(
-                "spec.selector.matchLabels",
-                "is empty; a workload is selected by at least one label",
-            )),
-            (Some(_), true) => {}
-            (None, false) => TargetRef::validate_all(&self.target_refs, metadata, &mut violations),
+        let labelled = "a workload is selected by at least one label";
+        Selector::validate(self.selector.as_ref(), &self.target_refs, labelled, &mut violations);
+        if self.selector.is_none() && !self.target_refs.is_empty() {
+            TargetRef::validate_all(&self.target_refs, metadata, &mut violations);
         }
         if self.providers.is_empty() || self.providers.len() > MAX_PROVIDERS {
             let message = format!("has to hold between 1 and {MAX_PROVIDERS} providers");

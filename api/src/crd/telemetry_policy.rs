@@ -63,6 +63,32 @@ pub struct Selector {
     pub match_labels: BTreeMap<String, String>,
 }
 
+impl Selector {
+    /// Whether a policy says for whom it is, by either targets or a selector. `instead` says what to
+    /// do in place of a selector without labels.
+    pub(super) fn validate(
+        selector: Option<&Self>,
+        targets: &[TargetRef],
+        instead: &str,
+        violations: &mut Vec<Violation>,
+    ) {
+        match (selector, targets.is_empty()) {
+            (None, true) => violations.push(Violation::new(
+                "spec",
+                "says for whom by neither targetRefs nor selector; one is needed",
+            )),
+            (Some(_), false) => violations.push(Violation::new(
+                "spec.selector",
+                "stands beside targetRefs; only one of them may be given",
+            )),
+            (Some(selector), true) if selector.match_labels.is_empty() => {
+                violations.push(Violation::new("spec.selector.matchLabels", format!("is empty; {instead}")))
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Access logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -81,21 +107,8 @@ impl Kind for TelemetryPolicySpec {
 
     fn validate(&self, metadata: &Metadata) -> Vec<Violation> {
         let mut violations = Vec::new();
-        match (&self.selector, self.target_refs.is_empty()) {
-            (None, true) => violations.push(Violation::new(
-                "spec",
-                "says for whom by neither targetRefs nor selector; one is needed",
-            )),
-            (Some(_), false) => violations.push(Violation::new(
-                "spec.selector",
-                "stands beside targetRefs; only one of them may be given",
-            )),
-            (Some(selector), true) if selector.match_labels.is_empty() => violations.push(Violation::new(
-                "spec.selector.matchLabels",
-                "is empty; for all workloads target the Namespace",
-            )),
-            _ => {}
-        }
+        let for_all = "for all workloads target the Namespace";
+        Selector::validate(self.selector.as_ref(), &self.target_refs, for_all, &mut violations);
         for (index, target) in self.target_refs.iter().enumerate() {
             let path = format!("spec.targetRefs[{index}]");
             let (group, kind) = (target.group.as_str(), target.kind.as_str());
