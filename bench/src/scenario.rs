@@ -116,8 +116,7 @@ impl Scenario {
                 let load = load::own(pair, "open-loop", 16, RATE, length);
                 let (measured, pushed) = tokio::join!(load, pair.push_routes(PUSH_EVERY, length));
                 pushed?;
-                let measured = measured?;
-                Ok(Outcome { longest_us: Some(measured.longest_us), ..Outcome::from(measured) })
+                Ok(Outcome::from(measured?))
             }
             Self::Memory => {
                 let idle = pair.resident()?;
@@ -131,7 +130,12 @@ impl Scenario {
 
 impl From<load::Measured> for Outcome {
     fn from(measured: load::Measured) -> Self {
-        Self { p50_us: Some(measured.p50_us), p99_us: Some(measured.p99_us), ..Self::default() }
+        Self {
+            p50_us: Some(measured.p50_us),
+            p99_us: Some(measured.p99_us),
+            longest_us: Some(measured.longest_us),
+            ..Self::default()
+        }
     }
 }
 

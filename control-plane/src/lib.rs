@@ -40,7 +40,8 @@ use tokio::signal::unix::{SignalKind, signal};
 pub fn run_until_terminated(args: settings::Args) -> anyhow::Result<()> {
     let settings = args.resolve()?;
     log::init(&settings.log_level, settings.log_format).context("--log-level")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(step_back).build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -52,4 +53,15 @@ pub fn run_until_terminated(args: settings::Args) -> anyhow::Result<()> {
         };
         Ok(Box::pin(run(settings, shutdown)).await?)
     })
+}
+
+/// Lets threads of usual priority go before the calling one, which reads
+/// manifests or compiles: tens of milliseconds of work, during which no request
+/// on the same machine is to wait. (On Linux priorities are per thread.)
+fn step_back() {
+    /// Among busy threads of usual priority, it still gets a tenth of what one of them does (sched(7)).
+    const NICE: i32 = 10;
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!(%error, "bulk work keeps its usual priority");
+    }
 }

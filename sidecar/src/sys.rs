@@ -29,6 +29,40 @@ pub(crate) fn effective_ids() -> (u32, u32) {
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
+/// How long a thread runs at a stretch that asks to be let in at once, in
+/// nanoseconds: less than the scheduler's own slice on any machine (0.7 ms and
+/// more, with the number of processors), and long enough for some requests.
+const SHORT_SLICE: u64 = 500_000;
+
+/// Lets the calling thread run as soon as it wakes, before threads of the same
+/// priority that have run for a while, at the price of shorter stretches; its
+/// share of the processor stays the same. Heeded by Linux 6.12 and later, which
+/// schedule by earliest eligible virtual deadline (`sched_runtime` of
+/// sched_setattr(2)); older kernels accept and ignore it.
+///
+/// # Errors
+/// If the kernel, or a seccomp profile, refuses.
+pub(crate) fn shorten_slice() -> io::Result<()> {
+    // SAFETY: all zeroes is a valid value of this structure of numbers.
+    let mut attributes: libc::sched_attr = unsafe { mem::zeroed() };
+    let size = u32::try_from(size_of::<libc::sched_attr>()).map_err(io::Error::other)?;
+    let calling_thread: libc::pid_t = 0;
+    // SAFETY: the kernel writes at most `size` bytes, which is the structure's size.
+    let got =
+        unsafe { libc::syscall(libc::SYS_sched_getattr, calling_thread, &raw mut attributes, size, 0_u32) };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Whoever chose another policy has decided already.
+    if attributes.sched_policy != libc::SCHED_OTHER.unsigned_abs() {
+        return Ok(());
+    }
+    attributes.sched_runtime = SHORT_SLICE;
+    // SAFETY: the kernel reads the structure, as much of it as its field `size` says.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, calling_thread, &raw const attributes, 0_u32) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A kind of namespace to leave or enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Namespace {

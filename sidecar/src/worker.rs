@@ -32,6 +32,7 @@ use crate::config::{ConfigHandle, Lookup, TrafficPolicy};
 use crate::listener::{AppDialer, InboundKind, Plumbing};
 use crate::mirror::Copies;
 use crate::policy::rng::Rng;
+use crate::sys;
 use crate::telemetry::access_log::{AccessLog, AccessLogWriter};
 use crate::telemetry::metrics::{HandshakeSide, Registry, Shard};
 use crate::telemetry::span::{Tracer, Tracing};
@@ -104,6 +105,10 @@ pub fn start(setup: Setup) -> io::Result<Workers> {
         // We are in a runtime's thread, which must not wait for another's end.
         runtime?.shutdown_background();
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            // A request is not to wait until the agent, or the application, has used up its slice.
+            if let Err(error) = sys::shorten_slice() {
+                tracing::debug!(%error, "a worker keeps the scheduler's usual slice");
+            }
             // Made here because it must live and die on its own thread; that it can be made was tried above.
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
             match runtime {
