@@ -80,10 +80,25 @@ pub fn binary(name: &str) -> PathBuf {
     directory.join(name)
 }
 
-/// A running program whose standard error is read.
+/// A running program whose standard output and standard error are read.
 pub struct Process {
     child: Child,
-    lines: Arc<Mutex<Vec<String>>>,
+    printed: Lines,
+    lines: Lines,
+}
+
+/// What a program has written so far to one of them.
+type Lines = Arc<Mutex<Vec<String>>>;
+
+fn follow(output: impl Read + Send + 'static) -> Lines {
+    let lines = Lines::default();
+    let sink = lines.clone();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            sink.lock().expect("nobody panics with it").push(line);
+        }
+    });
+    lines
 }
 
 impl Process {
@@ -94,18 +109,21 @@ impl Process {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let (sink, stderr) = (lines.clone(), child.stderr.take().expect("it is piped"));
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                sink.lock().expect("nobody panics with it").push(line);
-            }
-        });
-        Self { child, lines }
+        let printed = follow(child.stdout.take().expect("it is piped"));
+        let lines = follow(child.stderr.take().expect("it is piped"));
+        Self { child, printed, lines }
+    }
+
+    /// The lines that it has written to standard output.
+    ///
+    /// # Panics
+    /// If a reader panicked.
+    pub fn printed(&self) -> Vec<String> {
+        self.printed.lock().expect("nobody panics with it").clone()
     }
 
     /// What it has written to standard error.
