@@ -45,6 +45,9 @@ pub(crate) struct Pipeline {
 /// many of them, and nobody notices a fiftieth of a second.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// The longest that a change waits because compiling took as long.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
 impl Pipeline {
     /// Works until it is dropped.
     pub(crate) async fn run(mut self) {
@@ -57,13 +60,16 @@ impl Pipeline {
                 registry.expire(Instant::now());
                 registry.registrations()
             });
+            let begun = Instant::now();
             self.publish(&registrations).await;
+            // Where changes never end, half of the time is left for others.
+            let rest = begun.elapsed().min(LONGEST_REST);
             if remembered.as_ref() != Some(&registrations) {
                 self.remember(registrations.clone()).await;
                 remembered = Some(registrations);
             }
             self.change(&mut look).await;
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(GATHER.max(rest)).await;
         }
     }
 

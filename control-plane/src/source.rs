@@ -156,8 +156,9 @@ fn merge(parts: &[Part], content: &mut Content) {
             file = %error.location.file.display(),
             line = error.location.line,
             field = error.field,
-            "{}; what was read last stays in force",
-            error.message
+            "{}{}",
+            error.message,
+            if error.keeps_the_last() { "; what was read last stays in force" } else { "" }
         );
         appeared += 1;
     }
@@ -202,6 +203,11 @@ pub struct RefusedObject {
 impl SourceError {
     fn new(location: Location, field: String, message: String) -> Self {
         Self { location, field, message, object: None }
+    }
+
+    /// Whether what was read there before is in force.
+    fn keeps_the_last(&self) -> bool {
+        self.object.as_ref().is_none_or(|object| object.last_good)
     }
 }
 

@@ -69,6 +69,9 @@ async fn config(cluster: &Cluster) -> Result<Config, NoClient> {
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.write_timeout = Some(WRITE_TIMEOUT);
+    // Who asks tries again in its own time. The client would wait twice as long each time, soon for
+    // minutes, while a proxy before API servers that are away answers 503, and not notice that they are back.
+    config.default_retry = false;
     config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
     Ok(config)
 }

@@ -8,6 +8,7 @@
 //! only those that a policy refers to, each by its name.
 
 mod kinds;
+mod pace;
 mod raw;
 mod store;
 mod watcher;
@@ -15,13 +16,14 @@ mod watcher;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use self::kinds::Watched;
+use self::pace::Pace;
 use self::store::{Change, Store};
 use self::watcher::{Shared, Watcher, watch_definitions};
 use super::Part;
@@ -50,12 +52,6 @@ impl Watches {
 
 /// Changes that may wait for the store; more have the watches wait, and with them the API server.
 const CHANGES: usize = 256;
-
-/// How long a change waits for others before they are handed on together.
-const GATHER: Duration = Duration::from_millis(10);
-
-/// How long, after the API server was away, collections that are back wait for the others.
-const SETTLE: Duration = Duration::from_secs(5);
 
 /// Keeps sending what `cluster` holds under `index` when that changes. `name` is how errors call it.
 ///
@@ -103,29 +99,27 @@ impl Follower {
             self.watchers.spawn(Watcher::new(self.shared.clone(), watched).run());
         }
         self.watchers.spawn(watch_definitions(self.shared.clone()));
-        // When there was the first change that was not handed on.
-        let mut changed: Option<Instant> = None;
+        let mut pace = Pace::default();
         loop {
-            let wait = if self.store.is_settled() { GATHER } else { SETTLE };
+            let due = pace.due();
             let due = async {
-                match changed {
-                    Some(since) => sleep_until(since + wait).await,
+                match due {
+                    Some(moment) => sleep_until(moment.into()).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 () = self.updates.closed() => return,
                 Some((watched, change)) = self.received.recv() => {
-                    if self.store.apply(&watched, change) {
-                        changed.get_or_insert_with(Instant::now);
-                    }
+                    let changed = self.store.apply(&watched, change);
+                    pace.note(changed, self.store.standing(), Instant::now());
                 }
                 () = due => {
                     self.follow_secrets();
                     if self.updates.send((self.index, self.store.part())).await.is_err() {
                         return;
                     }
-                    changed = None;
+                    pace.handed_on();
                 }
             }
         }

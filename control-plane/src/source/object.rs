@@ -108,6 +108,30 @@ pub(super) enum Object {
 }
 
 impl Object {
+    /// Whether it says what another says that had its place before. What nothing reads is in neither.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        fn same<T: PartialEq>(one: &Sourced<T>, other: &Sourced<T>) -> bool {
+            one.name == other.name && one.value == other.value
+        }
+        match (self, other) {
+            (Self::Service(one), Self::Service(other)) => same(one, other),
+            (Self::EndpointSlice(one), Self::EndpointSlice(other)) => same(one, other),
+            (Self::Pod(one), Self::Pod(other)) => same(one, other),
+            (Self::Secret(one), Self::Secret(other)) => same(one, other),
+            (Self::HttpRoute(one), Self::HttpRoute(other)) => same(one, other),
+            (Self::GrpcRoute(one), Self::GrpcRoute(other)) => same(one, other),
+            (Self::TcpRoute(one), Self::TcpRoute(other)) => same(one, other),
+            (Self::TrafficPolicy(one), Self::TrafficPolicy(other)) => same(one, other),
+            (Self::FaultPolicy(one), Self::FaultPolicy(other)) => same(one, other),
+            (Self::RateLimitPolicy(one), Self::RateLimitPolicy(other)) => same(one, other),
+            (Self::JwtPolicy(one), Self::JwtPolicy(other)) => same(one, other),
+            (Self::TelemetryPolicy(one), Self::TelemetryPolicy(other)) => same(one, other),
+            (Self::ExternalService(one), Self::ExternalService(other)) => same(one, other),
+            (Self::MeshConfig(one), Self::MeshConfig(other)) => same(one, other),
+            _ => false,
+        }
+    }
+
     /// The Secrets that it refers to.
     pub(super) fn secrets(&self) -> BTreeSet<ObjectName> {
         let (object, names): (&ObjectName, Vec<&String>) = match self {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use heddle_api::crd::{self, Violation, WEIGHT_LABEL};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -79,6 +80,8 @@ pub(super) struct Read {
     pub(super) name: ObjectName,
     /// `None`: Heddle has no use for it.
     pub(super) outcome: Result<Option<Object>, Vec<SourceError>>,
+    /// What is wrong with it and was left out, so that the rest is in force.
+    pub(super) told: Vec<SourceError>,
 }
 
 impl<'de> Deserialize<'de> for Raw {
@@ -135,7 +138,8 @@ impl Raw {
         let name = self.name();
         let generation = self.metadata.generation.unwrap_or_default();
         self.reduce(watched);
-        let outcome = document::read_object(source, &self.into_node(watched, version)).map_err(|errors| {
+        let left_out = self.leave_out(watched);
+        let located = |errors: Vec<SourceError>| -> Vec<SourceError> {
             let refused =
                 RefusedObject { kind: watched.kind, name: name.clone(), generation, last_good: false };
             let refused = Arc::new(refused);
@@ -146,8 +150,26 @@ impl Raw {
                 ..error
             };
             errors.into_iter().map(located).collect()
+        };
+        let told = left_out.map_or_else(Vec::new, |Violation { path, message }| {
+            let nowhere = Location { file: source.clone(), line: 0, column: 0 };
+            located(vec![SourceError::new(nowhere, path, message)])
         });
-        Read { name, outcome }
+        let outcome = document::read_object(source, &self.into_node(watched, version)).map_err(located);
+        Read { name, outcome, told }
+    }
+
+    /// Takes out what is wrong and not worth the whole object. A slice that is refused would keep
+    /// endpoints in force that are long gone, and its labels are copied from those of the Service.
+    fn leave_out(&mut self, watched: &Watched) -> Option<Violation> {
+        if watched.kind != "EndpointSlice" {
+            return None;
+        }
+        let labels = self.metadata.labels.as_mut()?;
+        let message = crd::weight(labels).err()?;
+        labels.remove(WEIGHT_LABEL);
+        let path = format!("metadata.labels[{WEIGHT_LABEL}]");
+        Some(Violation { path, message: format!("{message}; its endpoints have no weight") })
     }
 
     /// Drops what nothing reads in objects of that kind.
@@ -155,7 +177,9 @@ impl Raw {
         if watched.kind == "Pod" {
             // Its spec is the bulk of all that is watched.
             if let Some(Value::Object(spec)) = self.content.get_mut("spec") {
-                spec.retain(|key, _| matches!(key.as_str(), "serviceAccountName" | "hostNetwork"));
+                spec.retain(|key, _| {
+                    matches!(key.as_str(), "serviceAccountName" | "hostNetwork" | "nodeName")
+                });
             }
             return;
         }

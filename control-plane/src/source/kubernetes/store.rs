@@ -46,6 +46,19 @@ pub(super) struct Store {
     /// Why the API server could not be reached first; it need not be said for each collection, and
     /// not again when the reason changes.
     unreachable: Option<String>,
+    /// Whether it was complete before.
+    begun: bool,
+}
+
+/// How the collections stand together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// All hear of changes as they happen, or are about to.
+    Whole,
+    /// Some do, others do not: those of an API server that has come back are some moments apart.
+    Partial,
+    /// None does.
+    Away,
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +87,7 @@ struct Entry {
 impl Store {
     pub(super) fn new(source: Arc<Path>, collections: impl IntoIterator<Item = Watched>) -> Self {
         let collections = collections.into_iter().map(|watched| (watched, Collection::default())).collect();
-        Self { source, collections, unreachable: None }
+        Self { source, collections, unreachable: None, begun: false }
     }
 
     /// Takes in a change; whether it makes a difference.
@@ -84,17 +97,16 @@ impl Store {
         let changed = match change {
             Change::Listed(reads) => {
                 let mut before = std::mem::take(&mut collection.objects);
+                let mut changed = !std::mem::replace(&mut collection.known, true);
                 for read in reads {
-                    let entry = before.remove(&read.name).unwrap_or_default();
-                    collection.insert(read, entry);
+                    let entry = before.remove(&read.name);
+                    changed |= collection.insert(read, entry);
                 }
-                collection.known = true;
-                true
+                changed || !before.is_empty()
             }
             Change::Applied(read) => {
-                let entry = collection.objects.remove(&read.name).unwrap_or_default();
-                collection.insert(read, entry);
-                true
+                let entry = collection.objects.remove(&read.name);
+                collection.insert(read, entry)
             }
             Change::Deleted(name) => collection.objects.remove(&name).is_some(),
             Change::Live => collection.enter(State::Live),
@@ -114,17 +126,31 @@ impl Store {
         changed
     }
 
-    /// Whether all collections are known, so that what there is is no half of the mesh. Secrets are
-    /// looked for when it is known which.
+    /// Whether all collections are known, so that what there is is no half of the mesh. At the
+    /// beginning the Secrets that policies refer to are a part of it, unless they may not be read:
+    /// without its keys a policy would refuse everybody until they are there. Later nothing waits
+    /// for a Secret that is new.
     pub(super) fn is_complete(&self) -> bool {
-        self.collections.iter().all(|(watched, collection)| collection.known || watched.only.is_some())
+        let is_left_out = |watched: &Watched, collection: &Collection| {
+            let refused = matches!(collection.state, State::Lost(Failure::Refused(_)));
+            watched.only.is_some() && (self.begun || refused)
+        };
+        self.collections
+            .iter()
+            .all(|(watched, collection)| collection.known || is_left_out(watched, collection))
     }
 
-    /// Whether all collections are as new as they can be for now. Those of an API server that has
-    /// come back are some moments apart, and a Pod that is not known yet would not be spoken to as
-    /// what it is.
-    pub(super) fn is_settled(&self) -> bool {
-        self.collections.values().all(|collection| collection.unreachable().is_none())
+    /// Whether all collections are of one time, more or less. A Pod that is not known yet would not
+    /// be spoken to as what it is.
+    pub(super) fn standing(&self) -> Standing {
+        let states = || self.collections.values().map(|collection| &collection.state);
+        if !states().any(|state| matches!(state, State::Lost(_))) {
+            Standing::Whole
+        } else if states().any(|state| *state == State::Live) {
+            Standing::Partial
+        } else {
+            Standing::Away
+        }
     }
 
     /// Takes in which Secrets are referred to; those to watch from now on, and those that are
@@ -148,6 +174,7 @@ impl Store {
                 new.push(watched);
             }
         }
+        self.begun |= self.is_complete();
         (new, gone)
     }
 
@@ -196,10 +223,19 @@ impl Store {
 const MAX_SECRETS: usize = 256;
 
 impl Collection {
-    fn insert(&mut self, Read { name, outcome }: Read, before: Entry) {
-        let entry = match outcome {
-            Ok(None) => return,
-            Ok(good) => Entry { good, errors: Vec::new() },
+    /// Takes in an object that had this entry before; whether anything else is in force or told now.
+    /// Much of what API servers report of an object is of no interest, as the states of pods.
+    fn insert(&mut self, Read { name, outcome, told }: Read, before: Option<Entry>) -> bool {
+        let was_there = before.is_some();
+        let before = before.unwrap_or_default();
+        let (same, entry) = match outcome {
+            Ok(None) => return was_there,
+            Ok(Some(good)) => match before.good {
+                Some(known) if known.says_the_same(&good) => {
+                    (before.errors == told, Entry { good: Some(known), errors: told })
+                }
+                _ => (false, Entry { good: Some(good), errors: told }),
+            },
             Err(errors) => {
                 let last_good = before.good.is_some();
                 let told = |error: SourceError| SourceError {
@@ -208,10 +244,12 @@ impl Collection {
                         .map(|object| Arc::new(RefusedObject { last_good, ..(*object).clone() })),
                     ..error
                 };
-                Entry { good: before.good, errors: errors.into_iter().map(told).collect() }
+                let errors = errors.into_iter().map(told).collect();
+                (before.errors == errors, Entry { good: before.good, errors })
             }
         };
         self.objects.insert(name, entry);
+        !same
     }
 
     fn enter(&mut self, state: State) -> bool {
