@@ -6,6 +6,7 @@
 //! previous model accepted stays in force. Everything else is made anew each
 //! time, and what came out equal keeps its bytes.
 
+mod aliases;
 mod carriers;
 mod endpoints;
 mod external;
@@ -111,8 +112,9 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         |object| claims.unresolved(object),
     );
     claims.withdraw(&mut accepted.external, &mut statuses);
-    let hosts = claims.hosts(&accepted.external);
+    let mut hosts = claims.hosts(&accepted.external);
     external::add(&accepted.external, &mut services);
+    aliases::add(inputs.objects, &services, &inputs.mesh.cluster_domain, &mut hosts);
     macro_rules! judge_routes {
         ($($routes:ident),*) => {$(
             accepted.$routes = policies::judge(

@@ -3,6 +3,8 @@
 //! Labels have few values: resource types are those that this version knows,
 //! everything else is `other`.
 
+mod process;
+
 use std::fmt::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -263,6 +265,7 @@ impl Metrics {
             "When the control plane's own certificate ends.",
         );
         text.sample("heddle_certificate_expiry_timestamp_seconds", "", gauges.certificate_expiry);
+        process::add(&mut text);
         text.0
     }
 }

@@ -106,6 +106,7 @@ impl Model {
     pub(crate) fn workload_of_pod(&self, identity: &SpiffeId, instance: &str) -> Option<v1::Workload> {
         let mut workloads = self.pods.workload(identity, instance).into_iter();
         let mut workload = self.workload_for(&workloads.next()?);
+        workload.hosts = self.hosts.of_pods(identity.namespace());
         // Clients may know it by any of its addresses.
         let others: Vec<_> = workloads.collect();
         for limit in others.iter().flat_map(|other| self.limited.of(other)) {

@@ -24,6 +24,8 @@ pub struct Service {
 pub struct ServiceSpec {
     /// `ExternalName` makes it an alias of a name outside.
     pub r#type: Option<String>,
+    /// The name that it is an alias of, where it is one.
+    pub external_name: Option<String>,
     /// What clients dial.
     #[serde(default)]
     pub ports: Vec<ServicePort>,
@@ -130,6 +132,8 @@ pub struct SliceEndpoint {
     pub conditions: EndpointConditions,
     /// The zone that it runs in.
     pub zone: Option<String>,
+    /// The node that it runs on.
+    pub node_name: Option<String>,
     /// Whom it is meant for.
     pub hints: Option<EndpointHints>,
     /// The object that it is, a Pod as a rule.
@@ -213,6 +217,8 @@ pub struct PodSpec {
     /// It has its node's addresses, not its own.
     #[serde(default)]
     pub host_network: bool,
+    /// The node that it runs on; absent until it was given one.
+    pub node_name: Option<String>,
 }
 
 /// Where a pod runs.
@@ -232,6 +238,9 @@ pub struct PodIp {
     /// The address.
     pub ip: String,
 }
+
+/// The label that says in which zone an object is; newer API servers copy it from nodes to their pods (KEP-4742).
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// The label of pods that have a sidecar; the injector sets it to `true`.
 pub const MESHED_LABEL: &str = "heddle.dev/meshed";
@@ -296,6 +305,12 @@ fn is_one_host(address: IpAddr) -> bool {
 }
 
 impl Service {
+    /// The name of which it is an alias; it has then nothing else of a service.
+    pub fn external_name(&self) -> Option<&str> {
+        let is_alias = self.spec.r#type.as_deref() == Some("ExternalName");
+        is_alias.then(|| self.spec.external_name.as_deref().unwrap_or_default())
+    }
+
     /// What no single field's type can say.
     pub fn validate(&self) -> Vec<Violation> {
         let mut violations = Vec::new();

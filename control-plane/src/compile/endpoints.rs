@@ -73,14 +73,20 @@ pub(super) struct Parts<'a> {
     pub(super) slices: &'a [&'a EndpointSlice],
 }
 
-/// The endpoints of a service, and which pods with a sidecar are among them.
+/// The endpoints of a service, and which pods with a sidecar it selects, some perhaps twice.
 pub(super) fn compile(
     parts: &Parts<'_>,
     workloads: &Workloads<'_>,
     pods: &Known<'_>,
 ) -> (Vec<v1::Endpoint>, Vec<Selected>) {
     let Parts { service, ports, .. } = *parts;
-    let mut endpoints = Endpoints { service, ports, made: BTreeMap::new(), plain: HashMap::new() };
+    let mut endpoints = Endpoints {
+        service,
+        ports,
+        made: BTreeMap::new(),
+        plain: HashMap::new(),
+        without_ports: BTreeMap::new(),
+    };
     for workload in workloads.of(service) {
         let bindings = ports.iter().filter_map(|port| Some((port.number, port.resolve(workload)?)));
         endpoints.join(workload, bindings.collect(), Health::of(workload), &Hints::default());
@@ -97,7 +103,9 @@ pub(super) fn compile(
             bindings: draft.bindings.iter().map(|(from, to)| (*from, *to)).collect(),
         })
     };
-    let selected = endpoints.made.values().filter_map(selected).collect();
+    let mut selected: Vec<Selected> = endpoints.made.values().filter_map(selected).collect();
+    let without_ports = endpoints.without_ports.into_iter();
+    selected.extend(without_ports.map(|(pod, zone)| Selected { pod, zone, bindings: Vec::new() }));
     (endpoints.made.into_values().map(|draft| draft.finish(parts.families)).collect(), selected)
 }
 
@@ -108,6 +116,8 @@ struct Endpoints<'a> {
     made: BTreeMap<String, Draft>,
     /// The id of the endpoint outside the mesh that a service port reaches at (address, port).
     plain: HashMap<(u16, SocketAddr), String>,
+    /// Pods with a sidecar, and their zones, that the service selects without a port of its own.
+    without_ports: BTreeMap<ObjectName, String>,
 }
 
 #[derive(Default)]
@@ -171,6 +181,10 @@ impl Endpoints<'_> {
                 let leaving = serves_while_leaving(endpoint.conditions);
                 let target = endpoint.target_ref.as_ref();
                 match pods.find(namespace, target, address) {
+                    Found::Meshed(pod) if targets.is_empty() => {
+                        // Headless services need none: their clients dial any port of the pod.
+                        self.without_ports.insert(pod.name.clone(), hints.zone.into());
+                    }
                     Found::Meshed(pod) => {
                         let id = self.id_of_pod(pod.name);
                         self.add_pod(id, Some(pod), &others, health, leaving, &hints);
@@ -407,7 +421,10 @@ impl<'a> Hints<'a> {
 /// Whether an endpoint that is leaving could be used if there were no other; absent conditions
 /// follow readiness (discovery/v1, `EndpointConditions`).
 fn serves_while_leaving(conditions: EndpointConditions) -> bool {
-    conditions.terminating == Some(true) && conditions.serving.or(conditions.ready).unwrap_or(true)
+    // Where a service publishes addresses that are not ready, these are to be used to the end.
+    let published = conditions.ready == Some(true);
+    conditions.terminating == Some(true)
+        && (published || conditions.serving.or(conditions.ready).unwrap_or(true))
 }
 
 /// The application port that a service's port means at a workload that a slice listed by `target`.

@@ -261,11 +261,15 @@ fn origination(tls: &TlsOrigination, spec: &ExternalServiceSpec) -> Option<v1::T
 
 /// The hosts of each namespace, and where they lead.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Hosts(Arc<BTreeMap<String, BTreeMap<String, ServiceName>>>);
+pub(crate) struct Hosts {
+    known: Arc<ByNamespace>,
+    /// Those that a cluster's DNS knows.
+    aliases: Arc<ByNamespace>,
+}
 
 impl Hosts {
     fn new(accepted: &Versions, is_free: impl Fn(&str, &str) -> bool) -> Self {
-        let mut hosts: BTreeMap<String, BTreeMap<String, ServiceName>> = BTreeMap::new();
+        let mut hosts = ByNamespace::new();
         for object in oldest_first(accepted) {
             let Some(name) = service_name(&object.name) else { continue };
             let namespace = &object.name.namespace;
@@ -274,20 +278,55 @@ impl Hosts {
                 known.entry(host.as_str().into()).or_insert_with(|| name.clone());
             }
         }
-        Self(Arc::new(hosts))
+        Self { known: Arc::new(hosts), aliases: Arc::default() }
     }
 
-    /// What clients in a namespace know: its own hosts, and those of the mesh that it says nothing about.
-    pub(crate) fn of(&self, namespace: &str) -> Vec<v1::Host> {
-        let mut known = self.0.get(MESH_POLICY_NAMESPACE).cloned().unwrap_or_default();
-        known.extend(self.0.get(namespace).cloned().unwrap_or_default());
-        let host = |(name, service): (String, ServiceName)| v1::Host {
-            name,
-            namespace: service.namespace().into(),
-            service: service.name().into(),
-        };
-        known.into_iter().map(host).collect()
+    /// Adds a host of a namespace that nothing else has said.
+    pub(super) fn add(&mut self, namespace: &str, host: String, service: ServiceName) {
+        insert(&mut self.known, namespace, host, service);
     }
+
+    /// Adds one that a cluster's DNS knows.
+    pub(super) fn add_alias(&mut self, namespace: &str, host: String, service: ServiceName) {
+        insert(&mut self.aliases, namespace, host, service);
+    }
+
+    /// Where a host leads that clients in a namespace ask for.
+    pub(super) fn lookup(&self, namespace: &str, host: &str) -> Option<ServiceName> {
+        let of = |namespace: &str| self.known.get(namespace)?.get(host).cloned();
+        of(namespace).or_else(|| of(MESH_POLICY_NAMESPACE))
+    }
+
+    /// What clients in a namespace know for whom no cluster's DNS answers.
+    pub(crate) fn of(&self, namespace: &str) -> Vec<v1::Host> {
+        wire([self.known.get(MESH_POLICY_NAMESPACE), self.aliases.get(namespace), self.known.get(namespace)])
+    }
+
+    /// What pods in a namespace know: its own hosts, and those of the mesh that it says nothing about.
+    pub(crate) fn of_pods(&self, namespace: &str) -> Vec<v1::Host> {
+        wire([self.known.get(MESH_POLICY_NAMESPACE), None, self.known.get(namespace)])
+    }
+}
+
+type ByNamespace = BTreeMap<String, BTreeMap<String, ServiceName>>;
+
+fn insert(hosts: &mut Arc<ByNamespace>, namespace: &str, host: String, service: ServiceName) {
+    let known = Arc::make_mut(hosts).entry(namespace.into()).or_default();
+    known.entry(host).or_insert(service);
+}
+
+/// All of these hosts; of one that is there twice the last counts.
+fn wire(hosts: [Option<&BTreeMap<String, ServiceName>>; 3]) -> Vec<v1::Host> {
+    let mut known = BTreeMap::new();
+    for (name, service) in hosts.into_iter().flatten().flatten() {
+        known.insert(name, service);
+    }
+    let host = |(name, service): (&String, &ServiceName)| v1::Host {
+        name: name.clone(),
+        namespace: service.namespace().into(),
+        service: service.name().into(),
+    };
+    known.into_iter().map(host).collect()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use heddle_api::crd::{EndpointTarget, Pod};
+use heddle_api::crd::{EndpointTarget, Pod, ZONE_LABEL};
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
@@ -146,7 +146,14 @@ struct Facts {
 pub(super) struct Collector(Index);
 
 impl Collector {
-    pub(super) fn new(known: &Known<'_>) -> Self {
+    /// `zones` says where nodes are. A pod that no service selects has a zone, too, to which its
+    /// own requests may keep.
+    pub(super) fn new(known: &Known<'_>, zones: &HashMap<&str, &str>) -> Self {
+        let zone = |pod: &Pod| {
+            let own = pod.metadata.labels.get(ZONE_LABEL).map(String::as_str);
+            let of_node = || zones.get(pod.spec.node_name.as_deref()?).copied();
+            own.or_else(of_node).unwrap_or_default().to_owned()
+        };
         let mut index = Index::default();
         for (name, meshed) in &known.by_name {
             let facts = Facts {
@@ -154,7 +161,7 @@ impl Collector {
                 identity: meshed.identity.clone(),
                 services: Vec::new(),
                 headless: None,
-                zone: String::new(),
+                zone: zone(&meshed.pod.value),
                 ports: BTreeMap::new(),
             };
             if let Some(uid) = &meshed.pod.value.metadata.uid {
@@ -176,7 +183,10 @@ impl Collector {
         selected: Selected,
     ) {
         let Some(facts) = self.0.by_name.get_mut(&selected.pod) else { return };
-        facts.services.push(service.clone());
+        // Services come one after the other.
+        if facts.services.last() != Some(service) {
+            facts.services.push(service.clone());
+        }
         if headless && facts.headless.is_none() {
             facts.headless = Some(service.clone());
         }

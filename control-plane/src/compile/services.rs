@@ -3,7 +3,7 @@
 //! A Service object says which ports there are. Where there is none, the
 //! registered workloads of that name make the service by themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use super::endpoints::{self, Workloads};
 use super::pods::{Collector, Known, Pods};
 use super::{Inputs, protocol};
 use crate::model::{RegisteredPort, Registration};
+use crate::source::Objects;
 
 /// The label by which an EndpointSlice names its service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -55,7 +56,7 @@ impl Port {
 pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
     let workloads = Workloads::new(inputs.registrations);
     let known_pods = Known::new(inputs.objects, &inputs.mesh.trust_domain);
-    let mut pods = Collector::new(&known_pods);
+    let mut pods = Collector::new(&known_pods, &zones(inputs.objects));
     let mut slices: BTreeMap<ServiceName, Vec<&crd::EndpointSlice>> = BTreeMap::new();
     for (name, slice) in &inputs.objects.endpoint_slices {
         let service = slice.value.metadata.labels.get(SERVICE_LABEL);
@@ -68,6 +69,8 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
         .objects
         .services
         .iter()
+        // An alias is neither a parent nor a backend of routes (GEP-1294).
+        .filter(|(_, object)| object.value.external_name().is_none())
         // The source lets no other names through.
         .filter_map(|(name, object)| {
             Some((ServiceName::new(&name.namespace, &name.name).ok()?, &object.value))
@@ -120,6 +123,14 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
     services.declared = Declared(Arc::new(declared));
     services.pods = pods.finish();
     services
+}
+
+/// The zones of nodes, as far as any endpoint runs there: nodes themselves are not watched.
+fn zones(objects: &Objects) -> HashMap<&str, &str> {
+    let endpoints = objects.endpoint_slices.values().flat_map(|slice| &slice.value.endpoints);
+    endpoints
+        .filter_map(|endpoint| Some((endpoint.node_name.as_deref()?, endpoint.zone.as_deref()?)))
+        .collect()
 }
 
 fn declared_ports(service: &crd::Service) -> Vec<Port> {

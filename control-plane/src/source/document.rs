@@ -111,10 +111,6 @@ impl Reader<'_> {
 
     fn service(&mut self, node: &Node) {
         let Some(service) = self.typed::<crd::Service>(node) else { return };
-        if service.spec.r#type.as_deref() == Some("ExternalName") {
-            // Neither a parent nor a backend of routes (GEP-1294); where it leads is for DNS to say.
-            return self.skip(node, "Service", "of type ExternalName: an alias, which DNS resolves");
-        }
         let name = namespaced(&service.metadata);
         let mut violations = service.validate();
         if let Err(error) = ServiceName::new(&name.namespace, &name.name) {

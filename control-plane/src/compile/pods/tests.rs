@@ -220,6 +220,54 @@ fn zones_are_kept_to_where_all_endpoints_are_meant_for_some() {
 }
 
 #[test]
+fn a_pod_that_no_service_selects_is_in_the_zone_of_its_node() {
+    let on = |pod: String, node: &str| pod.replace("spec: {", &format!("spec: {{nodeName: {node}, "));
+    let client = |node: &str| on(pod("client", "9", "client", "{ip: 10.0.0.9}"), node);
+    let listed = endpoint("10.0.0.1", "a", "1", ", nodeName: node-1, zone: zone-x");
+    let zone = |client: &str| {
+        let text = [SERVICE, client, &slice("s", "IPv4", &listed)].concat();
+        workload(&model(&text, &[]), "client", "client").unwrap().zone
+    };
+    assert_eq!(zone(&client("node-1")), "zone-x");
+    assert_eq!(zone(&client("node-2")), "", "no endpoint runs there");
+    let labelled = client("node-2").replace("app: users", "topology.kubernetes.io/zone: zone-y");
+    assert_eq!(zone(&labelled), "zone-y");
+}
+
+#[test]
+fn a_headless_service_without_ports_has_its_pods() {
+    let nodes = "apiVersion: v1
+kind: Service
+metadata: {name: nodes, namespace: shop}
+spec: {clusterIP: None}
+---
+";
+    let listed = endpoint("10.0.0.1", "nodes-0", "1", ", zone: a");
+    let slice = slice("nodes", "IPv4", &listed).replace("service-name: users", "service-name: nodes");
+    let text = [
+        nodes,
+        &pod("nodes-0", "1", "nodes", "{ip: 10.0.0.1}"),
+        &slice.replace("ports: [{name: http, port: 8080}]", "ports: []"),
+        &policy("limits", "  limits: {requests: 7}").replace("name: users}", "name: nodes}"),
+    ]
+    .concat();
+    let model = model(&text, &[]);
+    assert!(service(&model, "shop/nodes").endpoints.is_empty());
+    let direct = model.address_of_pod("10.0.0.1".parse().unwrap()).unwrap().workload.unwrap();
+    assert_eq!((direct.name.as_str(), direct.endpoints[0].zone.as_str()), ("nodes", "a"));
+    assert_eq!(direct.policy.unwrap().limits.unwrap().requests, Some(7));
+    assert_eq!(workload(&model, "nodes", "nodes-0").unwrap().service, "nodes");
+}
+
+/// `publishNotReadyAddresses` has the conditions say ready to the very end.
+#[test]
+fn those_that_are_published_though_not_ready_serve_to_the_end() {
+    let ending = ", conditions: {ready: true, serving: false, terminating: true}";
+    let text = [SERVICE, &slice("s", "IPv4", &endpoint("10.0.0.1", "a", "1", ending))].concat();
+    assert_eq!(endpoints(&model(&text, &[])), ["a 10.0.0.1 - healthy"]);
+}
+
+#[test]
 fn those_that_leave_serve_while_there_is_no_other() {
     let leaving = ", conditions: {ready: false, serving: true, terminating: true}";
     let gone = ", conditions: {ready: false, serving: false, terminating: true}";
