@@ -63,13 +63,13 @@ impl Pipeline {
             let begun = Instant::now();
             self.publish(&registrations).await;
             // Where changes never end, half of the time is left for others.
-            let rest = begun.elapsed().min(LONGEST_REST);
+            let rested = Instant::now() + begun.elapsed().min(LONGEST_REST);
             if remembered.as_ref() != Some(&registrations) {
                 self.remember(registrations.clone()).await;
                 remembered = Some(registrations);
             }
             self.change(&mut look).await;
-            tokio::time::sleep(GATHER.max(rest)).await;
+            tokio::time::sleep_until(rested.max(Instant::now() + GATHER).into()).await;
         }
     }
 
