@@ -13,12 +13,15 @@
 //! it. What holds for a set of endpoints is [`Census`]'s part: no more than
 //! `max_ejected_percent` are out for failing (refusing connections does not
 //! count: such an endpoint is of no use to anyone), and the last usable one
-//! stays unless that share is 100. Should all be out because the set changed,
-//! what to do is the caller's part ("panic").
+//! stays unless that share is 100. Where that share keeps one in that fails,
+//! [`relieve`] asks early whether one that is out is well again: times grow long
+//! by what was, and those who are out must not be better than those who are in.
+//! Should all be out because the set changed, what to do is the caller's part ("panic").
 
 mod census;
 mod fault;
 mod opening;
+mod relief;
 mod window;
 
 use std::cell::{Cell, RefCell};
@@ -27,6 +30,7 @@ use std::time::{Duration, Instant};
 pub use self::census::Census;
 pub use self::fault::{Fault, Faults, Verdict};
 pub use self::opening::{Growth, Opening};
+pub use self::relief::relieve;
 use self::window::Window;
 use crate::policy::rng::Rng;
 
@@ -195,6 +199,8 @@ pub enum Change {
     },
     /// It closed after good probes.
     Closed,
+    /// Nothing: it would have opened, but too many others are out.
+    Withheld,
 }
 
 /// The state in which a try began. Told back exactly once, by
@@ -226,7 +232,9 @@ enum Phase {
         since: Option<Instant>,
         out: Duration,
     },
+    /// `since`: when it opened, or was put back after an early probe.
     Open {
+        since: Instant,
         until: Instant,
         time: Duration,
         terms: HalfOpen,
@@ -245,12 +253,18 @@ struct Probes {
     begun: Instant,
     /// Counts how often those under way were passed over.
     round: u32,
-    /// For how long it had been open.
+    /// For how long it was to be open.
     time: Duration,
+    /// When that time is over, if they are early.
+    early: Option<Instant>,
     terms: HalfOpen,
 }
 
 impl Probes {
+    fn new(time: Duration, terms: HalfOpen, early: Option<Instant>, now: Instant) -> Self {
+        Self { probing: 0, good: 0, bad: 0, begun: now, round: 0, time, early, terms }
+    }
+
     /// Whether there is room for another one, because nothing is known of the last.
     fn have_lapsed(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.begun) >= PROBE_LEASE
@@ -297,9 +311,8 @@ impl Breaker {
 
     fn begin_probe(&self, now: Instant) -> u32 {
         match self.phase.get() {
-            Phase::Open { until, time, terms } if now >= until => {
-                let probes = Probes { probing: 1, good: 0, bad: 0, begun: now, round: 0, time, terms };
-                self.enter(Phase::HalfOpen(probes));
+            Phase::Open { until, time, terms, .. } if now >= until => {
+                self.enter(Phase::HalfOpen(Probes { probing: 1, ..Probes::new(time, terms, None, now) }));
                 0
             }
             Phase::HalfOpen(probes) => {
@@ -334,8 +347,11 @@ impl Breaker {
                     self.window.borrow_mut().add(verdict.fault.is_some(), verdict.slow, policy.window, now);
                 }
                 let mut census = Census::asked_once(census);
-                let cause =
-                    self.judge(failures, verdict, policy, now).find(|c| census().allows(*c, policy))?;
+                let mut broken = self.judge(failures, verdict, policy, now).peekable();
+                broken.peek()?;
+                let Some(cause) = broken.find(|cause| census().allows(*cause, policy)) else {
+                    return Some(Change::Withheld);
+                };
                 self.forgive(since, policy, now);
                 Some(self.open(cause, policy, now))
             }
@@ -353,6 +369,9 @@ impl Breaker {
                     return Some(Change::Closed);
                 }
                 if probes.bad > requests.saturating_sub(needed) {
+                    if let Some(until) = probes.early {
+                        return Some(self.put_back(probes, until, now));
+                    }
                     let refused = verdict.fault == Some(Fault::Refused);
                     return Some(self.open(
                         if refused { Cause::Refused } else { Cause::Probes },
@@ -474,8 +493,15 @@ impl Breaker {
         self.cause.set(Some(cause));
         // A time that no clock reaches is as good as an hour, asked again and again.
         let until = now.checked_add(time).unwrap_or(now + Duration::from_secs(3600));
-        self.enter(Phase::Open { until, time, terms: policy.half_open });
+        self.enter(Phase::Open { since: now, until, time, terms: policy.half_open });
         Change::Opened { cause, time }
+    }
+
+    /// Early probes failed: it stays open for the rest of its time, which has not grown by them.
+    fn put_back(&self, Probes { time, terms, .. }: Probes, until: Instant, now: Instant) -> Change {
+        let rest = until.saturating_duration_since(now).max(relief::PAUSE.min(time));
+        self.enter(Phase::Open { since: now, until: now + rest, time, terms });
+        Change::Opened { cause: Cause::Probes, time: rest }
     }
 
     fn enter(&self, phase: Phase) {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::{Destination, Endpoint};
-use crate::policy::breaker::{Census, Change, Fault, Ticket, Verdict};
+use crate::policy::breaker::{Census, Change, Fault, Ticket, Verdict, relieve};
 use crate::policy::retry::Failure;
 use crate::reason::Reason;
 use crate::telemetry::metrics::{HedgeOutcome, ServiceLabels, Shard};
@@ -122,12 +122,16 @@ impl InFlight {
             None => verdict,
         };
         let change = endpoint.breaker.ended(tickets.endpoint, own, &policy.breaker, census, now);
-        if let Some(change) = change {
-            if matches!(change, Change::Opened { .. }) {
-                endpoint.load.forget();
+        match change {
+            Some(Change::Withheld) => destination.relieve(now),
+            Some(change) => {
+                if matches!(change, Change::Opened { .. }) {
+                    endpoint.load.forget();
+                }
+                destination.tell(Some(endpoint), change, failure);
+                destination.circuit_changed(change, now);
             }
-            destination.tell(Some(endpoint), change, failure);
-            destination.circuit_changed(change, now);
+            None => {}
         }
         if change.is_some() || verdict.fault.is_some() {
             endpoint.show(now);
@@ -169,6 +173,22 @@ impl Destination {
         metrics.hedges(&labels).count(outcome);
     }
 
+    /// One who fails has to stay: whether another who is out would be better is asked now.
+    #[cold]
+    fn relieve(&self, now: Instant) {
+        let endpoints = self.endpoints.borrow();
+        let well = endpoints.iter().filter(|endpoint| endpoint.is_healthy());
+        let Some(asked) = relieve(well.map(|endpoint| &endpoint.breaker), now) else { return };
+        if let Some(endpoint) = endpoints.iter().find(|endpoint| std::ptr::eq(&endpoint.breaker, asked)) {
+            let (service, namespace) = (&self.service, &self.namespace);
+            tracing::info!(%service, %namespace, endpoint = &*endpoint.id, "circuit half-open early");
+            endpoint.show(now);
+        }
+        drop(endpoints);
+        self.survey(now);
+        self.show();
+    }
+
     /// An endpoint's circuit has changed: traffic is shared out anew.
     fn circuit_changed(&self, change: Change, now: Instant) {
         self.survey(now);
@@ -190,6 +210,7 @@ impl Destination {
                 tracing::warn!(%service, %namespace, endpoint, cause, ?failure, ?time, "circuit opened");
             }
             Change::Closed => tracing::info!(%service, %namespace, endpoint, "circuit closed"),
+            Change::Withheld => {}
         }
     }
 }

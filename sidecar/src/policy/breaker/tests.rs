@@ -18,7 +18,7 @@ fn end(breaker: &Breaker, verdict: Verdict, policy: &BreakerPolicy, now: Instant
 fn time(change: Change) -> Duration {
     match change {
         Change::Opened { time, .. } => time,
-        Change::Closed => Duration::ZERO,
+        Change::Closed | Change::Withheld => Duration::ZERO,
     }
 }
 
@@ -244,12 +244,12 @@ fn the_last_endpoint_goes_only_where_all_may() {
     for (percent, opens) in [(0, false), (50, false), (99, false), (100, true)] {
         policy.max_ejected_percent = percent;
         let breaker = Breaker::default();
-        let mut change = None;
+        let mut change = Some(Change::Withheld);
         for _ in 0..5 {
-            assert_eq!(change, None);
+            assert_eq!(change, Some(Change::Withheld));
             change = breaker.ended(breaker.begin(now), REFUSED, &policy, alone, now);
         }
-        assert_eq!(change.is_some(), opens, "{percent}");
+        assert_eq!(change != Some(Change::Withheld), opens, "{percent}");
         if opens {
             assert_eq!(breaker.cause(), Some(Cause::ConsecutiveFailures), "not for one refusal");
         }
@@ -297,6 +297,77 @@ fn faults_are_what_the_endpoint_did() {
     }
 }
 
+/// When it opened; `None`: it is not open, or its time is over.
+fn open_since(breaker: &Breaker, now: Instant) -> Option<Instant> {
+    match breaker.phase.get() {
+        Phase::Open { since, until, .. } => (now < until).then_some(since),
+        _ => None,
+    }
+}
+
+/// Two of five had failed before and were out for minutes when the other three began to fail. No more may be out,
+/// so those who were well again stayed out, and nearly every request failed.
+#[test]
+fn who_is_well_again_comes_back_early_where_no_more_may_be_out() {
+    let start = Instant::now();
+    let policy = BreakerPolicy::default();
+    let breakers: Vec<Breaker> = (0..5).map(|_| Breaker::default()).collect();
+    let out = || Census::of(breakers.iter().map(Breaker::is_out));
+    for breaker in &breakers[..2] {
+        for _ in 0..5 {
+            breaker.ended(breaker.begin(start), FAILED, &policy, out, start);
+        }
+    }
+    assert_eq!(out(), Census { total: 5, out: 2 });
+    let rng = Rng::new(7);
+    let mut good = 0;
+    for milli in 0..10_000 {
+        let now = start + Duration::from_millis(milli);
+        let usable: Vec<usize> = (0..5).filter(|&place| breakers[place].admits(now)).collect();
+        let place = usable[rng.index(usable.len())];
+        let verdict = if place < 2 { Verdict::GOOD } else { FAILED };
+        good += u32::from(verdict == Verdict::GOOD);
+        let breaker = &breakers[place];
+        if breaker.ended(breaker.begin(now), verdict, &policy, out, now) == Some(Change::Withheld) {
+            relieve(&breakers, now);
+        }
+        assert!(out().out <= 2);
+    }
+    assert!(breakers[..2].iter().all(|breaker| !breaker.is_out()), "they are well");
+    // After the first second, two of the three that may be used are.
+    assert!((5_400..6_200).contains(&good), "{good}");
+}
+
+#[test]
+fn an_early_probe_that_fails_costs_no_more_than_its_place_in_the_line() {
+    let start = Instant::now();
+    let policy = BreakerPolicy::default();
+    let breakers = [Breaker::default(), Breaker::default()];
+    fail(&breakers[0], 5, start);
+    let later = start + Duration::from_millis(500);
+    fail(&breakers[1], 5, later);
+    assert!(relieve(&breakers, start + SECOND - Duration::from_millis(1)).is_none(), "not for a second");
+    let now = start + 2 * SECOND;
+    let asked = relieve(&breakers, now).expect("there is one");
+    assert!(std::ptr::eq(asked, &breakers[0]), "it has been out longest");
+    assert_eq!(asked.state(now), CircuitState::HalfOpen);
+    assert_eq!(
+        end(asked, FAILED, &policy, now),
+        Some(Change::Opened { cause: Cause::Probes, time: 28 * SECOND })
+    );
+    assert_eq!(asked.until(), Some(start + 30 * SECOND), "as long as before");
+    let other = relieve(&breakers, now).expect("there is another");
+    assert!(std::ptr::eq(other, &breakers[1]));
+    assert_eq!(end(other, Verdict::GOOD, &policy, now), Some(Change::Closed));
+    // In its own time it is asked as ever, and grows as ever.
+    let due = start + 30 * SECOND;
+    assert_eq!(end(asked, FAILED, &policy, due).map(time), Some(60 * SECOND));
+    // What is left of its time is a second at least.
+    let last = due + 60 * SECOND - Duration::from_millis(10);
+    assert!(relieve(&breakers, last).is_some());
+    assert_eq!(end(asked, FAILED, &policy, last).map(time), Some(SECOND));
+}
+
 proptest! {
     /// Whatever happens to a set, no more are out for failing than the policy
     /// allows, and one stays unless it allows all to go.
@@ -316,7 +387,19 @@ proptest! {
             let breaker = index.get(&breakers);
             let verdict = [Verdict::GOOD, REFUSED, FAILED, FAILED][usize::from(event)];
             refused |= verdict == REFUSED;
-            breaker.ended(breaker.begin(now), verdict, &policy, out, now);
+            let change = breaker.ended(breaker.begin(now), verdict, &policy, out, now);
+            if change == Some(Change::Withheld) {
+                let before = breakers.iter().map(|b| open_since(b, now)).collect::<Vec<_>>();
+                let asked = relieve(&breakers, now);
+                // The one that has been open longest, if it has been for a second.
+                let longest = before.iter().flatten().min().filter(|since| now - **since >= SECOND);
+                prop_assert_eq!(asked.is_some(), longest.is_some());
+                if let Some(asked) = asked {
+                    let place = breakers.iter().position(|breaker| std::ptr::eq(breaker, asked)).unwrap();
+                    prop_assert_eq!(before[place].as_ref(), longest);
+                    prop_assert!(asked.admits(now) && asked.is_out());
+                }
+            }
             let census = out();
             prop_assert!(census.out < size || max_ejected_percent == 100);
             if !refused {
