@@ -69,12 +69,23 @@ struct Replay {
     next: usize,
     cost: usize,
     limit: usize,
+    /// What is in it still has to be sent, but will be for the last time.
+    last: bool,
+    /// All that there is is in it.
+    whole: bool,
 }
 
 impl Body {
     /// A body; up to `replay` bytes of it are kept for another try.
     pub(crate) fn new(from: RecvStream, replay: Option<usize>) -> Self {
-        let replay = replay.map(|limit| Replay { chunks: Vec::new(), next: 0, cost: 0, limit });
+        let replay = replay.map(|limit| Replay {
+            chunks: Vec::new(),
+            next: 0,
+            cost: 0,
+            limit,
+            last: false,
+            whole: false,
+        });
         Self {
             from,
             chunk: Bytes::new(),
@@ -125,13 +136,54 @@ impl Body {
 
     /// Whether it can be sent from its beginning once more.
     pub(crate) fn is_replayable(&self) -> bool {
-        self.replay.is_some()
+        self.replay.as_ref().is_some_and(|replay| !replay.last)
     }
 
-    /// Its chunks and trailers, if all of it was sent and is still held.
+    /// Its chunks and trailers, if all of it has come and is held.
     pub(crate) fn whole(&self) -> Option<(&[Bytes], Option<&HeaderMap>)> {
-        let replay = self.replay.as_ref().filter(|_| self.is_done() || self.is_empty())?;
-        Some((&replay.chunks, self.trailers.as_ref()))
+        let replay = self.replay.as_ref().filter(|replay| !replay.last)?;
+        let whole = replay.whole || self.is_done() || self.is_empty();
+        whole.then_some((&replay.chunks, self.trailers.as_ref()))
+    }
+
+    /// Takes what comes of it while there is nobody to send it to, as far as it may be kept for another
+    /// try; ready when all of it is [here](Self::whole), or will not be.
+    pub(crate) fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        loop {
+            let Some(replay) = self.replay.as_mut().filter(|replay| !replay.last && !replay.whole) else {
+                return Poll::Ready(Ok(()));
+            };
+            match ready!(self.from.poll_data(cx)) {
+                Some(chunk) => {
+                    let chunk = chunk.map_err(Broken::Source)?;
+                    // Others on the connection must not wait for what is held here, which is bounded.
+                    self.released += chunk.len() as u64;
+                    let _ = self.from.flow_control().release_capacity(chunk.len());
+                    replay.cost += chunk.len() + CHUNK_COST;
+                    replay.last = replay.cost > replay.limit;
+                    replay.chunks.push(chunk);
+                }
+                None => {
+                    let mut trailers = ready!(self.from.poll_trailers(cx)).map_err(Broken::Source)?;
+                    trailers.iter_mut().for_each(sanitize_trailers);
+                    // Those that an earlier try has sent are kept already.
+                    self.trailers = trailers.or(self.trailers.take());
+                    replay.whole = true;
+                }
+            }
+        }
+    }
+
+    /// All of it was sent, by another way.
+    pub(crate) fn delivered(&mut self) {
+        if let Some(replay) = &mut self.replay {
+            replay.next = replay.chunks.len();
+            self.sent = replay.chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        }
+        self.chunk = Bytes::new();
+        self.behind.clear();
+        self.beyond = None;
+        self.stage = Stage::Done;
     }
 
     /// Begins again. Only for a body that [is replayable](Self::is_replayable).
@@ -153,7 +205,7 @@ impl Body {
         if self.replay.as_ref().is_some_and(|replay| replay.next == replay.chunks.len()) {
             self.replay = None;
         } else if let Some(replay) = &mut self.replay {
-            replay.limit = 0;
+            replay.last = true;
         }
     }
 
@@ -288,7 +340,7 @@ impl Body {
                 replay.next += 1;
                 return Poll::Ready(Ok(Some(chunk.clone())));
             }
-            if replay.limit == 0 {
+            if replay.last {
                 self.replay = None;
             }
         }

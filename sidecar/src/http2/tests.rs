@@ -3,4 +3,6 @@
 mod affinity;
 mod failures;
 mod harness;
+mod hedging;
+mod stale;
 mod streams;

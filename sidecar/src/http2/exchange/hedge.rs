@@ -2,8 +2,9 @@
 //!
 //! The same race as HTTP/1's (`http1/forward/hedge.rs`): the first good response head
 //! wins, the other stream is reset (CANCEL) as its handles go, and a try that fails leaves
-//! the race to the other. The second begins only when all of the body was sent to the first
-//! and is held. While both run, interim responses are withheld.
+//! the race to the other. The second begins only when all of the body is held, sent to the
+//! first or not: while that is connecting, the body is taken in as far as it may be kept. While both
+//! run, interim responses are withheld.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -134,7 +135,12 @@ impl<C: Call> Race<'_, '_, C> {
                     Poll::Pending if is_late(runner, cx) => {
                         return Poll::Ready(Err(Refusal::from(self.exchange.call.late()).into()));
                     }
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        return match self.exchange.upload.poll_held(cx) {
+                            Poll::Ready(Err(_)) => Poll::Ready(Err(Stop::Gone)),
+                            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                        };
+                    }
                 },
                 Stage::Sent(started, slot) => {
                     let Poll::Ready(answer) = self.exchange.poll_answer(cx, started, alone) else {
@@ -197,7 +203,12 @@ impl<C: Call> Race<'_, '_, C> {
                 return Some(tried);
             }
         };
-        self.settle(index, failure).then_some(tried)
+        let over = self.settle(index, failure);
+        if over && index == 1 && tried.is_ok() {
+            // The first has perhaps had nothing of it.
+            self.exchange.upload.delivered();
+        }
+        over.then_some(tried)
     }
 
     /// Whether the race is over now that this runner has come to such an end.
