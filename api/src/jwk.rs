@@ -1,9 +1,15 @@
 //! JSON Web Keys (RFC 7517), as far as they verify the signatures of tokens.
 //!
 //! A set may hold keys for other ends; those are left out without a word. What is
-//! meant for signatures and cannot be used is told. Which algorithm a key is good
-//! for follows from the key: what a token says about itself decides nothing.
+//! meant for signatures and cannot be used is told, and left out too: it must not keep
+//! the others, or whatever else is told to a sidecar with them, from being used. Which algorithm a
+//! key is good for follows from the key: what a token says about itself decides nothing.
 
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519, ParsedPublicKey,
+    RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
+};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
@@ -49,6 +55,27 @@ pub enum PublicKey {
     Ec(Vec<u8>),
     /// RFC 8032.
     Ed25519(Vec<u8>),
+}
+
+impl PublicKey {
+    /// Whether signatures can be verified with it, as sidecars will.
+    fn is_usable(&self) -> bool {
+        let parsed = match self {
+            Self::Rsa { modulus, exponent } => {
+                let der: Result<PublicKeyX509Der<'_>, _> =
+                    RsaPublicKeyComponents { n: modulus, e: exponent }.as_der();
+                return der.is_ok_and(|der| {
+                    ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der.as_ref()).is_ok()
+                });
+            }
+            // By the length of an uncompressed point: one byte, and twice the field's.
+            Self::Ec(point) if point.len() == 65 => ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point),
+            Self::Ec(point) if point.len() == 97 => ParsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point),
+            Self::Ec(point) => ParsedPublicKey::new(&ECDSA_P521_SHA512_FIXED, point),
+            Self::Ed25519(bytes) => ParsedPublicKey::new(&ED25519, bytes),
+        };
+        parsed.is_ok()
+    }
 }
 
 /// What a set holds.
@@ -151,6 +178,9 @@ impl WireKey {
         if id.len() > 256 {
             return Err("has a kid of more than 256 bytes");
         }
+        if !key.is_usable() {
+            return Err("has numbers that are no key, such as a point that is not on its curve");
+        }
         Ok(Some(Jwk { id, algorithms, key }))
     }
 
@@ -213,13 +243,22 @@ mod tests {
         json!({"kty": "RSA", "kid": "r", "n": encode(&vec![0xFF; bits / 8]), "e": "AQAB"})
     }
 
+    /// The base point of P-256 (SP 800-186, section 3.2.1.3), as a key.
+    fn generator() -> Value {
+        json!({
+            "kty": "EC", "crv": "P-256",
+            "x": "axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY",
+            "y": "T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU",
+        })
+    }
+
     fn set(keys: &[Value]) -> Result<KeySet, BadKeySet> {
         KeySet::parse(json!({"keys": keys}).to_string().as_bytes())
     }
 
     #[test]
     fn a_key_verifies_what_it_is_made_for() {
-        let ec = json!({"kty": "EC", "crv": "P-256", "x": encode(&[1; 32]), "y": encode(&[2; 32])});
+        let ec = generator();
         let ed = json!({"kty": "OKP", "crv": "Ed25519", "x": encode(&[3; 32]), "use": "sig"});
         let mut named = rsa(2048);
         named["alg"] = "RS256".into();
@@ -244,6 +283,18 @@ mod tests {
         assert_eq!(found.keys.len(), 1);
         assert!(found.broken[0].starts_with("keys[4]: is a symmetric key"), "{:?}", found.broken);
         assert_eq!(found.broken[1], "keys[5]: is not between 2048 and 8192 bits long");
+    }
+
+    /// An issuer published a point that is not on its curve. It looked like a key here, and each sidecar
+    /// that was told it refused all that it was told with it, whosever policy that was.
+    #[test]
+    fn numbers_that_are_no_key_are_left_out() {
+        let mut beside = generator();
+        beside["y"] = beside["x"].clone();
+        let found = set(&[beside.clone(), generator()]).unwrap();
+        assert_eq!(found.keys.len(), 1);
+        assert!(found.broken[0].starts_with("keys[0]: has numbers that are no key"), "{:?}", found.broken);
+        assert!(set(&[beside]).is_err());
     }
 
     #[test]

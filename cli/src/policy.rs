@@ -7,16 +7,21 @@
 
 mod report;
 
+use std::path::PathBuf;
+use std::time::SystemTime;
+
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use heddle_api::crd::{GatewayDuration, field_paths_of_traffic_policy};
 use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
-use heddle_sidecar::explain::{Answer, Decision, Question, RateLimits, Routed, Service, fields};
+use heddle_sidecar::explain::{
+    Answer, Decision, Question, RateLimits, Routed, Service, TokenPolicy, Tokens, fields,
+};
 use heddle_sidecar::policy::fault::{Abort, Fault};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::report::{Buckets, Caller, Field, Found, Limit, Outcome, Report, Route, Target};
+use self::report::{Buckets, Caller, Field, Found, Limit, Outcome, Report, Route, Target, TokensMet};
 use crate::control_plane::{Admin, Location, Workload};
 
 /// Looks into policies
@@ -57,6 +62,10 @@ struct ExplainArgs {
     /// One of its headers (repeatable)
     #[arg(long = "header", value_name = "NAME:VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// A file with a token that it shows, as `authorization: Bearer`; tokens that are shown elsewhere are
+    /// given by --header or --path
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -117,13 +126,18 @@ async fn explain(args: ExplainArgs) -> anyhow::Result<Report> {
         (None, ports) if ports.contains(&80) => 80,
         (None, ports) => bail!("{name} has the ports {ports:?}: say which by --port"),
     };
+    let mut headers = args.headers;
+    if let Some(file) = &args.token {
+        let token = std::fs::read_to_string(file).with_context(|| format!("--token {}", file.display()))?;
+        headers.push(("authorization".into(), format!("Bearer {}", token.trim())));
+    }
     let question = Question {
         port,
         namespace: from.namespace.clone(),
         method: args.method,
         path: args.path,
         host: args.host.unwrap_or_else(|| name.name().to_owned()),
-        headers: args.headers,
+        headers,
     };
     let decision = service.decide(&question)?;
     let states = states(&admin, &from).await?;
@@ -167,6 +181,30 @@ struct Origin {
 #[derive(Deserialize)]
 struct Origins {
     fields: Vec<Origin>,
+}
+
+/// What became of policies.
+#[derive(Deserialize, Default)]
+struct Statuses {
+    policies: Vec<PolicyStatus>,
+}
+
+#[derive(Deserialize)]
+struct PolicyStatus {
+    kind: String,
+    namespace: String,
+    name: String,
+    unresolved: Vec<String>,
+}
+
+impl Statuses {
+    /// What the object refers to and is not there.
+    fn unresolved(&self, kind: &str, object: &str) -> Vec<String> {
+        let is = |status: &&PolicyStatus| {
+            status.kind == kind && object.split_once('/') == Some((&status.namespace, &status.name))
+        };
+        self.policies.iter().find(is).map(|status| status.unresolved.clone()).unwrap_or_default()
+    }
 }
 
 impl Asked<'_> {
@@ -234,9 +272,30 @@ impl Asked<'_> {
             origins.into_iter().map(|said| Field::said(said.field, said.value, said.object, said.level)),
         );
         let fault = service.fault(port, routed, self.question)?.map(fault);
+        let tokens = self.tokens(name, port, way).await?;
         let rate_limits = self.rate_limits(name, port, way).await?;
-        let found = Found { policy: shown, fault, rate_limits, callers: self.callers(name) };
+        let found = Found { policy: shown, fault, tokens, rate_limits, callers: self.callers(name) };
         Ok(Target::service(name, port, weight, total, found))
+    }
+
+    /// What the service's own sidecars ask of the request's tokens, and whether they would let it pass.
+    async fn tokens(
+        &self,
+        name: &ServiceName,
+        port: u16,
+        way: Option<(&Routed, usize)>,
+    ) -> anyhow::Result<Option<TokensMet>> {
+        let told = self.admin.ask(&format!("/tokens?service={name}&port={port}")).await?;
+        // A control plane that is older knows no such question.
+        let Some(told) = told else { return Ok(None) };
+        let met = Tokens::decode(name, &told)?.of(port, way, self.question, SystemTime::now())?;
+        let Some(met) = met else { return Ok(None) };
+        let statuses = self.admin.ask("/statuses").await?;
+        let statuses: Statuses =
+            statuses.map_or(Ok(Statuses::default()), |all| serde_json::from_slice(&all))?;
+        let unresolved = |policy: &TokenPolicy| statuses.unresolved("JwtPolicy", &policy.policy);
+        let unresolved = met.policies.iter().map(unresolved).collect();
+        Ok(Some(TokensMet { met, unresolved }))
     }
 
     /// The limits that the request meets at the service's own sidecars, and how they stand at each.

@@ -143,8 +143,13 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         tokens.insert(name.clone(), policy.clone());
         refused.insert(name.clone());
     }
-    let sources =
-        Sources { objects: inputs.objects, found: inputs.found_keys, known: &previous.known_secrets };
+    let sources = Sources {
+        objects: inputs.objects,
+        found: inputs.found_keys,
+        known: &previous.known_secrets,
+        services: &services.resources,
+        cluster_domain: &inputs.mesh.cluster_domain,
+    };
     let jwt = Jwt::new(&tokens, &refused, sources);
     for status in statuses.iter_mut().filter(|status| status.kind == JwtPolicySpec::KIND) {
         status.unresolved.extend(jwt.missing(&status.object));

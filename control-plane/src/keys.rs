@@ -65,6 +65,10 @@ pub struct Found {
 /// What is known of all places.
 pub type FoundKeys = BTreeMap<KeyPlace, Found>;
 
+/// Places that are read at the same time; who may write policies may name as many as they like, each with a
+/// server that takes its time. A quarter of the files that a process may commonly have open.
+const MOST_AT_ONCE: usize = 256;
+
 /// Reads the places that are wanted.
 pub(crate) struct KeyReader {
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
@@ -86,7 +90,9 @@ impl KeyReader {
                 self.forget(&wanted);
                 schedule.follow(wanted, Instant::now());
             }
-            while let Some((place, terms)) = schedule.due(Instant::now()) {
+            while reading.len() < MOST_AT_ONCE
+                && let Some((place, terms)) = schedule.due(Instant::now())
+            {
                 let client = client.get_or_insert_with(|| Arc::new(Client::new("keys are fetched"))).clone();
                 reading.spawn(async move {
                     let read = tokio::time::timeout(terms.timeout, read(&client, &place)).await;
@@ -94,7 +100,7 @@ impl KeyReader {
                     (place, read)
                 });
             }
-            let next = schedule.next();
+            let next = schedule.next().filter(|_| reading.len() < MOST_AT_ONCE);
             let due = async {
                 match next {
                     Some(next) => tokio::time::sleep_until(next.into()).await,

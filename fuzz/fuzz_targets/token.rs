@@ -17,6 +17,7 @@ fn provider() -> &'static Provider {
             issuer: "a".into(),
             audiences: Box::default(),
             keys: [key].into(),
+            keys_from: Box::default(),
             locations: Box::default(),
             stripped: false,
             headers: [("a.b".into(), "x-a".parse().expect("it is a name"))].into(),

@@ -7,6 +7,7 @@
 
 mod fields;
 mod limits;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,6 +18,7 @@ use prost::Message;
 
 pub use self::fields::{Field, fields};
 pub use self::limits::{Limit as RateLimit, RateLimits};
+pub use self::tokens::{Met, TokenPolicy, Tokens, Verdict};
 use crate::agent;
 use crate::config::{self, TrafficPolicy};
 use crate::http1::request::RequestHead;
@@ -24,7 +26,7 @@ use crate::http1::{HeadScan, Origin};
 use crate::policy::fault::{self, Fault};
 use crate::policy::jwt::Cache;
 use crate::policy::rng::Rng;
-use crate::route::{Http1Head, Limit, Rule, Target};
+use crate::route::{Filters, Http1Head, Http1Request, Limit, Rule, Target};
 use crate::routing::{Routing, Selected, Table, Turn, merge};
 
 /// A service as a sidecar would have it in force.
@@ -236,6 +238,21 @@ impl Routed {
 }
 
 impl Question {
+    /// The head as the service's own sidecar gets it, and its mark, if it came by a rule and is for the backend
+    /// at this place of its list, or came by none.
+    fn sent<'r>(
+        &self,
+        routed: Option<(&'r Routed, usize)>,
+    ) -> Result<(Vec<u8>, Option<&'r [u8]>), Unanswered> {
+        let mut head = self.head()?;
+        let Some((Routed { rule, .. }, place)) = routed else { return Ok((head, None)) };
+        let own = rule.backends.list().get(place).map(|backend| &backend.filters);
+        for filters in [Some(&rule.filters), own].into_iter().flatten() {
+            head = edited(head, filters)?;
+        }
+        Ok((head, rule.mark.as_ref().map(|mark| mark.as_bytes())))
+    }
+
     /// The sanitised head, as it would be matched.
     fn head(&self) -> Result<Vec<u8>, Unanswered> {
         let bad = |why: String| Unanswered::BadHead(why);
@@ -257,6 +274,19 @@ impl Question {
             .ok_or_else(|| bad("its head has no end".into()))?;
         Ok(head)
     }
+}
+
+/// The head as filters change it.
+fn edited(head: Vec<u8>, filters: &Filters) -> Result<Vec<u8>, Unanswered> {
+    if !filters.edits_request() {
+        return Ok(head);
+    }
+    let mut request = Http1Request::new(&head);
+    let edited = filters.edit_request(&mut request);
+    edited.map_err(|_| Unanswered::BadHead("the rule makes its head too long".into()))?;
+    let mut bytes = Vec::with_capacity(head.len());
+    request.write(&mut bytes);
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use heddle_api::name::ServiceName;
-use heddle_sidecar::explain::{Question, RateLimit, Routed};
+use heddle_sidecar::explain::{Met, Question, RateLimit, Routed, TokenPolicy, Verdict};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -62,9 +62,80 @@ pub(super) struct Found {
     pub(super) policy: Vec<Field>,
     /// The FaultPolicy that decides about the request, and what it says.
     pub(super) fault: Option<Value>,
-    /// What has to admit the request at the service's own sidecars.
+    /// What the service's own sidecars ask of the tokens that it shows.
+    pub(super) tokens: Option<TokensMet>,
+    /// What else has to admit the request there.
     pub(super) rate_limits: Vec<Limit>,
     pub(super) callers: Vec<Caller>,
+}
+
+/// The JwtPolicies that are about the request, and what they make of it.
+pub(super) struct TokensMet {
+    pub(super) met: Met,
+    /// What each of them refers to and is not there.
+    pub(super) unresolved: Vec<Vec<String>>,
+}
+
+impl Serialize for TokensMet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let policies = self.met.policies.iter().zip(&self.unresolved).map(|(policy, unresolved)| {
+            let TokenPolicy { policy, required, providers } = policy;
+            let providers = providers.iter().map(|(name, fields)| {
+                let mut shown = json!({"name": name});
+                for (field, value) in fields {
+                    shown[*field] = value.clone();
+                }
+                shown
+            });
+            let providers: Vec<Value> = providers.collect();
+            json!({"object": policy, "required": required, "providers": providers, "unresolved": unresolved})
+        });
+        let verdict = match &self.met.verdict {
+            Verdict::Admitted { tokens, headers } => {
+                let headers = headers.iter().map(|(name, value)| json!({"name": name, "value": value}));
+                json!({"verdict": "admitted", "tokens": tokens, "headers": headers.collect::<Vec<_>>()})
+            }
+            Verdict::Refused { policy, cause, why } => {
+                json!({"verdict": "refused", "object": policy, "cause": cause, "message": why})
+            }
+            Verdict::Secret { policy } => json!({"verdict": "unknown", "object": policy}),
+        };
+        json!({"policies": policies.collect::<Vec<_>>(), "decision": verdict}).serialize(serializer)
+    }
+}
+
+impl TokensMet {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        for (policy, unresolved) in self.met.policies.iter().zip(&self.unresolved) {
+            let TokenPolicy { policy, required, providers } = policy;
+            writeln!(out, "  {:<36} {required:<28} JwtPolicy {policy}", "jwt.required")?;
+            for (name, fields) in providers {
+                for (field, value) in fields.iter().filter(|(_, value)| !says_nothing(value)) {
+                    let field = format!("jwt.{field}");
+                    writeln!(out, "  {field:<36} {:<28} JwtPolicy {policy}, {name}", shown(value))?;
+                }
+            }
+            for missing in unresolved {
+                writeln!(out, "    missing: {missing}")?;
+            }
+        }
+        match &self.met.verdict {
+            Verdict::Admitted { tokens: 0, .. } => writeln!(out, "    admitted without a token"),
+            Verdict::Admitted { tokens, headers } => {
+                let headers = headers.iter().map(|(name, value)| format!(", {name}: {value}"));
+                writeln!(out, "    admitted, tokens that count: {tokens}{}", headers.collect::<String>())
+            }
+            Verdict::Refused { policy, cause: _, why } => {
+                writeln!(out, "    401 unauthenticated (gRPC: UNAUTHENTICATED) by JwtPolicy {policy}: {why}")
+            }
+            Verdict::Secret { policy } => {
+                writeln!(
+                    out,
+                    "    only the workloads know the secret of JwtPolicy {policy}, and whether it has signed"
+                )
+            }
+        }
+    }
 }
 
 /// A limit of a RateLimitPolicy that is about the request.
@@ -187,8 +258,14 @@ impl Caller {
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { service, question, route, outcome, targets } = self;
-        let headers: Vec<Value> =
-            question.headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        // Reports are passed around; credentials are not.
+        let value = |name: &str, value| match name.eq_ignore_ascii_case("authorization") {
+            true => "(not shown)",
+            false => value,
+        };
+        let headers = question.headers.iter();
+        let headers = headers.map(|(name, text)| json!({"name": name, "value": value(name, text.as_str())}));
+        let headers: Vec<Value> = headers.collect();
         let (decision, detail) = match outcome {
             Outcome::Sent => ("sent", Value::Null),
             Outcome::ByWeight => ("byWeight", Value::Null),
@@ -263,7 +340,7 @@ impl Target {
         }
         let (service, port) = (self.service.as_deref().unwrap_or_default(), self.port.unwrap_or_default());
         writeln!(out, "\nbackend   {service}:{port} ({share:.1}% of requests)")?;
-        let Found { policy, fault, rate_limits, callers } = &self.found;
+        let Found { policy, fault, tokens, rate_limits, callers } = &self.found;
         for Field { field, value, from } in policy {
             let value = shown(value);
             match from {
@@ -279,6 +356,9 @@ impl Target {
                 let (field, object) = (format!("fault.{part}"), shown(&fault["object"]));
                 writeln!(out, "  {field:<36} {:<28} FaultPolicy {object}", shown(value))?;
             }
+        }
+        if let Some(tokens) = tokens {
+            tokens.write(out)?;
         }
         for Limit { limit: RateLimit { policy, name, fields }, buckets } in rate_limits {
             for (field, value) in fields.iter().filter(|(_, value)| !says_nothing(value)) {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Admin, route_status};
 use crate::compile::{FieldOrigin, PortRef};
-use crate::model::Model;
+use crate::model::{Model, Registration};
 use crate::source::ObjectName;
 
 pub(super) fn routes() -> Router<Admin> {
@@ -22,6 +22,7 @@ pub(super) fn routes() -> Router<Admin> {
         .route("/service", get(service))
         .route("/explain", get(explain))
         .route("/rate-limits", get(rate_limits))
+        .route("/tokens", get(tokens))
         .route("/routes", get(all_routes))
 }
 
@@ -51,23 +52,44 @@ struct NamedPort {
 
 /// The limits that the workloads behind a port of a service enforce there, as the protobuf of a
 /// workload that has that port itself.
-async fn rate_limits(
-    State(admin): State<Admin>,
-    Query(NamedPort { service, port }): Query<NamedPort>,
+async fn rate_limits(State(admin): State<Admin>, Query(asked): Query<NamedPort>) -> Response {
+    workload(&admin, &asked, |model, service, port| v1::Workload {
+        rate_limits: model.limited.behind(service, port),
+        ..v1::Workload::default()
+    })
+}
+
+/// The same of policies about tokens. Of secrets nothing is told but that there are some.
+async fn tokens(State(admin): State<Admin>, Query(asked): Query<NamedPort>) -> Response {
+    let registered = admin.registry.with(|registry| registry.registrations());
+    workload(&admin, &asked, |model, service, port| {
+        let registered = registered.iter().map(|registration| Registration::clone(registration));
+        let workloads = registered.chain(model.pods.at_each_address());
+        v1::Workload {
+            jwt_policies: model.guarded.behind(service, port, workloads),
+            ..v1::Workload::default()
+        }
+    })
+}
+
+/// The protobuf of a workload that stands for those behind a port of a service.
+fn workload(
+    admin: &Admin,
+    NamedPort { service: name, port }: &NamedPort,
+    behind: impl FnOnce(&Model, &v1::Service, u32) -> v1::Workload,
 ) -> Response {
     let published = admin.published.borrow().clone();
     let found = published.as_ref().and_then(|published| {
-        let resource = published.model.resource::<v1::Service>(&service)?;
+        let resource = published.model.resource::<v1::Service>(name)?;
         let service = v1::Service::decode(resource.bytes.clone()).ok()?;
-        let rate_limits = published.model.limited.behind(&service, port);
-        let (namespace, service) = (service.namespace, service.name);
-        Some(v1::Workload { namespace, service, rate_limits, ..v1::Workload::default() })
+        let workload = behind(&published.model, &service, *port);
+        Some(v1::Workload { namespace: service.namespace, service: service.name, ..workload })
     });
     match found {
         Some(workload) => {
             ([(header::CONTENT_TYPE, "application/x-protobuf")], workload.encode_to_vec()).into_response()
         }
-        None => unknown(&service),
+        None => unknown(name),
     }
 }
 

@@ -217,13 +217,61 @@ impl Guarded {
         let attached = self.attached.get(&requests::workload(registration));
         let attached = attached.into_iter().flat_map(|policies| policies.values());
         let attached = attached.map(|(policy, scopes)| with_scopes(policy, scopes.clone()));
+        let every = || vec![v1::JwtScope::default()];
+        attached.chain(self.selected(registration).map(|policy| with_scopes(policy, every()))).collect()
+    }
+
+    /// Those that mean a workload by its labels.
+    fn selected(&self, registration: &Registration) -> impl Iterator<Item = &v1::JwtPolicy> {
         let selected = self.selecting.iter().filter(|selecting| {
             let carries = |(key, value): (&String, &String)| registration.labels.get(key) == Some(value);
             selecting.namespace == registration.service.namespace() && selecting.labels.iter().all(carries)
         });
-        let every = || vec![v1::JwtScope::default()];
-        attached.chain(selected.map(|selecting| with_scopes(&selecting.policy, every()))).collect()
+        selected.map(|selecting| &*selecting.policy)
     }
+
+    /// What the workloads behind a port of a service enforce there, each policy once, its scopes written
+    /// for that port. This is for people: of a secret nothing is told but that there is one.
+    pub(crate) fn behind(
+        &self,
+        service: &v1::Service,
+        port: u32,
+        workloads: impl Iterator<Item = Registration>,
+    ) -> Vec<v1::JwtPolicy> {
+        let labelled: BTreeMap<_, Registration> = match self.selecting.is_empty() {
+            true => BTreeMap::new(),
+            false => workloads.map(|workload| (requests::workload(&workload), workload)).collect(),
+        };
+        let mut found: BTreeMap<&str, v1::JwtPolicy> = BTreeMap::new();
+        for (workload, targets) in requests::behind(service, Some(port)) {
+            let targets: Vec<u32> = targets.collect();
+            if targets.is_empty() {
+                continue;
+            }
+            let attached = self.attached.get(&workload).into_iter().flat_map(|policies| policies.values());
+            let attached = attached.flat_map(|(policy, scopes)| {
+                let here = scopes.iter().filter(|scope| targets.contains(&scope.port));
+                here.map(|scope| (&**policy, scope.mark.as_str()))
+            });
+            let selected = labelled.get(&workload).into_iter().flat_map(|workload| self.selected(workload));
+            for (policy, mark) in attached.chain(selected.map(|policy| (policy, ""))) {
+                let told = found.entry(&policy.source).or_insert_with(|| without_secrets(policy));
+                let scope = v1::JwtScope { port, mark: mark.into() };
+                if !told.scopes.contains(&scope) {
+                    told.scopes.push(scope);
+                }
+            }
+        }
+        found.into_values().collect()
+    }
+}
+
+fn without_secrets(policy: &v1::JwtPolicy) -> v1::JwtPolicy {
+    let mut told = with_scopes(policy, Vec::new());
+    for key in told.providers.iter_mut().flat_map(|provider| &mut provider.keys) {
+        key.key = key.key.take().filter(|key| !matches!(key, v1::jwt_key::Key::Secret(_)));
+    }
+    told
 }
 
 fn with_scopes(policy: &v1::JwtPolicy, scopes: Vec<v1::JwtScope>) -> v1::JwtPolicy {
@@ -241,8 +289,12 @@ fn compile(policy: &Sourced<JwtPolicy>, keys: &mut Keys<'_>) -> Compiled {
     for provider in &spec.providers {
         let keys = keys.of(policy, provider);
         missing.extend(keys.missing);
-        let wire = v1::JwtProvider { keys: keys.keys, keys_pending: keys.pending, ..wire(provider) };
-        own.providers.push(wire);
+        own.providers.push(v1::JwtProvider {
+            keys: keys.keys,
+            keys_pending: keys.pending,
+            keys_from: keys.from,
+            ..wire(provider)
+        });
     }
     let shared = |key: &v1::JwtKey| matches!(key.key, Some(v1::jwt_key::Key::Secret(_)));
     let public = own.providers.iter().filter(|provider| !provider.keys.iter().any(shared));

@@ -228,6 +228,11 @@ impl Pods {
         all.filter_map(|(name, facts)| facts.registrations(name).into_iter().next())
     }
 
+    /// All of them, at each of their addresses.
+    pub(crate) fn at_each_address(&self) -> impl Iterator<Item = Registration> {
+        self.0.by_name.iter().flat_map(|(name, facts)| facts.registrations(name))
+    }
+
     /// The pod at an address, as a service of which it is the only endpoint, and the service whose
     /// policy its clients meet.
     pub(crate) fn at(&self, address: IpAddr) -> Option<(v1::Service, Option<&ServiceName>)> {

@@ -7,6 +7,7 @@ use prost::Message;
 
 use super::*;
 use crate::model::{InForce, RegisteredPort};
+use crate::source::Origin;
 
 fn objects(text: &str) -> Objects {
     Objects::parse(Path::new("mesh.yaml"), text).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"))
@@ -46,11 +47,32 @@ pub(super) fn workload(service: &str, instance: &str, ports: &[(&str, u16)]) -> 
 }
 
 pub(super) fn model_after(previous: &Model, text: &str, registrations: &[Registration]) -> Model {
+    model_of(previous, &objects(text), registrations, &FoundKeys::new())
+}
+
+/// The same where this was found at the places of key sets.
+pub(super) fn model_with_keys(text: &str, registrations: &[Registration], found: &FoundKeys) -> Model {
+    model_of(&Model::default(), &objects(text), registrations, found)
+}
+
+/// The same of objects whose tokens' policies are not files', but a cluster's.
+pub(super) fn model_in_cluster(text: &str) -> Model {
+    let mut objects = objects(text);
+    for policy in objects.jwt_policies.values_mut() {
+        let (name, value) = (policy.name.clone(), policy.value.clone());
+        *policy = Arc::new(Sourced { name, value, origin: Origin::of_cluster() });
+    }
+    model_of(&Model::default(), &objects, &[], &FoundKeys::new())
+}
+
+fn model_of(
+    previous: &Model,
+    objects: &Objects,
+    registrations: &[Registration],
+    found_keys: &FoundKeys,
+) -> Model {
     let registrations: Vec<_> = registrations.iter().cloned().map(Arc::new).collect();
-    let found_keys = FoundKeys::new();
-    let objects = objects(text);
-    let inputs =
-        Inputs { objects: &objects, registrations: &registrations, found_keys: &found_keys, mesh: &mesh() };
+    let inputs = Inputs { objects, registrations: &registrations, found_keys, mesh: &mesh() };
     compile(&inputs, previous)
 }
 

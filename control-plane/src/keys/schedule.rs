@@ -38,9 +38,10 @@ impl Schedule {
         }
     }
 
-    /// A place to be read now.
+    /// A place to be read now, the one that has waited longest.
     pub(super) fn due(&mut self, now: Instant) -> Option<(KeyPlace, Terms)> {
-        let (place, entry) = self.0.iter_mut().find(|(_, entry)| entry.due.is_some_and(|due| due <= now))?;
+        let due = self.0.iter_mut().filter(|(_, entry)| entry.due.is_some_and(|due| due <= now));
+        let (place, entry) = due.min_by_key(|(_, entry)| entry.due)?;
         entry.due = None;
         Some((place.clone(), entry.terms))
     }
@@ -88,6 +89,18 @@ mod tests {
         assert_eq!(schedule.next(), Some(now + Duration::from_secs(10)), "a shorter time counts from now");
         schedule.follow(WantedKeys::new(), now);
         assert_eq!(schedule.next(), None);
+    }
+
+    /// Places whose names came first, always due again, kept those behind them waiting.
+    #[test]
+    fn who_has_waited_longest_is_read_first() {
+        let (mut schedule, now) = (Schedule::default(), Instant::now());
+        let [a, b] = ["https://a/", "https://b/"].map(|url| KeyPlace::Url(url.into()));
+        let terms = Terms { refresh: Duration::from_secs(1), timeout: Duration::from_secs(5) };
+        schedule.follow([(a.clone(), terms), (b.clone(), terms)].into(), now);
+        assert_eq!(schedule.due(now).unwrap().0, a);
+        schedule.read(&a, true, 0.0, now);
+        assert_eq!(schedule.due(now + Duration::from_secs(2)).unwrap().0, b);
     }
 
     #[test]

@@ -174,6 +174,17 @@ impl Origin {
         Self { file, positions }
     }
 
+    /// That of a cluster's object.
+    #[cfg(test)]
+    pub(crate) fn of_cluster() -> Self {
+        Self::new(Path::new("kubernetes").into(), BTreeMap::new())
+    }
+
+    /// The folder of the file; `None`: it is an object of a cluster, which has no positions.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.file.parent().filter(|_| !self.positions.is_empty())
+    }
+
     /// Where a field is written, or else the nearest that contains it. The
     /// empty path is the object itself.
     pub fn locate(&self, field: &str) -> Location {

@@ -11,7 +11,7 @@ use crate::agent;
 use crate::config;
 use crate::policy::rate_limit::{Client, KeyPart, RateLimit};
 use crate::policy::request_match::RequestMatch;
-use crate::route::{Filters, Http1Head, Http1Request};
+use crate::route::Http1Head;
 
 /// The limits of a service's workloads.
 #[derive(Debug)]
@@ -50,34 +50,13 @@ impl RateLimits {
         routed: Option<(&Routed, usize)>,
         question: &Question,
     ) -> Result<Vec<Limit>, Unanswered> {
-        let mut head = question.head()?;
-        let mut mark = None;
-        if let Some((Routed { rule, .. }, place)) = routed {
-            let own = rule.backends.list().get(place).map(|backend| &backend.filters);
-            for filters in [Some(&rule.filters), own].into_iter().flatten() {
-                head = edited(head, filters)?;
-            }
-            mark = rule.mark.as_ref().map(|mark| mark.as_bytes());
-        }
+        let (head, mark) = question.sent(routed)?;
         let head = Http1Head::new(&head);
         // Who asks says which bucket it is, not whether there is a limit.
         let client = Client { identity: "", address: None, mark, tokens: &[] };
         let limits = self.0.rate_limits(port).into_iter().flat_map(|port| port.limits.iter());
         Ok(limits.filter(|limit| limit.is_about(&head, client)).map(Limit::of).collect())
     }
-}
-
-/// The head as filters change it.
-fn edited(head: Vec<u8>, filters: &Filters) -> Result<Vec<u8>, Unanswered> {
-    if !filters.edits_request() {
-        return Ok(head);
-    }
-    let mut request = Http1Request::new(&head);
-    let edited = filters.edit_request(&mut request);
-    edited.map_err(|_| Unanswered::BadHead("the rule makes its head too long".into()))?;
-    let mut bytes = Vec::with_capacity(head.len());
-    request.write(&mut bytes);
-    Ok(bytes)
 }
 
 impl Limit {

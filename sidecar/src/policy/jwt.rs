@@ -49,6 +49,8 @@ pub struct Provider {
     pub audiences: Box<[Box<str>]>,
     /// With none its tokens are refused.
     pub keys: std::sync::Arc<[Key]>,
+    /// Where they come from, for people; what waits for keys keeps those that it had from there.
+    pub keys_from: Box<str>,
     /// Where its tokens are looked for.
     pub locations: Box<[Location]>,
     /// Whether the application does not see them.
@@ -61,18 +63,18 @@ pub struct Provider {
     pub skew: Duration,
 }
 
-/// The names that differ from a header's in hyphens that are underscores: an application behind CGI or
-/// WSGI cannot tell them apart, so that nobody may send them in place of ours.
+/// The names that differ from a header's in hyphens that are underscores, or the other way round: an
+/// application behind CGI or WSGI cannot tell them apart, so that nobody may send them in place of ours.
 pub fn lookalikes(name: &HeaderName) -> impl Iterator<Item = HeaderName> {
-    /// Of names with more hyphens only the last of them are looked at: a header for a claim has one or two.
-    const HYPHENS: usize = 4;
-    let places = name.as_str().match_indices('-').map(|(at, _)| at);
+    /// Of names with more of them only the last are looked at: a header for a claim has one or two.
+    const PLACES: usize = 4;
+    let places = name.as_str().match_indices(['-', '_']).map(|(at, _)| at);
     let mut places: Vec<usize> = places.collect();
-    places.drain(..places.len().saturating_sub(HYPHENS));
+    places.drain(..places.len().saturating_sub(PLACES));
     (1..1_usize << places.len()).filter_map(move |which| {
         let mut bytes = name.as_str().as_bytes().to_vec();
         let chosen = places.iter().enumerate().filter(|(bit, _)| which >> bit & 1 == 1);
-        chosen.for_each(|(_, at)| bytes[*at] = b'_');
+        chosen.for_each(|(_, at)| bytes[*at] = if bytes[*at] == b'-' { b'_' } else { b'-' });
         HeaderName::from_bytes(&bytes).ok()
     })
 }

@@ -53,7 +53,7 @@ pub enum KeyPart {
     Header(HeaderName),
     /// The mark of the rule that led the request here.
     Route,
-    /// A claim of a token that was verified, by its path.
+    /// A claim of a token that was verified, by its path, and the token's issuer.
     Claim(Box<str>),
 }
 
@@ -232,7 +232,10 @@ impl RateLimit {
                 }
                 KeyPart::Route => client.mark.hash(&mut hasher),
                 KeyPart::Claim(path) => {
-                    let said = client.tokens.iter().find_map(|token| token.claims().text(path));
+                    // What a claim says is unique for its issuer (RFC 7519, section 4.1.2).
+                    let said = client.tokens.iter().find_map(|token| {
+                        token.claims().text(path).map(|text| (token.claims().issuer(), text))
+                    });
                     said.hash(&mut hasher);
                 }
             }

@@ -1,5 +1,8 @@
 //! The keys of providers: from the policy itself, from Secrets, or from where
 //! they were read.
+//!
+//! Who writes policies into a cluster is not who runs the control plane: neither its files nor what
+//! listens on its own loopback addresses are there for them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,6 +10,7 @@ use std::sync::Arc;
 use heddle_api::crd::{JwtPolicy, JwtProvider, SecretKeyRef};
 use heddle_api::discovery::v1;
 use heddle_api::jwk::{Jwk, KeySet, MIN_SECRET, PublicKey};
+use heddle_api::name::ServiceName;
 
 use crate::keys::{FoundKeys, KeyPlace, Terms, WantedKeys};
 use crate::source::{ObjectName, Objects, Sourced};
@@ -24,6 +28,10 @@ pub(crate) struct Sources<'a> {
     pub(crate) found: &'a FoundKeys,
     /// The Secrets that were good before.
     pub(crate) known: &'a KnownSecrets,
+    /// The services of the mesh, which the control plane is not a part of.
+    pub(crate) services: &'a BTreeMap<ServiceName, v1::Service>,
+    /// Their names end so.
+    pub(crate) cluster_domain: &'a str,
 }
 
 /// Looks keys up, and notes what has to be read.
@@ -37,6 +45,8 @@ pub(super) struct Keys<'a> {
 #[derive(Default)]
 pub(super) struct ProviderKeys {
     pub(super) keys: Vec<v1::JwtKey>,
+    /// Where they come from.
+    pub(super) from: String,
     /// They were not read as yet.
     pub(super) pending: bool,
     /// What they should come from and do not.
@@ -62,20 +72,32 @@ impl<'a> Keys<'a> {
         let Some(jwks) = &provider.jwks else { return ProviderKeys::default() };
         if let Some(inline) = &jwks.inline {
             let keys = KeySet::parse(inline.as_bytes()).map(|set| set.keys).unwrap_or_default();
-            return ProviderKeys { keys: keys.iter().map(wire).collect(), ..ProviderKeys::default() };
+            let from = "the policy itself".into();
+            return ProviderKeys { keys: keys.iter().map(wire).collect(), from, ..ProviderKeys::default() };
         }
         if let Some(secret) = &jwks.secret_ref {
             return self.set(namespace, secret);
         }
-        let place = match (&jwks.file, &jwks.url) {
+        let folder = policy.origin.folder();
+        let (place, unreachable) = match (&jwks.file, &jwks.url) {
             (Some(file), _) => {
-                // What a cluster says lies in a folder that there cannot be.
-                let manifest = policy.origin.locate("").file;
-                KeyPlace::File(manifest.parent().map_or_else(|| file.into(), |folder| folder.join(file)))
+                let unreachable = "a policy of a cluster has no files beside it";
+                let place = folder.map_or_else(|| file.into(), |folder| folder.join(file));
+                (KeyPlace::File(place), folder.is_none().then_some(unreachable))
             }
-            (None, url) => KeyPlace::Url(url.clone().unwrap_or_default()),
+            (None, url) => {
+                let url = url.clone().unwrap_or_default();
+                let plain = folder.is_none() && !url.starts_with("https://");
+                let unreachable = "for a policy of a cluster keys are fetched by https:// alone";
+                (KeyPlace::Url(url), plain.then_some(unreachable))
+            }
         };
-        self.read(place, Terms { refresh: jwks.cache_duration(), timeout: jwks.timeout() })
+        let from = place.to_string();
+        if let Some(why) = unreachable {
+            return ProviderKeys { from, ..missing(format!("key set {place}: {why}")) };
+        }
+        let read = self.read(place, Terms { refresh: jwks.cache_duration(), timeout: jwks.timeout() });
+        ProviderKeys { from, ..read }
     }
 
     fn read(&mut self, place: KeyPlace, terms: Terms) -> ProviderKeys {
@@ -83,13 +105,14 @@ impl<'a> Keys<'a> {
         let keys = found.and_then(|found| found.keys.as_ref());
         let missing = match (keys, found.and_then(|found| found.error.as_ref())) {
             (Some(_), _) => None,
-            (None, Some(error)) => Some(format!("key set {place}: {error}")),
+            (None, Some(error)) => Some(format!("key set {place}: {error}{}", self.about_mesh(&place))),
             (None, None) => Some(format!("key set {place}: not read as yet")),
         };
         let keys = ProviderKeys {
             keys: keys.iter().flat_map(|keys| keys.iter().map(wire)).collect(),
             pending: keys.is_none(),
             missing,
+            ..ProviderKeys::default()
         };
         let wanted = self.wanted.entry(place).or_insert(terms);
         wanted.refresh = wanted.refresh.min(terms.refresh);
@@ -97,9 +120,28 @@ impl<'a> Keys<'a> {
         keys
     }
 
+    /// What else there is to say about a place that cannot be read if it is a service of the mesh.
+    fn about_mesh(&self, place: &KeyPlace) -> String {
+        let KeyPlace::Url(url) = place else { return String::new() };
+        let uri: Option<http::Uri> = url.parse().ok();
+        // Whose a name without a dot is depends on who asks.
+        let host = uri.as_ref().and_then(http::Uri::host).filter(|host| host.contains('.'));
+        let name = host.and_then(|host| ServiceName::from_host(host, "", self.sources.cluster_domain));
+        let service = name.as_ref().and_then(|name| Some((name, self.sources.services.get(name)?)));
+        let meshed = |service: &v1::Service| service.endpoints.iter().any(|e| !e.identity.is_empty());
+        match service.filter(|(_, service)| meshed(service)) {
+            Some((name, _)) => format!(
+                " ({name} is in the mesh and the control plane is not, so that it is not let in: give the keys \
+                 by inline or secretRef, or leave that port out of the mesh)"
+            ),
+            None => String::new(),
+        }
+    }
+
     /// A secret that an issuer shares with us.
     fn shared(&self, namespace: &str, secret: &SecretKeyRef) -> ProviderKeys {
         let (name, value) = self.value(namespace, secret);
+        let from = format!("Secret {name} {}", secret.key);
         match value {
             Some(value) if value.len() >= MIN_SECRET => {
                 // A key is at least as long as the hash (RFC 7518, section 3.2).
@@ -108,22 +150,26 @@ impl<'a> Keys<'a> {
                 let algorithms = fits.map(|(name, _)| name.to_owned()).collect();
                 let key =
                     v1::JwtKey { id: String::new(), algorithms, key: Some(v1::jwt_key::Key::Secret(value)) };
-                ProviderKeys { keys: vec![key], ..ProviderKeys::default() }
+                ProviderKeys { keys: vec![key], from, ..ProviderKeys::default() }
             }
-            Some(_) => missing(format!("Secret {name} {}: shorter than {MIN_SECRET} bytes", secret.key)),
-            None => missing(format!("Secret {name} {}", secret.key)),
+            Some(_) => {
+                let why = format!("{from}: shorter than {MIN_SECRET} bytes");
+                ProviderKeys { from, ..missing(why) }
+            }
+            None => ProviderKeys { from: from.clone(), ..missing(from) },
         }
     }
 
     /// The set that a Secret holds.
     fn set(&mut self, namespace: &str, secret: &SecretKeyRef) -> ProviderKeys {
         let (name, value) = self.value(namespace, secret);
-        let Some(value) = value else { return missing(format!("Secret {name} {}", secret.key)) };
-        let place = (name.clone(), secret.key.clone());
+        let from = format!("Secret {name} {}", secret.key);
+        let Some(value) = value else { return ProviderKeys { from: from.clone(), ..missing(from) } };
+        let place = (name, secret.key.clone());
         let (keys, missing) = match KeySet::parse(&value) {
             Ok(set) => (Some(set.keys.iter().map(wire).collect()), None),
             Err(error) => {
-                let missing = Some(format!("Secret {name} {}: {error}", secret.key));
+                let missing = Some(format!("{from}: {error}"));
                 (self.sources.known.get(&place).cloned(), missing)
             }
         };
@@ -131,7 +177,8 @@ impl<'a> Keys<'a> {
         if let Some(keys) = &keys {
             self.known.insert(place, keys.clone());
         }
-        ProviderKeys { keys: keys.iter().flat_map(|keys| keys.to_vec()).collect(), pending: false, missing }
+        let keys = keys.iter().flat_map(|keys| keys.to_vec()).collect();
+        ProviderKeys { keys, from, pending: false, missing }
     }
 
     fn value(&self, namespace: &str, secret: &SecretKeyRef) -> (ObjectName, Option<Vec<u8>>) {

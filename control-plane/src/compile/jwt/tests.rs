@@ -1,6 +1,7 @@
 use heddle_api::discovery::v1;
 
-use super::super::tests::{model, model_after, service, workload};
+use super::super::tests::{model, model_after, model_in_cluster, model_with_keys, service, workload};
+use crate::keys::{Found, KeyPlace};
 use crate::model::{InForce, Model};
 
 const SHOP: &str = "apiVersion: v1
@@ -109,6 +110,49 @@ fn what_cannot_be_verified_is_told_and_accepts_nothing() {
         let provider = &policies[0].providers[0];
         assert_eq!((provider.keys.len(), provider.keys_pending), (0, told.contains("https")));
         assert!(unresolved(&model, "JwtPolicy")[0].starts_with(told), "{:?}", model.statuses);
+        assert!(told.replace("key set ", "").starts_with(&provider.keys_from), "{provider:?}");
+    }
+}
+
+/// A policy of a cluster could have the control plane read its own files, such as one that never ends, and
+/// ask what listens on its own machine.
+#[test]
+fn a_policy_of_a_cluster_reaches_no_files_and_no_loopback_addresses() {
+    for (jwks, in_folder, why) in [
+        ("file: dev/stdin", "not read as yet", "a policy of a cluster has no files beside it"),
+        (
+            "url: 'http://127.0.0.1:7290/statuses'",
+            "not read as yet",
+            "for a policy of a cluster keys are fetched by https:// alone",
+        ),
+        ("url: 'https://a/'", "not read as yet", "not read as yet"),
+    ] {
+        let provider = format!("{{name: a, issuer: i, jwks: {{{jwks}}}}}");
+        let text = [SHOP, &policy("a", USERS, &provider)].concat();
+        for (model, told) in [(policies_of(&text).1, in_folder), (model_in_cluster(&text), why)] {
+            let unresolved = unresolved(&model, "JwtPolicy");
+            assert!(unresolved[0].ends_with(told), "{unresolved:?} / {told}");
+            assert_eq!(model.wanted_keys.len(), usize::from(told == "not read as yet"), "{unresolved:?}");
+        }
+    }
+}
+
+/// The control plane is no workload, so it cannot get keys from one that takes the mesh's TLS alone; "it cannot be
+/// reached" told nobody why.
+#[test]
+fn keys_at_a_service_of_the_mesh_are_told_to_be_out_of_reach() {
+    let url = "https://users.shop.svc.cluster.local/keys";
+    let place = KeyPlace::Url(url.into());
+    let found = Found { keys: None, error: Some("it cannot be reached".into()) };
+    let found = [(place, found)].into();
+    let provider = format!("{{name: a, issuer: i, jwks: {{url: '{url}'}}}}");
+    let text = [SHOP, &policy("a", USERS, &provider)].concat();
+    let users = workload("shop/users", "users-1", &[("http", 8080)]);
+    for (registered, told) in [(vec![users], true), (Vec::new(), false)] {
+        let model = model_with_keys(&text, &registered, &found);
+        let unresolved = unresolved(&model, "JwtPolicy");
+        assert_eq!(unresolved[0].contains("shop/users is in the mesh"), told, "{unresolved:?}");
+        assert!(unresolved[0].contains("it cannot be reached"), "{unresolved:?}");
     }
 }
 

@@ -84,7 +84,12 @@ fn policy(wire: &v1::JwtPolicy, before: Option<&Gates>) -> Result<Policy, Invali
         let policies = before.into_iter().flat_map(Gates::policies);
         let mut providers =
             policies.filter(|policy| *policy.source == *wire.source).flat_map(|policy| &policy.providers);
-        providers.find(|known| *known.name == *provider.name && *known.issuer == *provider.issuer)
+        // Keys of another place are not what is waited for: it may be for them that the place was changed.
+        // Older control planes did not tell it.
+        let same_place = |known: &Provider| [&provider.keys_from, ""].contains(&&*known.keys_from);
+        providers.find(|known| {
+            *known.name == *provider.name && *known.issuer == *provider.issuer && same_place(known)
+        })
     };
     let providers = providers(&wire.providers, |provider| known(provider).map(|known| known.keys.clone()));
     Ok(Policy { source: wire.source.as_str().into(), required: wire.required, providers: providers? })
@@ -114,16 +119,22 @@ pub(super) fn keep_keys(wire: &mut v1::RouteSet, before: &[PortRoutes]) {
         let Ok(mut set) = v1::RouteSet::decode(&*before.encoded) else { continue };
         for provider in canaries(&mut set).flat_map(|claim| &claim.providers) {
             if !provider.keys.is_empty() {
-                known.insert((provider.name.clone(), provider.issuer.clone()), provider.keys.clone());
+                known.insert(identity(provider), provider.keys.clone());
             }
         }
     }
     for provider in canaries(wire).flat_map(|claim| &mut claim.providers) {
-        let keys = known.get(&(provider.name.clone(), provider.issuer.clone()));
+        let unsaid = v1::JwtProvider { keys_from: String::new(), ..provider.clone() };
+        let keys = known.get(&identity(provider)).or_else(|| known.get(&identity(&unsaid)));
         if let Some(keys) = keys.filter(|_| provider.keys_pending) {
             (provider.keys, provider.keys_pending) = (keys.clone(), false);
         }
     }
+}
+
+/// What has to be the same of a provider for its keys to be.
+fn identity(provider: &v1::JwtProvider) -> (String, String, String) {
+    (provider.name.clone(), provider.issuer.clone(), provider.keys_from.clone())
 }
 
 /// The canaries of a set that go by a claim.
@@ -182,6 +193,7 @@ fn provider(
         issuer: wire.issuer.as_str().into(),
         audiences: wire.audiences.iter().map(|audience| audience.as_str().into()).collect(),
         keys,
+        keys_from: wire.keys_from.as_str().into(),
         locations: locations.collect::<Result<_, Invalid>>()?,
         stripped: wire.stripped,
         skew: match wire.clock_skew {

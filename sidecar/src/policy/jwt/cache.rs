@@ -19,11 +19,14 @@ pub(super) type Name = ([u8; 32], usize, usize, usize);
 /// Tokens that were verified.
 #[derive(Debug, Default)]
 pub struct Cache {
-    recent: HashMap<Name, Rc<Verified>>,
-    older: HashMap<Name, Rc<Verified>>,
-    /// Bytes of the recent ones' texts, which their claims are made of.
+    recent: HashMap<Name, Known>,
+    older: HashMap<Name, Known>,
+    /// Bytes of the recent ones' texts.
     weight: usize,
 }
+
+/// A token, and the bytes of its text, which its claims are made of.
+type Known = (Rc<Verified>, usize);
 
 /// Of one generation. A thousand users are one of them; both together are at most a few megabytes.
 const ENTRIES: usize = 1024;
@@ -37,12 +40,12 @@ impl Cache {
     }
 
     pub(super) fn get(&mut self, name: &Name) -> Option<Rc<Verified>> {
-        if let Some(known) = self.recent.get(name) {
+        if let Some((known, _)) = self.recent.get(name) {
             return Some(known.clone());
         }
-        let known = self.older.remove(name)?;
+        let (known, length) = self.older.remove(name)?;
         // As long as it is asked for it stays, at the cost of others.
-        self.insert(*name, known.clone(), 0);
+        self.insert(*name, known.clone(), length);
         Some(known)
     }
 
@@ -52,7 +55,13 @@ impl Cache {
             self.weight = 0;
         }
         self.weight += length;
-        self.recent.insert(name, verified);
+        self.recent.insert(name, (verified, length));
+    }
+
+    #[cfg(test)]
+    pub(super) fn weight(&self) -> usize {
+        let both = self.recent.values().chain(self.older.values());
+        both.map(|(_, length)| length).sum()
     }
 
     #[cfg(test)]

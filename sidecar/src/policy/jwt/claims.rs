@@ -10,17 +10,19 @@ pub struct Claims(pub(super) Map<String, Value>);
 
 impl Claims {
     /// A claim in words: a text, number or truth value as it is, a list of such with commas. `None`
-    /// if there is nothing by this path, or nothing that can be said so.
+    /// if there is nothing by this path, or nothing that can be said so and be read as nothing else: who may
+    /// choose a name at the issuer must not become two groups by a comma in it, nor another user by a space.
     pub fn text(&self, path: &str) -> Option<Cow<'_, str>> {
         let value = self.get(path)?;
         match value {
             Value::Array(items) => {
-                let texts: Option<Vec<Cow<'_, str>>> = items.iter().map(scalar).collect();
+                let item = |item| scalar(item).filter(|text| is_plain(text) && !text.contains(','));
+                let texts: Option<Vec<Cow<'_, str>>> = items.iter().map(item).collect();
                 texts.map(|texts| texts.join(",").into())
             }
             value => scalar(value),
         }
-        .filter(|text| !text.is_empty())
+        .filter(|text| is_plain(text))
     }
 
     /// The claim by a path. A name with dots in it comes before what the dots would lead to, as in
@@ -31,6 +33,11 @@ impl Claims {
         }
         let (first, rest) = path.split_once('.')?;
         rest.split('.').try_fold(self.0.get(first)?, |value, part| value.as_object()?.get(part))
+    }
+
+    /// Who issued the token.
+    pub fn issuer(&self) -> Option<&str> {
+        self.str("iss")
     }
 
     pub(super) fn str(&self, name: &str) -> Option<&str> {
@@ -67,6 +74,12 @@ impl Claims {
             None => false,
         }
     }
+}
+
+/// Whether a field of a head holds it as it is: what is empty, or has spaces at an end, is read as something else
+/// (RFC 9110, section 5.5).
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.trim_matches([' ', '\t']).len() == text.len()
 }
 
 fn scalar(value: &Value) -> Option<Cow<'_, str>> {

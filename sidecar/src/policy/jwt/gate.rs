@@ -174,7 +174,8 @@ impl Gate {
 }
 
 impl PortPolicy {
-    fn is_about(&self, mark: Option<&[u8]>) -> bool {
+    /// Whether it is about requests with this mark.
+    pub fn is_about(&self, mark: Option<&[u8]>) -> bool {
         let marked =
             |marks: &Arc<[Box<[u8]>]>| mark.is_some_and(|mark| marks.iter().any(|wanted| **wanted == *mark));
         self.marks.as_ref().is_none_or(marked)

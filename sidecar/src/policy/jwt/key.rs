@@ -81,6 +81,11 @@ impl Key {
         &self.id
     }
 
+    /// By which algorithms it verifies.
+    pub fn algorithms(&self) -> impl Iterator<Item = &str> {
+        self.verifiers.iter().map(|(name, _)| &**name)
+    }
+
     /// Whether it verifies by this algorithm.
     pub fn knows(&self, algorithm: &str) -> bool {
         self.verifiers.iter().any(|(name, _)| **name == *algorithm)
@@ -144,7 +149,7 @@ fn verifier(algorithm: &str, material: Material<'_>) -> Result<Verifier, BadKey>
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let algorithms = self.verifiers.iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let algorithms = self.algorithms().collect::<Vec<_>>();
         f.debug_struct("Key").field("id", &self.id).field("algorithms", &algorithms).finish()
     }
 }

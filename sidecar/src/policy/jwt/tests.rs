@@ -71,6 +71,7 @@ fn provider(keys: Vec<Key>) -> Provider {
         issuer: "https://accounts.example".into(),
         audiences: ["users".into(), "others".into()].into(),
         keys: keys.into(),
+        keys_from: Box::default(),
         locations: [bearer()].into(),
         stripped: false,
         headers: [
@@ -89,6 +90,9 @@ fn what_looks_like_a_header_is_known() {
     assert_eq!(of("x-user"), ["x_user"]);
     assert_eq!(of("x-user-id"), ["x_user-id", "x-user_id", "x_user_id"]);
     assert_eq!((of("user").len(), of("a-b-c-d-e-f-g").len()), (0, 15));
+    // It was the other way round that a client could send another header in place of ours.
+    assert_eq!(of("x_user"), ["x-user"]);
+    assert_eq!(of("x_user-id"), ["x-user-id", "x_user_id", "x-user_id"]);
 }
 
 fn claims() -> Value {
@@ -187,6 +191,7 @@ fn what_is_no_token_is_malformed() {
     let parts: Vec<&str> = token.split('.').collect();
     let encode = |text: &str| base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(text);
     let critical = encode(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#);
+    let nothing = encode(r#"{"alg":"HS256","crit":null}"#);
     for text in [
         String::new(),
         "a".into(),
@@ -196,6 +201,7 @@ fn what_is_no_token_is_malformed() {
         format!("{token}="),
         format!(" {token}"),
         format!("{critical}.{}.{}", parts[1], parts[2]),
+        format!("{nothing}.{}.{}", parts[1], parts[2]),
         format!("{}.{}.{}", parts[0], encode("[1]"), parts[2]),
         format!("{}.{}.{}", encode("{}"), parts[1], parts[2]),
         format!("{}.{}", token, "A".repeat(MAX_TOKEN)),
@@ -232,6 +238,28 @@ fn a_claim_that_no_header_can_hold_is_not_told() {
     claims["sub"] = "a\r\nx-admin: yes".into();
     let verified = verify(&hs256(&claims), &provider(vec![shared()]), NOW).unwrap();
     assert_eq!(verified.headers().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["x-roles"]);
+}
+
+/// Who may choose a name at the issuer was told as two groups, or as another user.
+#[test]
+fn a_claim_that_would_be_read_as_another_is_not_told() {
+    for (claim, told) in [
+        (json!(["dev", "ops"]), Some("dev,ops")),
+        (json!(["dev,admin"]), None),
+        (json!(["dev", " admin"]), None),
+        (json!(["dev", ""]), None),
+        (json!("last, first"), Some("last, first")),
+        (json!(" root"), None),
+        (json!("root\t"), None),
+        (json!("ro ot"), Some("ro ot")),
+    ] {
+        let mut claims = claims();
+        claims["sub"] = claim.clone();
+        let verified = verify(&hs256(&claims), &provider(vec![shared()]), NOW).unwrap();
+        assert_eq!(verified.claims().text("sub").as_deref(), told, "{claim}");
+        let header = verified.headers().iter().find(|(name, _)| name == "x-user");
+        assert_eq!(header.map(|(_, value)| value.to_str().unwrap()), told, "{claim}");
+    }
 }
 
 proptest! {
@@ -433,4 +461,21 @@ fn what_is_remembered_is_bounded_and_never_of_another_gate() {
         assert_eq!(ask(&gates[1], 0), 0, "what is asked for stays");
     }
     assert!(cache.len() <= 2048);
+}
+
+/// Tokens that were asked for again weighed nothing, so that long ones took many times what they may.
+#[test]
+fn what_is_remembered_is_bounded_in_bytes_also_if_it_is_asked_for_again() {
+    let verified = std::rc::Rc::new(verify(&hs256(&claims()), &provider(vec![shared()]), NOW).unwrap());
+    let name = |nth: usize| {
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&nth.to_be_bytes());
+        (digest, 0, 0, 0)
+    };
+    let mut cache = Cache::default();
+    for nth in 0..1500 {
+        cache.insert(name(nth), verified.clone(), 12 << 10);
+        (nth.saturating_sub(400)..nth).for_each(|before| drop(cache.get(&name(before))));
+        assert!(cache.weight() <= 4 << 20, "{nth}: {}", cache.weight());
+    }
 }

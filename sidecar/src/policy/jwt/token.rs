@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue};
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 
 use super::claims::Claims;
 use super::{MAX_TOKEN, Provider};
@@ -89,8 +89,14 @@ pub struct Token<'t> {
 struct Header {
     alg: String,
     kid: Option<String>,
-    /// Extensions that have to be understood. We understand none.
-    crit: Option<IgnoredAny>,
+    /// Extensions that have to be understood. We understand none, and there is no list of none (section 4.1.11).
+    #[serde(default, deserialize_with = "there")]
+    crit: bool,
+}
+
+/// Whether there is anything, `null` too.
+fn there<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(value).map(|IgnoredAny| true)
 }
 
 impl<'t> Token<'t> {
@@ -116,7 +122,7 @@ impl<'t> Token<'t> {
         }
         let decode = |part: &[u8]| BASE64_URL_SAFE_NO_PAD.decode(part).ok();
         let header: Header = serde_json::from_slice(&decode(header)?).ok()?;
-        if header.crit.is_some() {
+        if header.crit {
             return None;
         }
         let claims = Claims(serde_json::from_slice(&decode(payload)?).ok()?);

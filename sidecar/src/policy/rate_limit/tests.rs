@@ -227,3 +227,39 @@ fn there_is_no_quota_of_nothing_or_for_ever() {
     assert!(Quota::new(1, Duration::ZERO, 1).is_none());
     assert!(Quota::new(1, Duration::from_secs(u64::from(u32::MAX)), u32::MAX).is_none());
 }
+
+/// A token of this issuer with this `sub`, verified.
+fn token(issuer: &str, sub: &str) -> Rc<Verified> {
+    use crate::policy::jwt::{Key, Material, Provider, Token};
+    const SECRET: &[u8] = &[7; 32];
+    let claims = serde_json::json!({"iss": issuer, "sub": sub, "exp": 1_000});
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
+    let text = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
+    let provider = Provider {
+        name: "a".into(),
+        issuer: issuer.into(),
+        audiences: Box::default(),
+        keys: [Key::new("", ["HS256"], Material::Secret(SECRET)).unwrap()].into(),
+        keys_from: Box::default(),
+        locations: Box::default(),
+        stripped: false,
+        headers: Box::default(),
+        lookalikes: Box::default(),
+        skew: Duration::ZERO,
+    };
+    Rc::new(Token::parse(text.as_bytes()).unwrap().verify(&provider, std::time::UNIX_EPOCH).unwrap())
+}
+
+/// Whoever may choose a name at one issuer used up the bucket of the user of that name at another.
+#[test]
+fn a_claim_counts_with_the_issuer_that_makes_it() {
+    let now = Instant::now();
+    let limits = [limit(quota(1, SECOND, 1), &[KeyPart::Claim("sub".into())], now)];
+    let admitted = |issuer: &str, sub: &str| {
+        let tokens = [token(issuer, sub)];
+        ask(&limits, "", Client { tokens: &tokens, ..CLIENT }, now).0
+    };
+    assert_eq!([admitted("a", "ann"), admitted("a", "ann")], [true, false]);
+    assert!(admitted("b", "ann") && admitted("a", "bob"));
+    assert!(!admitted("b", "ann"));
+}

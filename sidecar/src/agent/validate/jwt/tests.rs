@@ -19,6 +19,7 @@ fn wire() -> v1::JwtPolicy {
             locations: vec![v1::JwtLocation { location: Some(v1::jwt_location::Location::Header(header)) }],
             headers: vec![v1::ClaimHeader { claim: "sub".into(), name: "x-user".into() }],
             clock_skew: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+            keys_from: "https://accounts.example/keys".into(),
             ..v1::JwtProvider::default()
         }],
     }
@@ -69,8 +70,17 @@ fn keys_that_are_not_read_as_yet_are_those_of_before() {
     assert_eq!(keys(&after), 1);
     assert_eq!(keys(&own(vec![pending.clone()], Some(&after)).unwrap()), 1);
     assert_eq!(keys(&own(vec![pending.clone()], None).unwrap()), 0);
-    pending.providers[0].issuer = "other".into();
-    assert_eq!(keys(&own(vec![pending], Some(&before)).unwrap()), 0, "of another issuer");
+    let mut other = pending.clone();
+    other.providers[0].issuer = "other".into();
+    assert_eq!(keys(&own(vec![other], Some(&before)).unwrap()), 0, "of another issuer");
+    // A place was changed because its keys were stolen, and they stayed in force for as long as the new one was away.
+    let mut moved = pending.clone();
+    moved.providers[0].keys_from = "https://accounts.example/new".into();
+    assert_eq!(keys(&own(vec![moved], Some(&before)).unwrap()), 0, "of another place");
+    let mut older = wire();
+    older.providers[0].keys_from.clear();
+    let before = own(vec![older], None).unwrap();
+    assert_eq!(keys(&own(vec![pending], Some(&before)).unwrap()), 1, "nobody said where they came from");
 }
 
 #[test]
@@ -126,6 +136,11 @@ fn canaries_keep_their_keys_as_well() {
     let mut told = set(true);
     keep_keys(&mut told, &[]);
     assert_eq!(told, set(true), "nothing is known");
+    let mut moved = told.clone();
+    canaries(&mut moved).for_each(|claim| claim.providers[0].keys_from = "https://a/".into());
+    let unchanged = moved.clone();
+    keep_keys(&mut moved, std::slice::from_ref(&before));
+    assert_eq!(moved, unchanged, "keys of another place");
     keep_keys(&mut told, &[before]);
     assert_eq!(told, set(false), "so that nothing is compiled again");
 }
