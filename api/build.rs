@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "envoy/service/discovery/v3/discovery.proto",
         "heddle/v1/control.proto",
         "heddle/v1/discovery.proto",
+        "heddle/v1/replicas.proto",
     ];
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -138,6 +139,21 @@ impl TrustBundle {
     /// The root certificates.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The identity in `chain` (leaf first), if peers that trust these roots accept it at `now`, as a
+    /// client's and as a server's. Whether its bearer has the key is not asked.
+    ///
+    /// # Errors
+    /// If they refuse it.
+    pub fn accepts(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<SpiffeId, PeerRefused> {
+        let (leaf, intermediates) =
+            chain.split_first().ok_or_else(|| PeerRefused::Unacceptable("there is none".into()))?;
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (now, algorithms) =
+            (UnixTime::since_unix_epoch(since), provider().signature_verification_algorithms);
+        self.verify(leaf, intermediates, now, webpki::KeyUsage::client_auth(), &algorithms)?;
+        self.verify(leaf, intermediates, now, webpki::KeyUsage::server_auth(), &algorithms)
     }
 
     /// The identity in a chain that is valid at `now` for `usage`.

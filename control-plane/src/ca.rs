@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
+use heddle_api::tls::{PeerRefused, TrustBundle};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
@@ -74,12 +75,16 @@ pub(crate) enum BadAuthority {
     Certificate(String),
     #[error("the first certificate is not a CA's (basic constraints without CA:TRUE)")]
     NotCa,
-    #[error("the CA certificate has expired")]
+    #[error("the CA certificate, or one of its chain, has expired")]
     Expired,
     #[error("the private key is not that of the first certificate")]
     OtherKey,
     #[error("the private key cannot be read: {0}")]
     Key(rcgen::Error),
+    #[error("it cannot sign: {0}")]
+    Sign(#[from] SignError),
+    #[error("what it signs would be refused by everybody: {0}")]
+    Useless(#[from] PeerRefused),
 }
 
 /// A root lives for ten years: long enough that nobody is surprised by its
@@ -136,13 +141,32 @@ impl Authority {
         if certificate.public_key().raw != key.subject_public_key_info() {
             return Err(BadAuthority::OtherKey);
         }
-        let not_after = certificate.validity().not_after.to_datetime();
+        let mut not_after = certificate.validity().not_after.to_datetime();
+        // What one of them vouches for ends with it. Of the root only name and key count.
+        for intermediate in chain.iter().take(chain.len() - 1).skip(1) {
+            let (_, intermediate) = X509Certificate::from_der(intermediate)
+                .map_err(|e| BadAuthority::Certificate(e.to_string()))?;
+            not_after = not_after.min(intermediate.validity().not_after.to_datetime());
+        }
         if not_after <= OffsetDateTime::from(now) {
             return Err(BadAuthority::Expired);
         }
         let issuer =
             Issuer::from_ca_cert_der(first, key).map_err(|e| BadAuthority::Certificate(e.to_string()))?;
-        Ok(Self { domain, issuer, chain, not_after, lifetime })
+        let authority = Self { domain, issuer, chain, not_after, lifetime };
+        authority.try_out(now)?;
+        Ok(authority)
+    }
+
+    /// Whether others accept what it signs: a chain in the wrong order, or one that may not sign,
+    /// would take the mesh down certificate by certificate.
+    fn try_out(&self, now: SystemTime) -> Result<(), BadAuthority> {
+        let trust = TrustBundle::new(self.domain.clone(), vec![self.root().clone()])
+            .map_err(|error| BadAuthority::Certificate(error.to_string()))?;
+        let signed = self.own_certificate(now)?;
+        let (_, without_root) = signed.cert.split_last().unwrap_or((self.root(), &[]));
+        trust.accepts(without_root, now)?;
+        Ok(())
     }
 
     pub(crate) fn domain(&self) -> &TrustDomain {
@@ -258,7 +282,7 @@ pub(crate) fn not_after(leaf: &CertificateDer<'_>) -> Option<SystemTime> {
 }
 
 /// The public key in `csr`, whose private part the requester has.
-fn requested_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, BadRequest> {
+pub(crate) fn requested_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, BadRequest> {
     if csr.len() > MAX_CSR {
         return Err(BadRequest::Unreadable(format!("it is longer than {MAX_CSR} bytes")));
     }

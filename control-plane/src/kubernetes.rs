@@ -13,13 +13,15 @@ use std::time::SystemTime;
 
 use heddle_api::tls::Credentials;
 use kube::Api;
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
+
+use self::status::counter::Counter;
+use self::watch::ApiServer;
 
 use crate::ca::SharedAuthority;
 use crate::ca::bundle::Roots;
 use crate::discovery::Published;
-use crate::discovery::sessions::Sessions;
 use crate::metrics::Metrics;
 use crate::settings::{AuthoritySettings, ClusterSettings};
 use crate::source::Content;
@@ -30,9 +32,11 @@ pub mod client;
 pub(crate) mod authority;
 pub(crate) mod lease;
 pub(crate) mod mesh_object;
+pub(crate) mod pace;
 pub(crate) mod status;
 pub(crate) mod token_review;
 pub(crate) mod trust_bundle;
+pub(crate) mod watch;
 
 /// Who writes, as the cluster's field ownership names it.
 pub(crate) const FIELD_MANAGER: &str = "heddle";
@@ -56,12 +60,12 @@ pub(crate) enum NoCluster {
 /// What the cluster's tasks need of the rest of the control plane.
 pub(crate) struct Surroundings {
     pub(crate) credentials: Arc<Credentials>,
-    pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
-    pub(crate) sources: watch::Receiver<Content>,
-    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) published: Receiver<Option<Arc<Published>>>,
+    pub(crate) sources: Receiver<Content>,
+    pub(crate) counter: Arc<Counter>,
     pub(crate) metrics: Arc<Metrics>,
     /// Set at the end: the lease is given back then.
-    pub(crate) shutdown: watch::Receiver<bool>,
+    pub(crate) shutdown: Receiver<bool>,
 }
 
 impl InCluster {
@@ -87,29 +91,39 @@ impl InCluster {
     /// Starts what works in the background, and what has to end by itself at the end.
     pub(crate) fn start(self, around: Surroundings, background: &mut JoinSet<()>, ending: &mut JoinSet<()>) {
         let Self { client, settings, keeper } = self;
-        let Surroundings { credentials, published, sources, sessions, metrics, shutdown } = around;
+        let server = ApiServer::new(client.clone());
+        let Surroundings { credentials, published, sources, counter, metrics, shutdown } = around;
         let (candidate, leading) =
             lease::Candidate::new(client.clone(), &settings.namespace, &settings.pod_name);
         metrics.follow_lease(leading.clone());
         ending.spawn(candidate.run(shutdown));
-        background.spawn(keeper.run(metrics.clone()));
+        background.spawn(keeper.run(server.clone(), leading.clone(), metrics.clone()));
         let webhooks = CaBundleWriter {
-            client: client.clone(),
-            namespace: settings.namespace,
+            server: server.clone(),
+            namespace: settings.namespace.clone(),
             credentials: credentials.clone(),
             published: published.clone(),
             leading: leading.clone(),
         };
         background.spawn(webhooks.run());
         let bundles = trust_bundle::TrustBundleWriter {
-            client: client.clone(),
-            credentials,
+            server: server.clone(),
+            credentials: credentials.clone(),
             published: published.clone(),
             leading: leading.clone(),
         };
         background.spawn(bundles.run());
-        background.spawn(mesh_object::MeshObject { client: client.clone(), leading: leading.clone() }.run());
-        let statuses = status::StatusWriter { client, published, sources, sessions, leading, metrics };
+        background.spawn(mesh_object::MeshObject { client, leading: leading.clone() }.run());
+        let statuses = status::StatusWriter {
+            server,
+            published,
+            sources,
+            counter,
+            credentials,
+            namespace: settings.namespace,
+            leading,
+            metrics,
+        };
         background.spawn(statuses.run());
     }
 }

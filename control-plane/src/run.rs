@@ -26,6 +26,7 @@ use crate::discovery::service::Discovery;
 use crate::discovery::sessions::Sessions;
 use crate::discovery::stream::Shared;
 use crate::keys::KeyReader;
+use crate::kubernetes::status::counter::Counter;
 use crate::kubernetes::token_review::Reviewer;
 use crate::kubernetes::{InCluster, NoCluster, Surroundings};
 use crate::log;
@@ -35,6 +36,7 @@ use crate::registry::{Registry, saved};
 use crate::runtime_dir::Announced;
 use crate::server::identity::{Identity, Proofs};
 use crate::server::registry::{RegistryService, SharedRegistry};
+use crate::server::replicas::Replicas;
 use crate::server::{self, Services};
 use crate::settings::{DEFAULT_ADMIN, Settings};
 use crate::source;
@@ -162,7 +164,8 @@ impl ControlPlane {
         let (proofs, data, cluster) = match home {
             Home::Directory { data, tokens } => (Proofs::JoinTokens(tokens), Some(data), None),
             Home::Cluster(cluster) => {
-                (Proofs::ServiceAccounts(Reviewer::new(cluster.client.clone())), None, Some(cluster))
+                let reviewer = Box::new(Reviewer::new(cluster.client.clone()));
+                (Proofs::ServiceAccounts(reviewer), None, Some(cluster))
             }
         };
         // Nobody comes back to a port that was chosen anew.
@@ -178,6 +181,7 @@ impl ControlPlane {
         let alerts = Arc::new(SharedAlerts::default());
         let shared =
             Shared { published: newest.clone(), sessions: sessions.clone(), metrics: metrics.clone() };
+        let counter = Counter::new(sessions.clone(), newest.clone());
         let services = Services {
             discovery: Discovery { shared },
             identity: Identity {
@@ -192,6 +196,7 @@ impl ControlPlane {
                 metrics: metrics.clone(),
                 shutdown: ending.clone(),
             },
+            replicas: Replicas { counter: counter.clone(), domain: settings.authority.trust_domain.clone() },
         };
         let (found, found_keys) = watch::channel(Arc::default());
         let reader = KeyReader { published: newest.clone(), found, metrics: metrics.clone() };
@@ -217,7 +222,7 @@ impl ControlPlane {
                 credentials: credentials.clone(),
                 published: shown.published.clone(),
                 sources: sources.clone(),
-                sessions: shown.sessions.clone(),
+                counter,
                 metrics: metrics.clone(),
                 shutdown: ending.clone(),
             };

@@ -1,5 +1,5 @@
-//! The listener for sidecars: TLS, connection limits and the three gRPC
-//! services behind it.
+//! The listener for sidecars: TLS, connection limits and the gRPC services
+//! behind it, of which one is for other replicas.
 //!
 //! Always holds: no connection costs anything for longer than it proved it
 //! may. A handshake has ten seconds, a connection that then says nothing too;
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use heddle_api::discovery::v1::identity_server::IdentityServer;
 use heddle_api::discovery::v1::registry_server::RegistryServer;
+use heddle_api::discovery::v1::replicas_server::ReplicasServer;
 use heddle_api::discovery::xds::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use heddle_api::tls::Credentials;
 use socket2::{SockRef, TcpKeepalive};
@@ -28,10 +29,12 @@ use crate::metrics::Metrics;
 use connection::Connection;
 use identity::Identity;
 use registry::RegistryService;
+use replicas::Replicas;
 
 pub(crate) mod connection;
 pub(crate) mod identity;
 pub(crate) mod registry;
+pub(crate) mod replicas;
 
 /// Connections at once. Each sidecar has one; at some 50 KiB each the limit
 /// is half a gigabyte.
@@ -61,6 +64,7 @@ pub(crate) struct Services {
     pub(crate) discovery: Discovery,
     pub(crate) identity: Identity,
     pub(crate) registry: RegistryService,
+    pub(crate) replicas: Replicas,
 }
 
 /// Serves sidecars on `listener` until `shutdown` is set, then until the
@@ -93,6 +97,7 @@ pub(crate) async fn serve(
         .add_service(AggregatedDiscoveryServiceServer::new(services.discovery))
         .add_service(IdentityServer::new(services.identity))
         .add_service(RegistryServer::new(services.registry))
+        .add_service(ReplicasServer::new(services.replicas))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(connections),
             until(shutdown, std::future::pending()),

@@ -6,26 +6,32 @@
 //! together one creates it, and the others read what it created. A
 //! given one is used as it is, root or intermediate. A Secret that
 //! changes is taken over while everything runs ([`rotation`]); one that cannot
-//! be used changes nothing.
+//! be used changes nothing. What is trusted besides, for as long as something
+//! that was signed before is valid, is remembered in another one ([`retired`]).
 
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt;
 use heddle_api::spiffe::TrustDomain;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ObjectMeta, PostParams};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use rustls::pki_types::CertificateDer;
+use serde_json::json;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use self::retired::Retired;
 use self::rotation::Rotation;
+use super::FIELD_MANAGER;
+use super::pace::Pace;
+use super::watch::{ApiServer, Collection, Followed, follow};
 use crate::ca::store::read_pem;
 use crate::ca::{Authority, BadAuthority, SharedAuthority};
 use crate::metrics::Metrics;
 
+mod retired;
 mod rotation;
 
 /// The Secret's name.
@@ -91,6 +97,12 @@ pub(crate) struct Keeper {
     roots: watch::Sender<Vec<CertificateDer<'static>>>,
     /// What to put back if it is deleted; `None` for a Secret with another owner.
     made: Option<Secret>,
+    /// Whether the Secret was deleted, and is to be put back.
+    missing: bool,
+    /// What the Secret of retired roots says, as far as is known.
+    remembered: String,
+    /// Of writes to either Secret, by its name.
+    pace: Pace<&'static str>,
 }
 
 impl CaSecret {
@@ -103,22 +115,31 @@ impl CaSecret {
         now: SystemTime,
     ) -> Result<(Keeper, SharedAuthority, watch::Receiver<Vec<CertificateDer<'static>>>), NoAuthority> {
         let found = tokio::time::timeout(START_TIMEOUT, self.patiently()).await;
-        let secret = found.map_err(|_| NoAuthority::Silence)??;
+        let (secret, retired) = found.map_err(|_| NoAuthority::Silence)??;
         let loaded = read(&secret, &self.domain, self.lifetime, now)?;
-        let rotation = Rotation::new(&loaded, self.lifetime);
+        let remembered = retired::write(&retired);
+        let rotation = Rotation::new(&loaded, self.lifetime, retired, now);
         let (roots, receiver) = watch::channel(rotation.roots());
         let authority = SharedAuthority::new(loaded.authority);
-        let made = is_ours(&secret).then_some(secret);
-        let keeper = Keeper { secret: self, rotation, authority: authority.clone(), roots, made };
+        let keeper = Keeper {
+            made: is_ours(&secret).then_some(secret),
+            secret: self,
+            rotation,
+            authority: authority.clone(),
+            roots,
+            missing: false,
+            remembered,
+            pace: Pace::default(),
+        };
         Ok((keeper, authority, receiver))
     }
 
     /// Tries again while the API server is away.
-    async fn patiently(&self) -> Result<Secret, NoAuthority> {
+    async fn patiently(&self) -> Result<(Secret, Vec<Retired>), NoAuthority> {
         let mut told = false;
         loop {
-            let tried = tokio::time::timeout(REQUEST_TIMEOUT, self.read_or_create()).await;
-            match tried {
+            let both = async { Ok((self.read_or_create().await?, self.retired().await?)) };
+            match tokio::time::timeout(REQUEST_TIMEOUT, both).await {
                 Ok(Err(NoAuthority::Api(error))) if !refused(&error) => {
                     if !std::mem::replace(&mut told, true) {
                         warn!(%error, "waiting for the API server");
@@ -129,6 +150,25 @@ impl CaSecret {
             }
             tokio::time::sleep(START_PAUSE).await;
         }
+    }
+
+    /// The roots that another control plane, or this one before it started, still trusted.
+    async fn retired(&self) -> Result<Vec<Retired>, NoAuthority> {
+        let found = match self.secrets.get_opt(retired::NAME).await {
+            Ok(found) => found,
+            // Rights of an older version; there is no more to be had.
+            Err(error) if refused(&error) => {
+                warn!(%error, secret = retired::NAME, "cannot read which roots were replaced; none are known");
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(NoAuthority::Api(error)),
+        };
+        let data = found.and_then(|secret| secret.data?.remove(retired::KEY));
+        let Some(ByteString(text)) = data else { return Ok(Vec::new()) };
+        Ok(retired::read(&text).unwrap_or_else(|error| {
+            error!(error, secret = retired::NAME, "which roots were replaced cannot be read; none are known");
+            Vec::new()
+        }))
     }
 
     async fn read_or_create(&self) -> Result<Secret, NoAuthority> {
@@ -214,14 +254,20 @@ fn read(
 
 impl Keeper {
     /// Follows the Secret until it is dropped.
-    pub(crate) async fn run(mut self, metrics: std::sync::Arc<Metrics>) {
-        let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-        let mut events = std::pin::pin!(watch_objects(self.secret.secrets.clone(), only).default_backoff());
-        let (mut failing, mut listed) = (false, false);
+    pub(crate) async fn run(
+        mut self,
+        server: Arc<ApiServer>,
+        mut leading: watch::Receiver<bool>,
+        metrics: Arc<Metrics>,
+    ) {
+        let secret = Collection::of(&self.secret.secrets).named(NAME);
+        let mut events = follow(server, secret, "the Secret of the certificate authority", |s: Secret| s);
         loop {
-            let due = self.rotation.due();
+            self.settle();
+            let leads = *leading.borrow_and_update();
+            let again = self.write(leads).await;
             let advance = async {
-                match due {
+                match self.rotation.due() {
                     Some(due) => {
                         let left = due.duration_since(SystemTime::now()).unwrap_or_default();
                         tokio::time::sleep(left).await;
@@ -229,33 +275,32 @@ impl Keeper {
                     None => std::future::pending().await,
                 }
             };
+            let retry = async {
+                match again {
+                    Some(again) => tokio::time::sleep_until(again.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 event = events.next() => match event {
-                    Some(Ok(event)) => {
-                        failing = false;
-                        match event {
-                            Event::Init => listed = false,
-                            Event::InitApply(secret) | Event::Apply(secret) => {
-                                listed = true;
-                                self.changed(secret, &metrics);
-                            }
-                            Event::Delete(_) => self.deleted().await,
-                            Event::InitDone if !listed => self.deleted().await,
-                            Event::InitDone => {}
-                        }
-                    }
-                    Some(Err(error)) => if !std::mem::replace(&mut failing, true) {
-                        warn!(%error, secret = NAME, "cannot watch the certificate authority; what was read stays in force");
+                    Some(Followed::Listed(mut secrets)) => match secrets.pop() {
+                        Some(secret) => self.changed(secret, &metrics),
+                        None => self.deleted(),
                     },
+                    Some(Followed::Applied(secret)) => self.changed(secret, &metrics),
+                    Some(Followed::Deleted(_)) => self.deleted(),
+                    Some(Followed::NotServed) => {}
                     None => return,
                 },
+                Ok(()) = leading.changed() => {}
                 () = advance => {}
+                () = retry => {}
             }
-            self.settle();
         }
     }
 
     fn changed(&mut self, secret: Secret, metrics: &Metrics) {
+        self.missing = false;
         let now = SystemTime::now();
         match read(&secret, &self.secret.domain, self.secret.lifetime, now) {
             Ok(loaded) => {
@@ -283,31 +328,89 @@ impl Keeper {
         });
     }
 
-    /// A control plane that starts anew would make another authority, and split the mesh in two.
-    async fn deleted(&mut self) {
-        let Some(made) = &self.made else {
+    fn deleted(&mut self) {
+        if std::mem::replace(&mut self.missing, true) {
+            return;
+        }
+        if self.made.is_none() {
             error!(
                 secret = NAME,
                 "the certificate authority was deleted; it stays in force here, but control planes that start will not have it"
             );
-            return;
-        };
+        }
+    }
+
+    /// Writes what has to be written; when to try again.
+    async fn write(&mut self, leads: bool) -> Option<Instant> {
+        let now = Instant::now();
+        if self.missing && self.pace.waits(&NAME, now).is_none() {
+            self.put_back().await;
+        }
+        let remember = leads.then(|| retired::write(&self.rotation.unlisted()));
+        let remember = remember.filter(|text| *text != self.remembered);
+        if let Some(text) = &remember
+            && self.pace.waits(&retired::NAME, now).is_none()
+        {
+            self.remember(text).await;
+        }
+        let (now, back) = (Instant::now(), self.missing && self.made.is_some());
+        let wait = |wanted: bool, name| wanted.then(|| self.pace.waits(&name, now).unwrap_or(now));
+        let not_remembered = remember.is_some_and(|text| text != self.remembered);
+        wait(back, NAME).into_iter().chain(wait(not_remembered, retired::NAME)).min()
+    }
+
+    /// A control plane that starts anew would make another authority, and split the mesh in two.
+    async fn put_back(&mut self) {
+        let Some(made) = &self.made else { return };
         let ObjectMeta { name, labels, annotations, .. } = made.metadata.clone();
         let metadata = ObjectMeta { name, labels, annotations, ..ObjectMeta::default() };
         let secret = Secret { metadata, ..made.clone() };
         let parameters = PostParams::default();
-        let created =
-            tokio::time::timeout(REQUEST_TIMEOUT, self.secret.secrets.create(&parameters, &secret)).await;
-        match created {
-            Ok(Ok(_)) => warn!(secret = NAME, "the certificate authority was deleted and is put back"),
-            // Another replica has put it back, or its successor is there.
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
-            Ok(Err(error)) => {
-                error!(%error, secret = NAME, "the certificate authority was deleted and cannot be put back")
+        let created = self.secret.secrets.create(&parameters, &secret);
+        let error = match tokio::time::timeout(REQUEST_TIMEOUT, created).await {
+            Ok(Ok(_)) => {
+                warn!(secret = NAME, "the certificate authority was deleted and is put back");
+                self.missing = false;
+                self.pace.settled(&NAME);
+                return;
             }
-            Err(_) => {
-                error!(secret = NAME, "the certificate authority was deleted; the API server does not answer")
+            // Another replica has put it back, or its successor is there; the watch tells.
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                self.missing = false;
+                return;
             }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {REQUEST_TIMEOUT:?}"),
+        };
+        if self.pace.failed(&NAME, Instant::now()) == 1 {
+            error!(
+                error,
+                secret = NAME,
+                "the certificate authority was deleted and cannot be put back; trying again"
+            );
+        }
+    }
+
+    async fn remember(&mut self, text: &str) {
+        let secret = Patch::Apply(json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": retired::NAME, "labels": {"app.kubernetes.io/part-of": "heddle"}},
+            "data": {retired::KEY: ByteString(text.into())},
+        }));
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let written = self.secret.secrets.patch(retired::NAME, &parameters, &secret);
+        let error = match tokio::time::timeout(REQUEST_TIMEOUT, written).await {
+            Ok(Ok(_)) => {
+                self.pace.settled(&retired::NAME);
+                self.remembered = text.to_owned();
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {REQUEST_TIMEOUT:?}"),
+        };
+        if self.pace.failed(&retired::NAME, Instant::now()) == 1 {
+            warn!(error, secret = retired::NAME, "cannot write down which roots were replaced; trying again");
         }
     }
 }

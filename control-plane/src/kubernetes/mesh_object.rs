@@ -25,6 +25,9 @@ const LOOK: Duration = Duration::from_secs(10);
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// On a whole look, of a few requests.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What this version does, by the names of the conformance suite, in their order.
 const FEATURES: [&str; 40] = [
     "GRPCRoute",
@@ -85,14 +88,19 @@ impl MeshObject {
                 return;
             }
             let looked = tokio::select! {
-                looked = self.look() => looked,
+                looked = tokio::time::timeout(LOOK_TIMEOUT, self.look()) => looked,
                 _ = leading.wait_for(|leads| !*leads) => continue,
             };
-            match looked {
-                Ok(()) => failing = false,
-                Err(error) => {
+            let failure = match looked {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("it takes longer than {LOOK_TIMEOUT:?}")),
+            };
+            match failure {
+                None => failing = false,
+                Some(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(%error, kind = KIND, "cannot keep the mesh's object; trying again");
+                        warn!(error, kind = KIND, "cannot keep the mesh's object; trying again");
                     }
                 }
             }

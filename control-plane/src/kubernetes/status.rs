@@ -12,31 +12,36 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{self, BoxStream, SelectAll};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, stream};
+use heddle_api::tls::Credentials;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::discovery::oneshot;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::StreamMap;
 use tracing::{debug, warn};
 
 use self::board::{Board, Key};
 use self::conditions::Said;
+use self::counter::{Counter, Standing};
 use self::desired::{AtParent, Present};
-use self::enforcement::Count;
+use self::peers::Peers;
+use self::replicas::Told;
 use super::FIELD_MANAGER;
+use super::watch::{ApiServer, Collection, Followed, Following, follow};
 use crate::discovery::Published;
-use crate::discovery::sessions::Sessions;
 use crate::metrics::Metrics;
 use crate::model::{Model, PolicyStatus};
 use crate::source::{Content, ObjectName};
 
 mod board;
 pub(crate) mod conditions;
+pub(crate) mod counter;
 mod desired;
 mod enforcement;
+mod peers;
+mod replicas;
 
 pub(crate) use desired::CONTROLLER;
 
@@ -74,16 +79,19 @@ const COUNTING: Duration = Duration::from_secs(2);
 
 /// Writes statuses.
 pub(crate) struct StatusWriter {
-    pub(crate) client: kube::Client,
+    pub(crate) server: Arc<ApiServer>,
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
     pub(crate) sources: watch::Receiver<Content>,
-    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) counter: Arc<Counter>,
+    pub(crate) credentials: Arc<Credentials>,
+    /// The control plane's own namespace.
+    pub(crate) namespace: String,
     pub(crate) leading: watch::Receiver<bool>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// What the watches send.
-type Events = SelectAll<BoxStream<'static, (&'static str, Result<Event<DynamicObject>, watcher::Error>)>>;
+/// The watches of the kinds that are served.
+type Events = StreamMap<&'static str, Following<(ObjectName, Present)>>;
 
 /// Objects that the source could not take over: what was judged, and why.
 struct Unreadable {
@@ -99,9 +107,11 @@ struct Work {
     events: Events,
     published: Option<Arc<Published>>,
     unreadable: BTreeMap<Key, Unreadable>,
-    counts: BTreeMap<Key, Count>,
-    /// The sidecars' answers and the model that `counts` is made from.
-    counted: Option<(u64, Arc<Published>)>,
+    /// How sidecars stand; `None` until all replicas were heard: what the replica before has written
+    /// is not taken back meanwhile.
+    standing: Option<Standing>,
+    /// What `standing` is made from.
+    counted: Option<(u64, Told)>,
 }
 
 /// What has to be written to an object.
@@ -130,12 +140,23 @@ impl StatusWriter {
         let mut work = Work {
             board: Board::default(),
             served: BTreeMap::new(),
-            events: SelectAll::new(),
+            events: StreamMap::new(),
             published: published.borrow_and_update().clone(),
             unreadable: unreadable(&sources.borrow_and_update()),
-            counts: BTreeMap::new(),
+            standing: None,
             counted: None,
         };
+        let (told, mut others) = (watch::Sender::new(Told::default()), JoinSet::new());
+        let heard = told.subscribe();
+        let asking = Peers {
+            credentials: self.credentials.clone(),
+            namespace: self.namespace.clone(),
+            sources: self.sources.clone(),
+            own: self.counter.replica().to_owned(),
+            told,
+        };
+        // Ends with this.
+        others.spawn(asking.run());
         let mut discovery = tokio::time::interval(DISCOVERY);
         let mut counting = tokio::time::interval(COUNTING);
         for interval in [&mut discovery, &mut counting] {
@@ -165,7 +186,10 @@ impl StatusWriter {
                     work.publish(published.borrow_and_update().clone());
                 }
                 Ok(()) = sources.changed() => work.refuse(unreadable(&sources.borrow_and_update())),
-                _ = counting.tick() => self.count(&mut work).await,
+                _ = counting.tick() => {
+                    let told = heard.borrow().clone();
+                    self.count(&mut work, told).await;
+                }
                 _ = discovery.tick() => self.discover(&mut work).await,
                 () = again => {}
             }
@@ -178,7 +202,8 @@ impl StatusWriter {
             if kinds.iter().all(|kind| work.served.contains_key(kind)) {
                 continue;
             }
-            let found = tokio::time::timeout(REQUEST_TIMEOUT, oneshot::group(&self.client, group)).await;
+            let found =
+                tokio::time::timeout(REQUEST_TIMEOUT, oneshot::group(&self.server.client, group)).await;
             let Ok(Ok(found)) = found else {
                 debug!(group, "the cluster does not serve this group, or does not answer");
                 continue;
@@ -187,33 +212,37 @@ impl StatusWriter {
                 if let Some((resource, _)) = found.recommended_kind(kind)
                     && !work.served.contains_key(kind)
                 {
-                    let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
-                    let events = watch_objects(api, watcher::Config::default()).default_backoff();
-                    work.events.push(events.map(|event| (*kind, event)).boxed());
+                    let all: Api<DynamicObject> = Api::all_with(self.server.client.clone(), &resource);
+                    let events = follow(self.server.clone(), Collection::of(&all), kind, read);
+                    work.events.insert(kind, events);
                     work.served.insert(kind, resource);
                 }
             }
         }
     }
 
-    /// Adds up what sidecars answered, if anything changed since the last time.
-    async fn count(&self, work: &mut Work) {
-        let Some(published) = work.published.clone() else { return };
-        let changes = self.sessions.changes();
-        let same = |(counted, of): &(u64, Arc<Published>)| *counted == changes && Arc::ptr_eq(of, &published);
+    /// Adds up what sidecars answered here and elsewhere, if anything changed since the last time.
+    async fn count(&self, work: &mut Work, told: Told) {
+        if !told.complete {
+            return;
+        }
+        let Some(counted) = self.counter.counted().await else { return };
+        let same = |(revision, of): &(u64, Told)| *revision == counted.revision && of.is(&told);
         if work.counted.as_ref().is_some_and(same) {
             return;
         }
-        let (answers, of) = (self.sessions.answers(), published.clone());
-        let counted = tokio::task::spawn_blocking(move || enforcement::counts(&of, &answers)).await;
-        let Ok(counts) = counted else { return };
-        for (key, count) in &counts {
-            if work.counts.get(key) != Some(count) {
+        let standing = told.add_to(&counted.policies);
+        for (key, count) in &standing {
+            if work.standing.as_ref().and_then(|before| before.get(key)) != Some(count) {
                 work.board.touch(key.clone());
             }
         }
-        work.counts = counts;
-        work.counted = Some((changes, published));
+        if work.standing.is_none() {
+            // They have waited.
+            work.board.touch_all(|(kind, _)| !is_route(kind));
+        }
+        work.standing = Some(standing);
+        work.counted = Some((counted.revision, told));
     }
 
     async fn write(&self, work: &mut Work) {
@@ -223,7 +252,7 @@ impl StatusWriter {
         for key in keys {
             match (work.change(&key, &moment), work.served.get(key.0)) {
                 (Some(change), Some(resource)) => {
-                    writes.push(write(self.client.clone(), resource.clone(), key, change));
+                    writes.push(write(self.server.client.clone(), resource.clone(), key, change));
                 }
                 _ => work.board.settled(&key),
             }
@@ -233,8 +262,8 @@ impl StatusWriter {
             self.metrics.status_written(result.is_ok());
             match result {
                 Ok(object) => {
-                    work.board.settled(&key);
-                    work.board.put(key, present(object));
+                    work.board.wrote(&key, Instant::now());
+                    work.board.put(key, read(object).1);
                 }
                 Err(reason) => {
                     // Once is no news: another controller may have written at the same time.
@@ -248,15 +277,17 @@ impl StatusWriter {
 }
 
 impl Work {
-    fn heard(&mut self, kind: &'static str, event: Result<Event<DynamicObject>, watcher::Error>) {
+    fn heard(&mut self, kind: &'static str, event: Followed<(ObjectName, Present)>) {
         match event {
-            Ok(Event::Init) => self.board.begin(kind),
-            Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                self.board.put((kind, name(&object)), present(object));
+            Followed::Listed(all) => self.board.list(kind, all),
+            Followed::Applied((name, present)) => self.board.put((kind, name), present),
+            Followed::Deleted(name) => self.board.remove(&(kind, name)),
+            Followed::NotServed => {
+                // In another version, perhaps; the next discovery finds it.
+                self.events.remove(&kind);
+                self.served.remove(kind);
+                self.board.list(kind, Vec::new());
             }
-            Ok(Event::InitDone) => self.board.complete(kind),
-            Ok(Event::Delete(object)) => self.board.remove(&(kind, name(&object))),
-            Err(error) => debug!(kind, %error, "a watch of statuses was interrupted"),
         }
     }
 
@@ -283,7 +314,7 @@ impl Work {
     /// What has to be written to an object, if anything.
     fn change(&self, key: &Key, now: &str) -> Option<Change> {
         let present = self.board.get(key)?;
-        let is_route = key.0.ends_with("Route");
+        let is_route = is_route(key.0);
         // What was judged is the very version that is there; otherwise one of them is about to come.
         let refused = self.unreadable.get(key).filter(|refused| refused.generation == present.generation);
         if let Some(Unreadable { last_good, reasons, .. }) = refused {
@@ -299,7 +330,10 @@ impl Work {
         if is_route {
             parents(&desired::of_route(&status.parents), key, present, now)
         } else {
-            own(&desired::of_policy(status, self.counts.get(key).copied()), present, now)
+            let counted = self.standing.as_ref()?.get(key);
+            // What was counted of the version before says nothing of this one.
+            let count = counted.filter(|(generation, _)| *generation == present.generation);
+            own(&desired::of_policy(status, count.map(|(_, count)| *count)), present, now)
         }
     }
 
@@ -308,7 +342,7 @@ impl Work {
         if self.board.has_more(now) {
             return Some(PAUSE);
         }
-        self.board.next_try().map(|at| at.saturating_duration_since(now))
+        self.board.next_try(now).map(|at| at.saturating_duration_since(now))
     }
 }
 
@@ -319,6 +353,15 @@ fn parents(wanted: &[AtParent], key: &Key, present: &Present, now: &str) -> Opti
 
 fn own(said: &[Said], present: &Present, now: &str) -> Option<Change> {
     desired::own_conditions(said, present.generation, present, now).map(Change::Conditions)
+}
+
+fn is_route(kind: &str) -> bool {
+    kind.ends_with("Route")
+}
+
+/// A kind of ours or of routes by its name.
+fn kind(name: &str) -> Option<&'static str> {
+    KINDS.iter().flat_map(|(_, kinds)| kinds.iter()).find(|kind| **kind == name).copied()
 }
 
 /// What became of an object. Statuses are ordered by kind and name.
@@ -379,15 +422,13 @@ async fn write(
     ((kind, name), result)
 }
 
-fn name(object: &DynamicObject) -> ObjectName {
-    ObjectName {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        name: object.metadata.name.clone().unwrap_or_default(),
-    }
-}
-
-fn present(mut object: DynamicObject) -> Present {
-    Present {
+/// An object, as far as its status is concerned.
+fn read(mut object: DynamicObject) -> (ObjectName, Present) {
+    let name = ObjectName {
+        namespace: object.metadata.namespace.take().unwrap_or_default(),
+        name: object.metadata.name.take().unwrap_or_default(),
+    };
+    let present = Present {
         generation: object.metadata.generation.unwrap_or_default(),
         version: object.metadata.resource_version.take().unwrap_or_default(),
         status: object.data.get_mut("status").map(Value::take).unwrap_or_default(),
@@ -395,7 +436,8 @@ fn present(mut object: DynamicObject) -> Present {
             Some(Value::Array(references)) => references,
             _ => Vec::new(),
         },
-    }
+    };
+    (name, present)
 }
 
 #[cfg(test)]

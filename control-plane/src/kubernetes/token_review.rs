@@ -7,11 +7,13 @@
 //! bound to a pod, so that it ends with the pod; and nothing is taken from the
 //! token that the API server did not confirm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::{Api, PostParams};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 /// The audience that injected pods ask for.
@@ -20,6 +22,10 @@ pub(crate) const AUDIENCE: &str = "heddle.dev";
 /// Reviews at once. A rolled-out cluster asks for thousands of certificates in
 /// a minute; the API server answers a review in a few milliseconds.
 const CONCURRENT: usize = 32;
+
+/// Of those, questions on behalf of one address. A pod asks one; several behind one address still
+/// get on, and one that floods with forged tokens leaves the places to others.
+const CONCURRENT_PER_ADDRESS: usize = 8;
 
 /// On waiting for a place and on the review, each: together less than a sidecar waits for its certificate.
 const LIMIT: Duration = Duration::from_secs(4);
@@ -34,6 +40,39 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 pub(crate) struct Reviewer {
     reviews: Api<TokenReview>,
     places: Semaphore,
+    asking: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A question that is being asked on behalf of an address.
+struct Asking<'a> {
+    asking: &'a Mutex<HashMap<IpAddr, usize>>,
+    from: IpAddr,
+}
+
+impl<'a> Asking<'a> {
+    /// `None` if there are as many as one address may have.
+    fn begin(asking: &'a Mutex<HashMap<IpAddr, usize>>, from: IpAddr) -> Option<Self> {
+        let from = from.to_canonical();
+        let mut all = asking.lock();
+        let count = all.entry(from).or_default();
+        if *count >= CONCURRENT_PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Self { asking, from })
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut all = self.asking.lock();
+        if let Some(count) = all.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.from);
+            }
+        }
+    }
 }
 
 /// A pod and its service account.
@@ -59,15 +98,23 @@ pub(crate) enum NotProved {
 
 impl Reviewer {
     pub(crate) fn new(client: kube::Client) -> Self {
-        Self { reviews: Api::all(client), places: Semaphore::new(CONCURRENT) }
+        Self { reviews: Api::all(client), places: Semaphore::new(CONCURRENT), asking: Mutex::default() }
     }
 
-    /// Whose `token` it is.
-    pub(crate) async fn review(&self, token: &str) -> Result<PodAccount, NotProved> {
+    /// Whose `token` it is. `from` is the address of who presents it.
+    pub(crate) async fn review(&self, token: &str, from: Option<IpAddr>) -> Result<PodAccount, NotProved> {
         if token.is_empty() || token.len() > MAX_TOKEN {
             return Err(NotProved::Refused(format!("its length is not between 1 and {MAX_TOKEN} bytes")));
         }
         let unknown = |reason: String| NotProved::Unknown(reason);
+        let _asking = match from.map(|from| Asking::begin(&self.asking, from)) {
+            Some(None) => {
+                return Err(unknown(format!(
+                    "{CONCURRENT_PER_ADDRESS} from the same address are being checked"
+                )));
+            }
+            asking => asking,
+        };
         let place = tokio::time::timeout(LIMIT, self.places.acquire()).await;
         let _place = match place {
             Ok(Ok(place)) => place,
@@ -155,6 +202,18 @@ mod tests {
             uid: "0a1b".into(),
         };
         assert_eq!(judge(&status(USERS, &[AUDIENCE], BOUND)), Ok(expected));
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_places() {
+        let asking = Mutex::default();
+        let flooding: Vec<_> =
+            (0..CONCURRENT).filter_map(|_| Asking::begin(&asking, "10.0.0.9".parse().unwrap())).collect();
+        assert_eq!(flooding.len(), CONCURRENT_PER_ADDRESS);
+        assert!(Asking::begin(&asking, "::ffff:10.0.0.9".parse().unwrap()).is_none());
+        assert!(Asking::begin(&asking, "10.0.0.8".parse().unwrap()).is_some());
+        drop(flooding);
+        assert!(asking.lock().is_empty(), "nothing is kept of addresses that ask nothing");
     }
 
     #[test]

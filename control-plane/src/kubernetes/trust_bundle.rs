@@ -16,14 +16,13 @@ use futures_util::{StreamExt, stream};
 use heddle_api::tls::{Credentials, TrustBundle};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, PartialObjectMeta, Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use serde_json::json;
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use self::spread::Spread;
+use self::spread::{Mark, Spread};
 use super::FIELD_MANAGER;
+use super::watch::{ApiServer, Collection, Followed, follow};
 use crate::discovery::Published;
 
 mod spread;
@@ -36,11 +35,14 @@ pub(crate) const KEY: &str = "roots.pem";
 /// hardly notices.
 const CONCURRENT: usize = 8;
 
+/// Namespaces that are written to before what has changed meanwhile is looked at.
+const BATCH: usize = 64;
+
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Keeps the ConfigMaps.
 pub(crate) struct TrustBundleWriter {
-    pub(crate) client: kube::Client,
+    pub(crate) server: Arc<ApiServer>,
     pub(crate) credentials: Arc<Credentials>,
     /// Changes whenever the roots do, and more often.
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
@@ -64,49 +66,31 @@ impl TrustBundleWriter {
 
     async fn lead(&self) {
         let mut published = self.published.clone();
-        let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-        let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
-        let maps: Api<ConfigMap> = Api::all(self.client.clone());
-        let mut namespaces =
-            std::pin::pin!(watch_objects(namespaces, watcher::Config::default()).default_backoff());
-        let mut maps = std::pin::pin!(watch_objects(maps, only).default_backoff());
+        let all: Api<PartialObjectMeta<Namespace>> = Api::all(self.server.client.clone());
+        let mut namespaces = follow(self.server.clone(), Collection::of(&all), "namespaces", place);
+        let all: Api<ConfigMap> = Api::all(self.server.client.clone());
+        let all = Collection::of(&all).named(NAME);
+        let mut maps = follow(self.server.clone(), all, "the namespaces' trust bundles", said);
         let mut spread = Spread::new(pem(&self.credentials.trust()));
-        let mut failing = false;
         loop {
-            let due = spread.due(Instant::now());
-            self.write(&mut spread, due).await;
+            let due = spread.due(Instant::now(), BATCH);
+            self.write(&mut spread, due.namespaces).await;
             let retry = async {
-                match spread.next_try() {
+                match due.again {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
             };
-            let failure = tokio::select! {
-                event = namespaces.next() => match event {
-                    Some(Ok(event)) => { namespace(&mut spread, event); None }
-                    Some(Err(error)) => Some(error),
-                    None => return,
-                },
-                event = maps.next() => match event {
-                    Some(Ok(event)) => { map(&mut spread, event); None }
-                    Some(Err(error)) => Some(error),
-                    None => return,
-                },
+            tokio::select! {
+                Some(event) = namespaces.next() => namespace(&mut spread, event),
+                Some(event) = maps.next() => map(&mut spread, event),
                 changed = published.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     spread.set(pem(&self.credentials.trust()));
-                    None
                 }
-                () = retry => None,
-            };
-            match failure {
-                Some(error) if !std::mem::replace(&mut failing, true) => {
-                    warn!(%error, "cannot watch namespaces and their trust bundles");
-                }
-                Some(_) => {}
-                None => failing = false,
+                () = retry => {}
             }
         }
     }
@@ -114,7 +98,7 @@ impl TrustBundleWriter {
     async fn write(&self, spread: &mut Spread, namespaces: Vec<String>) {
         let text: Arc<str> = spread.text().into();
         let writes = namespaces.into_iter().map(|namespace| {
-            let (client, text) = (self.client.clone(), text.clone());
+            let (client, text) = (self.server.client.clone(), text.clone());
             async move {
                 let map = json!({
                     "apiVersion": "v1",
@@ -134,8 +118,8 @@ impl TrustBundleWriter {
         while let Some((namespace, result)) = written.next().await {
             let error = match result {
                 Ok(Ok(_)) => {
-                    info!(namespace, "wrote the trust bundle");
-                    spread.wrote(&namespace);
+                    debug!(namespace, "wrote the trust bundle");
+                    spread.wrote(&namespace, Instant::now());
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
@@ -148,29 +132,38 @@ impl TrustBundleWriter {
     }
 }
 
-fn namespace(spread: &mut Spread, event: Event<PartialObjectMeta<Namespace>>) {
-    let takes = |namespace: &PartialObjectMeta<Namespace>| namespace.metadata.deletion_timestamp.is_none();
-    let name = |namespace: PartialObjectMeta<Namespace>| namespace.metadata.name.unwrap_or_default();
+/// A namespace, and whether it takes objects.
+fn place(namespace: PartialObjectMeta<Namespace>) -> (String, bool) {
+    let takes = namespace.metadata.deletion_timestamp.is_none();
+    (namespace.metadata.name.unwrap_or_default(), takes)
+}
+
+/// A namespace, and what its ConfigMap says.
+fn said(map: ConfigMap) -> (String, Mark) {
+    let text = map.data.as_ref().and_then(|data| data.get(KEY));
+    let mark = spread::mark(text.map(String::as_str));
+    (map.metadata.namespace.unwrap_or_default(), mark)
+}
+
+fn namespace(spread: &mut Spread, event: Followed<(String, bool)>) {
     match event {
-        Event::Init => spread.namespaces.begin(),
-        Event::InitApply(namespace) if takes(&namespace) => spread.namespaces.listed(name(namespace), ()),
-        Event::InitApply(_) => {}
-        Event::InitDone => spread.namespaces.complete(),
-        Event::Apply(namespace) if takes(&namespace) => spread.namespaces.put(name(namespace), ()),
-        Event::Apply(namespace) | Event::Delete(namespace) => spread.namespaces.remove(&name(namespace)),
+        Followed::Listed(all) => {
+            let taking = all.into_iter().filter(|(_, takes)| *takes);
+            spread.namespaces.listed(taking.map(|(name, _)| (name, ())));
+        }
+        Followed::Applied((name, true)) => spread.namespaces.put(name, ()),
+        Followed::Applied((name, false)) => spread.namespaces.remove(&name),
+        Followed::Deleted(object) => spread.namespaces.remove(&object.name),
+        Followed::NotServed => {}
     }
 }
 
-fn map(spread: &mut Spread, event: Event<ConfigMap>) {
-    let place = |map: &ConfigMap| map.metadata.namespace.clone().unwrap_or_default();
-    let mark =
-        |map: &ConfigMap| spread::mark(map.data.as_ref().and_then(|data| data.get(KEY)).map(String::as_str));
+fn map(spread: &mut Spread, event: Followed<(String, Mark)>) {
     match event {
-        Event::Init => spread.maps.begin(),
-        Event::InitApply(map) => spread.maps.listed(place(&map), mark(&map)),
-        Event::InitDone => spread.maps.complete(),
-        Event::Apply(map) => spread.maps.put(place(&map), mark(&map)),
-        Event::Delete(map) => spread.maps.remove(&place(&map)),
+        Followed::Listed(all) => spread.maps.listed(all),
+        Followed::Applied((namespace, mark)) => spread.maps.put(namespace, mark),
+        Followed::Deleted(object) => spread.maps.remove(&object.namespace),
+        Followed::NotServed => {}
     }
 }
 

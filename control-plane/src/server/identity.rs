@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::connection::Peer;
 use crate::ca::bundle;
-use crate::ca::{SharedAuthority, SignError, Subject};
+use crate::ca::{SharedAuthority, SignError, Subject, requested_key};
 use crate::kubernetes::token_review::{NotProved, Reviewer};
 use crate::metrics::{Metrics, Proof};
 
@@ -34,7 +34,7 @@ pub(crate) enum Proofs {
     JoinTokens(Box<TokenKey>),
     /// In a cluster: tokens of pods, each time. A certificate alone would renew itself for ever after
     /// its pod is gone.
-    ServiceAccounts(Reviewer),
+    ServiceAccounts(Box<Reviewer>),
 }
 
 #[tonic::async_trait]
@@ -56,6 +56,8 @@ impl identity_server::Identity for Identity {
 
 impl Identity {
     async fn answer(&self, peer: &Peer, request: v1::SignRequest) -> Result<v1::SignResponse, Status> {
+        // Before anybody is asked about a token: what cannot be signed is not worth the question.
+        requested_key(&request.csr).map_err(|bad| Status::invalid_argument(bad.to_string()))?;
         let (subject, proof) = self.proved(peer, request.proof).await?;
         let now = SystemTime::now();
         let chain =
@@ -98,7 +100,8 @@ impl Identity {
                 }
             },
             (Proofs::ServiceAccounts(reviewer), Some(Presented::ServiceAccountToken(token))) => {
-                let pod = reviewer.review(&token).await.map_err(|not| match not {
+                let from = peer.address.map(|address| address.ip());
+                let pod = reviewer.review(&token, from).await.map_err(|not| match not {
                     NotProved::Refused(_) => Status::unauthenticated(not.to_string()),
                     // The sidecar keeps the certificate that it has and tries again.
                     NotProved::Unknown(_) => Status::unavailable(not.to_string()),

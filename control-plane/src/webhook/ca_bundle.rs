@@ -5,9 +5,8 @@
 //! the roots change or somebody else changed it, and writes nothing otherwise.
 
 use std::fmt::Debug;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,8 +16,6 @@ use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -27,7 +24,9 @@ use tracing::{debug, info, warn};
 
 use crate::discovery::Published;
 use crate::kubernetes::FIELD_MANAGER;
+use crate::kubernetes::pace::Pace;
 use crate::kubernetes::trust_bundle::pem;
+use crate::kubernetes::watch::{ApiServer, Collection, Followed, follow};
 
 const INJECTOR: &str = "heddle-injector";
 const VALIDATOR: &str = "heddle-validator";
@@ -35,12 +34,9 @@ const SERVICE: &str = "heddle-control-plane";
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Between tries of a write that the API server does not take.
-const RETRY: Duration = Duration::from_secs(2);
-
 /// Keeps the bundles.
 pub(crate) struct CaBundleWriter {
-    pub(crate) client: kube::Client,
+    pub(crate) server: Arc<ApiServer>,
     /// The control plane's own namespace.
     pub(crate) namespace: String,
     pub(crate) credentials: Arc<Credentials>,
@@ -53,8 +49,8 @@ impl CaBundleWriter {
     /// Writes while this replica leads, until it is dropped.
     pub(crate) async fn run(self) {
         let mut leading = self.leading.clone();
-        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.server.client.clone());
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.server.client.clone());
         loop {
             if leading.wait_for(|leads| *leads).await.is_err() {
                 return;
@@ -72,44 +68,55 @@ impl CaBundleWriter {
     where
         K: kube::Resource + Clone + Debug + Send + Serialize + DeserializeOwned + 'static,
     {
-        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut events = pin!(watch_objects(api.clone(), only).default_backoff());
+        let only = Collection::of(api).named(name);
+        let mut events = follow(self.server.clone(), only, "a configuration of webhooks", value::<K>);
         let mut published = self.published.clone();
-        let (mut configuration, mut failing, mut retry) = (None::<Value>, false, false);
+        let (mut configuration, mut pace) = (None::<Value>, Pace::default());
         loop {
-            let pause =
-                async { if retry { tokio::time::sleep(RETRY).await } else { std::future::pending().await } };
-            tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(Event::Apply(object) | Event::InitApply(object))) => {
-                        configuration = serde_json::to_value(object).ok();
-                        failing = false;
-                    }
-                    Some(Ok(Event::Delete(_))) => configuration = None,
-                    Some(Ok(Event::Init | Event::InitDone)) => {}
-                    Some(Err(error)) => {
-                        if !std::mem::replace(&mut failing, true) {
-                            warn!(%error, configuration = name, "cannot watch the webhooks' configuration");
+            let bundle = BASE64.encode(pem(&self.credentials.trust()));
+            let due = configuration.as_ref().and_then(|known| patch(known, &self.namespace, &bundle));
+            let again = due.as_ref().and_then(|_| pace.waits(&(), Instant::now()));
+            match due {
+                Some(patch) if again.is_none() => {
+                    match self.write(api, name, patch).await {
+                        Ok(written) => {
+                            info!(
+                                configuration = name,
+                                "the API server trusts the webhooks by the mesh's roots"
+                            );
+                            configuration = Some(value(written));
+                            pace.wrote(&(), Instant::now());
+                        }
+                        Err(error) => {
+                            if pace.failed(&(), Instant::now()) == 1 {
+                                warn!(
+                                    error,
+                                    configuration = name,
+                                    "cannot write the webhooks' trust; trying again"
+                                );
+                            }
                         }
                     }
+                    continue;
+                }
+                Some(_) => {}
+                None => pace.settled(&()),
+            }
+            let pause = async {
+                match again {
+                    Some(again) => tokio::time::sleep_until(again.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Followed::Listed(mut all)) => configuration = all.pop(),
+                    Some(Followed::Applied(applied)) => configuration = Some(applied),
+                    Some(Followed::Deleted(_) | Followed::NotServed) => configuration = None,
                     None => return,
                 },
                 changed = published.changed() => if changed.is_err() { return },
                 () = pause => {}
-            }
-            retry = false;
-            let Some(known) = &configuration else { continue };
-            let bundle = BASE64.encode(pem(&self.credentials.trust()));
-            let Some(patch) = patch(known, &self.namespace, &bundle) else { continue };
-            match self.write(api, name, patch).await {
-                Ok(written) => {
-                    info!(configuration = name, "the API server trusts the webhooks by the mesh's roots");
-                    configuration = serde_json::to_value(written).ok();
-                }
-                Err(error) => {
-                    warn!(error, configuration = name, "cannot write the webhooks' trust; trying again");
-                    retry = true;
-                }
             }
         }
     }
@@ -128,6 +135,11 @@ impl CaBundleWriter {
             Err(_) => Err(format!("no answer within {REQUEST_TIMEOUT:?}")),
         }
     }
+}
+
+/// Objects of Kubernetes become JSON without fail.
+fn value<K: Serialize>(object: K) -> Value {
+    serde_json::to_value(object).unwrap_or_default()
 }
 
 /// What gives each webhook of ours in `configuration` that bundle; `None` if all have it.

@@ -1,9 +1,12 @@
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-use super::rotation::SETTLE;
+use super::rotation::settling;
 use super::*;
 
 const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// The two minutes of a mesh whose certificates are not extremely short-lived.
+const SETTLE: Duration = Duration::from_secs(120);
 
 fn domain() -> TrustDomain {
     "mesh.local".parse().unwrap()
@@ -16,6 +19,13 @@ fn secret(parts: &[(&str, &str)]) -> Secret {
 
 fn load(parts: &[(&str, &str)]) -> Result<Loaded, BadSecret> {
     read(&secret(parts), &domain(), LIFETIME, SystemTime::now())
+}
+
+fn params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
 }
 
 /// Certificate and key of a new root.
@@ -38,12 +48,6 @@ fn what_a_control_plane_made_another_reads() {
 
 #[test]
 fn a_given_intermediate_signs_under_its_root() {
-    let params = |name: &str| {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-    };
     let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let anchor = params("root").self_signed(&root_key).unwrap();
     let intermediate = params("mesh").signed_by(&key, &Issuer::new(params("root"), root_key)).unwrap();
@@ -91,7 +95,7 @@ fn loaded((certificate, key): &(String, String), roots: &[&(String, String)]) ->
 #[test]
 fn an_authority_that_is_replaced_in_one_go_is_trusted_before_it_signs_and_the_old_one_after() {
     let (old, new) = (root(), root());
-    let mut rotation = Rotation::new(&loaded(&old, &[&old]), LIFETIME);
+    let mut rotation = Rotation::new(&loaded(&old, &[&old]), LIFETIME, Vec::new(), SystemTime::now());
     let start = SystemTime::now();
     rotation.replace(loaded(&new, &[&new]), start);
     assert!(rotation.advance(start).is_none());
@@ -115,7 +119,7 @@ fn an_authority_that_is_replaced_in_one_go_is_trusted_before_it_signs_and_the_ol
 #[test]
 fn an_operator_who_rotates_step_by_step_gets_each_step_at_once() {
     let (old, new) = (root(), root());
-    let mut rotation = Rotation::new(&loaded(&old, &[&old]), LIFETIME);
+    let mut rotation = Rotation::new(&loaded(&old, &[&old]), LIFETIME, Vec::new(), SystemTime::now());
     let now = SystemTime::now();
     rotation.replace(loaded(&old, &[&old, &new]), now);
     assert!(rotation.advance(now).is_none());
@@ -131,10 +135,84 @@ fn an_operator_who_rotates_step_by_step_gets_each_step_at_once() {
 #[test]
 fn a_change_that_is_taken_back_before_it_settled_was_none() {
     let (old, new) = (root(), root());
-    let mut rotation = Rotation::new(&loaded(&old, &[&old]), LIFETIME);
+    let mut rotation = Rotation::new(&loaded(&old, &[&old]), LIFETIME, Vec::new(), SystemTime::now());
     let now = SystemTime::now();
     rotation.replace(loaded(&new, &[&new]), now);
     rotation.replace(loaded(&old, &[&old]), now + SETTLE / 2);
     assert!(rotation.advance(now + SETTLE * 2).is_none());
     assert_eq!(rotation.roots(), [der(&old.0)]);
+}
+
+/// A restart right after the Secret was replaced, as tools do it that watch Secrets: the control plane
+/// read the new one alone, trusted its root alone, and had all sidecars refuse each other.
+#[test]
+fn a_control_plane_that_starts_meanwhile_goes_on_trusting_what_was_signed_before() {
+    let (old, new) = (root(), root());
+    let start = SystemTime::now();
+    let mut rotation = Rotation::new(&loaded(&old, &[&old]), LIFETIME, Vec::new(), start);
+    assert!(rotation.unlisted().is_empty());
+    rotation.replace(loaded(&new, &[&new]), start);
+    let written = retired::write(&rotation.unlisted());
+
+    let restarted = |written: &str, now| {
+        let remembered = retired::read(written.as_bytes()).unwrap();
+        Rotation::new(&loaded(&new, &[&new]), LIFETIME, remembered, now)
+    };
+    let roots = restarted(&written, start).roots();
+    assert_eq!(roots, [der(&new.0), der(&old.0)]);
+    // The same later, when the new one signs, and no longer than anything of the old one is valid.
+    rotation.advance(start + SETTLE).unwrap();
+    let end = start + SETTLE + LIFETIME;
+    for written in [written, retired::write(&rotation.unlisted())] {
+        assert_eq!(restarted(&written, end - Duration::from_secs(60)).roots().len(), 2);
+        assert_eq!(restarted(&written, end + Duration::from_secs(1)).roots(), [der(&new.0)]);
+    }
+    // A date that nobody can have meant is not believed.
+    let far = retired::write(&[Retired { root: der(&old.0), until: start + LIFETIME * 1000 }]);
+    let mut believing = restarted(&far, start);
+    assert_eq!(believing.due(), Some(end));
+    believing.advance(end);
+    assert_eq!(believing.roots(), [der(&new.0)]);
+}
+
+#[test]
+fn short_lived_certificates_do_not_end_while_a_change_settles() {
+    assert_eq!(settling(Duration::from_secs(60)), Duration::from_secs(15));
+    assert_eq!(settling(LIFETIME), SETTLE);
+}
+
+/// An authority that can be read but not used: each renewal took one more workload out of the mesh.
+#[test]
+fn an_authority_whose_certificates_nobody_accepts_is_refused() {
+    let now = time::OffsetDateTime::now_utc();
+    let keys = [(); 3].map(|()| KeyPair::generate().unwrap());
+    let [root_key, middle_key, key] = &keys;
+    let root = params("root").self_signed(root_key).unwrap().pem();
+    let below_root = |below: CertificateParams, key: &KeyPair| {
+        let issuer = Issuer::new(params("root"), KeyPair::from_pem(&root_key.serialize_pem()).unwrap());
+        below.signed_by(key, &issuer).unwrap().pem()
+    };
+    let below_middle = || {
+        let issuer = Issuer::new(params("middle"), KeyPair::from_pem(&middle_key.serialize_pem()).unwrap());
+        params("issuing").signed_by(key, &issuer).unwrap().pem()
+    };
+    let mut ended = params("middle");
+    ended.not_after = now - time::Duration::days(1);
+    let mut early = params("issuing");
+    early.not_before = now + time::Duration::days(1);
+    let good = below_middle() + &below_root(params("middle"), middle_key);
+    let load = |chain: &str| {
+        let parts = [("tls.crt", chain), ("tls.key", &key.serialize_pem()), ("ca.crt", &root)];
+        load(&parts).err().map(|error| error.to_string())
+    };
+    assert_eq!(load(&good), None);
+    for (chain, reason) in [
+        (below_middle() + &below_root(ended, middle_key), "has expired"),
+        (below_root(early, key), "is not valid yet"),
+        // The one in between is missing, and another is in its place.
+        (below_middle() + &below_root(params("other"), middle_key), "would be refused"),
+    ] {
+        let refused = load(&chain).expect("nobody would accept what it signs");
+        assert!(refused.contains(reason), "{refused}");
+    }
 }

@@ -58,7 +58,7 @@ pub(super) fn of_policy(status: &PolicyStatus, count: Option<Count>) -> Vec<Said
             },
         },
     ];
-    said.extend(enforced(status.in_force, count));
+    said.push(enforced(status.in_force, count));
     said
 }
 
@@ -66,7 +66,7 @@ pub(super) fn of_policy(status: &PolicyStatus, count: Option<Count>) -> Vec<Said
 pub(super) fn of_unreadable(reasons: &[String], last_good: bool) -> Vec<Said> {
     let in_force = if last_good { InForce::LastGood } else { InForce::Nothing };
     let mut said = vec![accepted(reasons, in_force)];
-    said.extend(enforced(in_force, None));
+    said.push(enforced(in_force, None));
     said
 }
 
@@ -83,25 +83,38 @@ fn accepted(reasons: &[String], in_force: InForce) -> Said {
     Said { kind: "Accepted", status: "False", reason: "Invalid", message }
 }
 
-/// `None` for kinds of which it is not known who enforces them.
-fn enforced(in_force: InForce, count: Option<Count>) -> Option<Said> {
-    let said = |status, reason, message: String| Some(Said { kind: "Enforced", status, reason, message });
+/// `count` is `None` while nothing was counted of the version that is in force.
+fn enforced(in_force: InForce, count: Option<Count>) -> Said {
+    let said = |status, reason, message: String| Said { kind: "Enforced", status, reason, message };
     match in_force {
         InForce::Nothing => said("False", "NotAccepted", "no version of it is in force".into()),
         InForce::LastGood => {
             said("False", "NotAccepted", "the last version that was accepted is in force instead".into())
         }
         InForce::Current => {
-            let Count { sidecars, acknowledged, refused } = count?;
-            let of = format!(
-                "of {sidecars} sidecars that use it and are connected to the replica that writes this"
-            );
+            let Some(Count { sidecars, acknowledged, refused, behind, silent }) = count else {
+                return said("Unknown", "Pending", "sidecars are being told".into());
+            };
+            let of = format!("of {sidecars} sidecars that use it");
             match () {
-                () if sidecars == 0 => said("Unknown", "NotInUse", "no connected sidecar uses it now".into()),
                 () if refused > 0 => said("False", "Refused", format!("{refused} {of} refused it")),
                 () if acknowledged < sidecars => {
                     said("False", "Pending", format!("{acknowledged} {of} acknowledged it"))
                 }
+                () if behind > 0 => said(
+                    "False",
+                    "Pending",
+                    format!("replicas of the control plane that have not taken it over yet: {behind}"),
+                ),
+                () if silent > 0 => said(
+                    "Unknown",
+                    "ReplicaSilent",
+                    format!(
+                        "{acknowledged} {of} acknowledged it; replicas of the control plane that do not say \
+                         how theirs stand: {silent}"
+                    ),
+                ),
+                () if sidecars == 0 => said("Unknown", "NotInUse", "no connected sidecar uses it now".into()),
                 () => said("True", "Enforced", format!("{acknowledged} {of} acknowledged it")),
             }
         }

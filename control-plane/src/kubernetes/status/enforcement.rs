@@ -1,7 +1,7 @@
 //! How many sidecars have taken over each policy: what discovery published,
 //! and what the sidecars answered, added up. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use heddle_api::discovery::{ResourceType, SELF, v1};
@@ -9,16 +9,21 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::board::Key;
+use super::counter::Standing;
 use crate::compile::{Carrier, carriers};
 use crate::discovery::answers::{Answer, Answers, Carried};
 use crate::discovery::{Published, Subscriber};
 
 /// The sidecars that use a policy.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) sidecars: usize,
-    pub(super) acknowledged: usize,
-    pub(super) refused: usize,
+pub(crate) struct Count {
+    pub(crate) sidecars: usize,
+    pub(crate) acknowledged: usize,
+    pub(crate) refused: usize,
+    /// Other replicas in which another version of it is in force, or none.
+    pub(crate) behind: usize,
+    /// Other replicas of whose sidecars nothing is known.
+    pub(crate) silent: usize,
 }
 
 /// Policies, by their places in [`Index::policies`], by what carries them.
@@ -35,11 +40,8 @@ struct Index {
     mesh: Vec<usize>,
 }
 
-/// The counts of all policies in force.
-pub(super) fn counts(
-    published: &Published,
-    answers: &[(Arc<Subscriber>, Arc<Mutex<Answers>>)],
-) -> BTreeMap<Key, Count> {
+/// The counts of all policies in force, among the sidecars of one replica.
+pub(super) fn counts(published: &Published, answers: &[(Arc<Subscriber>, Arc<Mutex<Answers>>)]) -> Standing {
     let index = Index::new(published);
     let mut counts = vec![Count::default(); index.policies.len()];
     let mut named: HashMap<String, Vec<usize>> = HashMap::new();
@@ -93,7 +95,16 @@ pub(super) fn counts(
             count.refused += usize::from(answer == Answer::Refused);
         }
     }
-    index.policies.into_iter().zip(counts).collect()
+    let generation = |key: &Key| {
+        super::of(&published.model, key.0, &key.1).map(|status| status.generation).unwrap_or_default()
+    };
+    let counted = index.policies.into_iter().zip(counts);
+    counted
+        .map(|(key, count)| {
+            let of = generation(&key);
+            (key, (of, count))
+        })
+        .collect()
 }
 
 impl Index {

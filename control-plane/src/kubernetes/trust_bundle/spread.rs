@@ -1,11 +1,9 @@
 //! Where the trust bundle has to be written: pure, from what the watches said.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// The wait after the first failed write to a namespace, and the longest.
-const RETRY: Duration = Duration::from_millis(500);
-const MAX_RETRY: Duration = Duration::from_secs(60);
+use super::super::pace::Pace;
 
 /// A hash of what a ConfigMap says, `None` if it says nothing. The text itself would be kept once per namespace.
 pub(super) type Mark = Option<[u8; 32]>;
@@ -18,38 +16,33 @@ pub(super) struct Spread {
     pub(super) namespaces: Listing<()>,
     /// What the ConfigMap of each namespace says.
     pub(super) maps: Listing<Mark>,
-    failed: BTreeMap<String, Failure>,
+    pace: Pace<String>,
 }
 
-struct Failure {
-    times: u32,
-    again: Instant,
+/// What has to be done now, and when there is more.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) namespaces: Vec<String>,
+    /// The rest need not be looked at before; `None`: before something changes.
+    pub(super) again: Option<Instant>,
 }
 
 /// Objects as a watch tells of them; not to be acted on before it has listed them all once.
 pub(super) struct Listing<T> {
     known: BTreeMap<String, T>,
-    arriving: Option<BTreeMap<String, T>>,
     complete: bool,
 }
 
 impl<T> Default for Listing<T> {
     fn default() -> Self {
-        Self { known: BTreeMap::new(), arriving: None, complete: false }
+        Self { known: BTreeMap::new(), complete: false }
     }
 }
 
 impl<T> Listing<T> {
-    pub(super) fn begin(&mut self) {
-        self.arriving = Some(BTreeMap::new());
-    }
-
-    pub(super) fn listed(&mut self, name: String, value: T) {
-        self.arriving.get_or_insert_default().insert(name, value);
-    }
-
-    pub(super) fn complete(&mut self) {
-        self.known = self.arriving.take().unwrap_or_default();
+    /// These and no others are there.
+    pub(super) fn listed(&mut self, all: impl IntoIterator<Item = (String, T)>) {
+        self.known = all.into_iter().collect();
         self.complete = true;
     }
 
@@ -72,7 +65,7 @@ impl Spread {
     pub(super) fn new(text: String) -> Self {
         let wanted = mark(Some(&text));
         let (namespaces, maps) = (Listing::default(), Listing::default());
-        Self { text, wanted, namespaces, maps, failed: BTreeMap::new() }
+        Self { text, wanted, namespaces, maps, pace: Pace::default() }
     }
 
     pub(super) fn text(&self) -> &str {
@@ -87,112 +80,149 @@ impl Spread {
         }
     }
 
-    /// The namespaces to write to now.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<String> {
+    /// Up to `limit` namespaces to write to now.
+    pub(super) fn due(&mut self, now: Instant, limit: usize) -> Due {
+        let mut due = Due::default();
         if !self.namespaces.complete || !self.maps.complete {
-            return Vec::new();
+            return due;
         }
-        self.failed.retain(|namespace, _| self.namespaces.known.contains_key(namespace));
-        let wrong =
-            self.namespaces.known.keys().filter(|name| self.maps.known.get(*name) != Some(&self.wanted));
-        wrong
-            .filter(|name| self.failed.get(*name).is_none_or(|failure| failure.again <= now))
-            .cloned()
-            .collect()
+        self.pace.retain(now, |namespace| self.namespaces.known.contains_key(namespace));
+        for namespace in self.namespaces.known.keys() {
+            if self.maps.known.get(namespace) == Some(&self.wanted) {
+                // It may be that a write of which nothing was heard has succeeded after all.
+                self.pace.settled(namespace);
+                continue;
+            }
+            let again = match self.pace.waits(namespace, now) {
+                None if due.namespaces.len() < limit => {
+                    due.namespaces.push(namespace.clone());
+                    continue;
+                }
+                None => now,
+                Some(again) => again,
+            };
+            due.again = Some(due.again.map_or(again, |earlier| earlier.min(again)));
+        }
+        due
     }
 
-    /// When a write that failed is to be tried again.
-    pub(super) fn next_try(&self) -> Option<Instant> {
-        self.failed.values().map(|failure| failure.again).min()
-    }
-
-    pub(super) fn wrote(&mut self, namespace: &str) {
-        self.failed.remove(namespace);
+    pub(super) fn wrote(&mut self, namespace: &str, now: Instant) {
+        self.pace.wrote(&namespace.to_owned(), now);
         self.maps.put(namespace.to_owned(), self.wanted);
     }
 
     /// A write failed; returns how often in a row.
     pub(super) fn failed(&mut self, namespace: &str, now: Instant) -> u32 {
-        let failure = self.failed.entry(namespace.to_owned()).or_insert(Failure { times: 0, again: now });
-        let pause = RETRY.saturating_mul(1 << failure.times.min(10)).min(MAX_RETRY);
-        failure.times += 1;
-        failure.again = now + pause;
-        failure.times
+        self.pace.failed(&namespace.to_owned(), now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn listed(namespaces: &[&str], maps: &[(&str, &str)]) -> Spread {
         let mut spread = Spread::new("roots".into());
-        spread.namespaces.begin();
-        for name in namespaces {
-            spread.namespaces.listed((*name).into(), ());
-        }
-        spread.maps.begin();
-        for (name, text) in maps {
-            spread.maps.listed((*name).into(), mark(Some(text)));
-        }
-        assert_eq!(spread.due(Instant::now()), Vec::<String>::new(), "nothing is known yet");
-        spread.namespaces.complete();
-        spread.maps.complete();
+        spread.namespaces.listed(namespaces.iter().map(|name| ((*name).into(), ())));
+        assert_eq!(spread.due(Instant::now(), 9), Due::default(), "it is not known yet what they hold");
+        spread.maps.listed(maps.iter().map(|(name, text)| ((*name).into(), mark(Some(text)))));
         spread
+    }
+
+    fn due(spread: &mut Spread, now: Instant) -> Vec<String> {
+        spread.due(now, 9).namespaces
     }
 
     #[test]
     fn only_what_is_missing_or_different_is_written() {
         let now = Instant::now();
         let mut spread = listed(&["a", "b", "c"], &[("a", "roots"), ("b", "others"), ("gone", "roots")]);
-        assert_eq!(spread.due(now), ["b", "c"]);
-        spread.wrote("b");
-        spread.wrote("c");
-        assert!(spread.due(now).is_empty());
+        assert_eq!(due(&mut spread, now), ["b", "c"]);
+        spread.wrote("b", now);
+        spread.wrote("c", now);
+        assert_eq!(spread.due(now, 9), Due::default());
         spread.maps.put("a".into(), mark(Some("edited")));
         spread.maps.remove("b");
         spread.namespaces.remove("c");
         spread.maps.remove("c");
-        assert_eq!(spread.due(now), ["a", "b"]);
+        assert_eq!(due(&mut spread, now), ["a", "b"]);
     }
 
     #[test]
     fn other_roots_go_everywhere() {
         let now = Instant::now();
         let mut spread = listed(&["a", "b"], &[("a", "roots"), ("b", "roots")]);
-        assert!(spread.due(now).is_empty());
         spread.set("roots".into());
-        assert!(spread.due(now).is_empty());
+        assert!(due(&mut spread, now).is_empty());
         spread.set("more roots".into());
-        assert_eq!(spread.due(now), ["a", "b"]);
+        assert_eq!(due(&mut spread, now), ["a", "b"]);
     }
 
     #[test]
-    fn a_write_that_fails_is_tried_again_ever_later() {
-        let mut now = Instant::now();
-        let mut spread = listed(&["a"], &[]);
-        let mut waits = Vec::new();
-        for times in 1..12 {
-            assert_eq!(spread.due(now), ["a"]);
-            assert_eq!(spread.failed("a", now), times);
-            assert!(spread.due(now).is_empty());
-            let again = spread.next_try().unwrap();
-            waits.push(again - now);
-            now = again;
+    fn thousands_of_namespaces_are_written_to_in_parts() {
+        let now = Instant::now();
+        let names: Vec<String> = (0..5000).map(|n| format!("n{n:04}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut spread = listed(&names, &[]);
+        let first = spread.due(now, 64);
+        assert_eq!((first.namespaces.len(), first.again), (64, Some(now)));
+        for namespace in &first.namespaces {
+            spread.wrote(namespace, now);
         }
-        assert_eq!((waits[0], waits[10]), (RETRY, MAX_RETRY));
+        // What else is to be said by then is said to the rest at once.
+        spread.set("more roots".into());
+        assert_eq!(spread.due(now, 64).namespaces, first.namespaces);
+    }
+
+    #[test]
+    fn a_write_that_fails_is_tried_again_later() {
+        let now = Instant::now();
+        let mut spread = listed(&["a", "b"], &[("b", "roots")]);
+        assert_eq!(due(&mut spread, now), ["a"]);
+        assert_eq!(spread.failed("a", now), 1);
+        let waiting = spread.due(now, 9);
+        assert!(waiting.namespaces.is_empty());
+        assert_eq!(due(&mut spread, waiting.again.unwrap()), ["a"]);
         spread.namespaces.remove("a");
-        assert!(spread.due(now).is_empty());
-        assert_eq!(spread.next_try(), None, "a namespace that went is forgotten");
+        assert_eq!(spread.due(now, 9), Due::default(), "a namespace that went is forgotten");
+    }
+
+    /// A write timed out here and succeeded there, as the watch told afterwards. Its next try stayed
+    /// due for ever, and the loop around it never slept again.
+    #[test]
+    fn what_is_right_is_not_waited_for() {
+        let now = Instant::now();
+        let mut spread = listed(&["a"], &[]);
+        spread.failed("a", now);
+        spread.maps.put("a".into(), mark(Some("roots")));
+        assert_eq!(spread.due(now + Duration::from_secs(3600), 9), Due::default());
+    }
+
+    /// Somebody who puts the map back to what they like is answered ever more slowly.
+    #[test]
+    fn a_quarrel_about_a_map_is_no_loop() {
+        let (mut spread, start) = (listed(&["a"], &[]), Instant::now());
+        let (mut now, mut writes) = (start, 0);
+        while now - start < Duration::from_secs(60) {
+            let due = spread.due(now, 9);
+            if due.namespaces.is_empty() {
+                now = due.again.unwrap();
+                continue;
+            }
+            spread.wrote("a", now);
+            writes += 1;
+            spread.maps.put("a".into(), mark(Some("theirs")));
+        }
+        assert!(writes < 20, "{writes}");
     }
 
     #[test]
     fn a_new_list_replaces_the_one_before() {
         let mut spread = listed(&["a", "b"], &[("a", "roots"), ("b", "roots")]);
-        spread.maps.begin();
-        spread.maps.listed("a".into(), mark(Some("roots")));
-        assert!(spread.due(Instant::now()).is_empty(), "until it is complete the old one counts");
-        spread.maps.complete();
-        assert_eq!(spread.due(Instant::now()), ["b"]);
+        assert!(due(&mut spread, Instant::now()).is_empty());
+        spread.maps.listed([("a".into(), mark(Some("roots")))]);
+        assert_eq!(due(&mut spread, Instant::now()), ["b"]);
     }
 }

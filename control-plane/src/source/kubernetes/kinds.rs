@@ -6,6 +6,7 @@ use heddle_api::crd::{
 };
 
 use super::super::ObjectName;
+use crate::kubernetes::watch::Collection;
 
 /// A kind, or of it the objects that are of use.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,7 +20,7 @@ pub(super) struct Watched {
     /// Those that can be read, the best first. A cluster need not serve all of them, or any.
     pub(super) versions: &'static [&'static str],
     /// By label.
-    pub(super) labels: Option<String>,
+    labels: Option<String>,
     /// The only one.
     pub(super) only: Option<ObjectName>,
 }
@@ -81,7 +82,7 @@ impl Watched {
     }
 
     /// Where the collection is.
-    pub(super) fn path(&self, version: &str) -> String {
+    fn path(&self, version: &str) -> String {
         let root = if self.group.is_empty() { "api" } else { "apis" };
         let namespace = match &self.only {
             Some(name) => format!("/namespaces/{}", name.namespace),
@@ -90,9 +91,14 @@ impl Watched {
         format!("/{root}/{}{namespace}/{}", self.api_version(version), self.plural)
     }
 
-    /// Which of the collection are meant, by field.
-    pub(super) fn fields(&self) -> Option<String> {
-        self.only.as_ref().map(|name| format!("metadata.name={}", name.name))
+    /// What is watched where it is served in the version at that place in `versions`.
+    pub(super) fn collection(&self, version: usize) -> Collection {
+        let version = self.versions.get(version).copied().unwrap_or_default();
+        let all = Collection { path: self.path(version), labels: self.labels.clone(), fields: None };
+        match &self.only {
+            Some(name) => all.named(&name.name),
+            None => all,
+        }
     }
 
     /// The object at this place, or the collection, for people.
@@ -129,6 +135,6 @@ mod tests {
         let name = ObjectName { namespace: "shop".into(), name: "hook".into() };
         let secret = Watched::secret(name);
         assert_eq!(secret.path("v1"), "/api/v1/namespaces/shop/secrets");
-        assert_eq!(secret.fields().unwrap(), "metadata.name=hook");
+        assert_eq!(secret.collection(0).fields.unwrap(), "metadata.name=hook");
     }
 }

@@ -16,6 +16,7 @@ use super::super::object::{Object, ObjectName};
 use super::super::tree::Node;
 use super::super::{Location, RefusedObject, SourceError};
 use super::kinds::Watched;
+use crate::kubernetes::watch::Versioned;
 
 /// An object of any kind.
 #[derive(Debug, Clone, Default)]
@@ -53,25 +54,6 @@ struct Status {
     phase: Option<Value>,
     #[serde(default, rename = "podIPs", skip_serializing_if = "Option::is_none")]
     pod_ips: Option<Value>,
-}
-
-/// A page of a list.
-#[derive(Debug, Deserialize)]
-pub(super) struct Page {
-    pub(super) metadata: PageMetadata,
-    #[serde(default)]
-    pub(super) items: Option<Vec<Raw>>,
-}
-
-/// Where the page stands.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct PageMetadata {
-    #[serde(default)]
-    pub(super) resource_version: String,
-    /// Where the next page begins; empty after the last.
-    #[serde(default)]
-    pub(super) r#continue: String,
 }
 
 /// What became of an object.
@@ -119,20 +101,20 @@ impl<'de> Deserialize<'de> for Raw {
     }
 }
 
-impl Raw {
-    /// The version of the collection that it came with.
-    pub(super) fn resource_version(&self) -> &str {
-        &self.metadata.resource_version
-    }
-
-    /// Its namespace, empty for kinds of the whole cluster, and its name.
-    pub(super) fn name(&self) -> ObjectName {
+impl Versioned for Raw {
+    fn name(&self) -> ObjectName {
         ObjectName {
             namespace: self.metadata.namespace.clone().unwrap_or_default(),
             name: self.metadata.name.clone(),
         }
     }
 
+    fn version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+impl Raw {
     /// Reads it as an object of a collection, by the rules of manifests. `source` names the cluster.
     pub(super) fn read(mut self, watched: &Watched, version: &str, source: &Arc<Path>) -> Read {
         let name = self.name();

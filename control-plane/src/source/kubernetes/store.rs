@@ -13,6 +13,7 @@ use super::super::{Location, Part, RefusedObject, SourceError};
 use super::Watches;
 use super::kinds::Watched;
 use super::raw::Read;
+use crate::kubernetes::watch::Failure;
 
 /// What a watch has found.
 #[derive(Debug)]
@@ -27,15 +28,6 @@ pub(super) enum Change {
     Lost(Failure),
     /// The cluster does not know the kind.
     Absent,
-}
-
-/// Why a watch does not work.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// No API server answers.
-    Unreachable(String),
-    /// It answers, but not with objects.
-    Refused(String),
 }
 
 /// All collections of one cluster.

@@ -28,7 +28,7 @@ fn words(said: &[Said]) -> Vec<String> {
 }
 
 fn count(sidecars: usize, acknowledged: usize, refused: usize) -> Option<Count> {
-    Some(Count { sidecars, acknowledged, refused })
+    Some(Count { sidecars, acknowledged, refused, ..Count::default() })
 }
 
 #[test]
@@ -73,7 +73,16 @@ fn a_policy_says_whether_it_is_accepted_resolved_and_enforced() {
     ] {
         assert_eq!(words(&of_policy(&status, count)), expected);
     }
-    assert_eq!(of_policy(&good(), None).len(), 2, "nothing is said of what is not known");
+    assert_eq!(words(&of_policy(&good(), None))[2], "Enforced=Unknown/Pending", "nothing was counted yet");
+    let others = |behind, silent| Some(Count { behind, silent, ..count(3, 3, 0).unwrap_or_default() });
+    for (count, expected) in [
+        (others(1, 0), "Enforced=False/Pending"),
+        (others(0, 1), "Enforced=Unknown/ReplicaSilent"),
+        (Some(Count { silent: 1, ..Count::default() }), "Enforced=Unknown/ReplicaSilent"),
+        (Some(Count { refused: 1, ..others(1, 1).unwrap_or_default() }), "Enforced=False/Refused"),
+    ] {
+        assert_eq!(words(&of_policy(&good(), count))[2], expected);
+    }
     let refused = &of_policy(&policy(&["spec.a", "spec.b"], InForce::LastGood, &[]), None)[0];
     assert_eq!(
         refused.message,
