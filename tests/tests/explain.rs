@@ -1,8 +1,11 @@
 //! What `heddle policy explain` and `heddle routes` tell about a mesh.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Output;
 
 use heddle_tests::backend::Backend;
+use heddle_tests::tokens::{Algorithm, Signer, key_set};
 use heddle_tests::{App, ControlPlane, Process, binary, eventually, exchange, get};
 use serde_json::Value;
 
@@ -380,6 +383,130 @@ spec:
     assert!(line("rateLimit.requests").ends_with("RateLimitPolicy default/on-port, few"), "{text}");
     assert!(
         text.contains("RateLimitPolicy default/on-rule, limit-0") && text.contains(": 6 of 7 left"),
+        "{text}"
+    );
+}
+
+#[test]
+fn tokens_are_told_with_where_their_keys_come_from_and_whether_they_would_pass() {
+    let control_plane = ControlPlane::start();
+    let app = App::start("here");
+    let address = format!("127.0.0.1:{}", app.port());
+    let ports = ["--label", "app=users", "--port", "main:80:http", "--port", "other:81:http"];
+    let server = control_plane.sidecar("users", [&ports[..], &["--app", &address]].concat());
+    server.said("the sidecar is ready");
+    control_plane.workloads("users", 1);
+    let signer = Signer::new("first", Algorithm::ES256);
+    let keys = key_set(&[&signer]);
+    let policy = |name: &str, rest: &str, providers: &str| {
+        format!(
+            "apiVersion: heddle.dev/v1alpha1\nkind: JwtPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  {rest}\n  providers: [{providers}]\n---\n"
+        )
+    };
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: default}\nstringData: {key: 'a secret of thirty-two bytes and a few'}\n---\n";
+    let port = "targetRefs: [{group: '', kind: Service, name: users, sectionName: main}]";
+    control_plane.apply(
+        "tokens.yaml",
+        &[
+            secret.to_owned(),
+            policy(
+                "all",
+                "required: false\n  selector: {matchLabels: {app: users}}",
+                "{name: own, issuer: own, hmacSecretRef: {name: s, key: key}}",
+            ),
+            policy(
+                "main",
+                port,
+                &format!(
+                    "{{name: accounts, issuer: 'https://accounts.example', audiences: [users], jwks: {{inline: '{keys}'}}, claimsToHeaders: [{{claim: sub, header: x-user}}], clockSkew: 5s}}, {{name: away, issuer: away, jwks: {{file: none.json}}}}"
+                ),
+            ),
+        ]
+        .concat(),
+    );
+    let admin = control_plane.admin().to_string();
+    let directory = tempfile::tempdir().expect("there is room");
+    let file = directory.path().join("token");
+    let explain = |token: Option<&str>, args: &[&str]| {
+        let mut command = std::process::Command::new(binary("heddle"));
+        command.args(["policy", "explain", "default/users", "--control-plane-admin", &admin]).args(args);
+        if let Some(token) = token {
+            std::fs::write(&file, format!("{token}\n")).expect("there is room");
+            command.arg("--token").arg(&file);
+        }
+        let output = command.output().expect("the command runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("it is text")
+    };
+    let tokens = |token: Option<&str>, port: &str| {
+        let report: Value = serde_json::from_str(&explain(token, &["--port", port, "--json"])).ok()?;
+        assert!(!report.to_string().contains("Bearer e"), "a token is not told");
+        Some(report["backends"][0]["tokens"].clone())
+    };
+    let told = eventually("the policies are told, and what is missing", || {
+        let told = tokens(None, "80")?;
+        let missing = told["policies"][1]["unresolved"][0].as_str()?.to_owned();
+        (missing.contains("none.json: it cannot be read")).then_some(told)
+    });
+    let names: Vec<_> =
+        told["policies"].as_array().unwrap().iter().map(|p| (&p["object"], &p["required"])).collect();
+    assert_eq!(names, [(&"default/all".into(), &false.into()), (&"default/main".into(), &true.into())]);
+    let accounts = &told["policies"][1]["providers"][0];
+    let expected = serde_json::json!({
+        "name": "accounts",
+        "issuer": "https://accounts.example",
+        "audiences": ["users"],
+        "keys": {"from": "the policy itself", "known": [{"kid": "first", "algorithms": ["ES256"]}]},
+        "from": [{"header": {"name": "authorization", "prefix": "Bearer "}}],
+        "forward": true,
+        "claimsToHeaders": [{"claim": "sub", "header": "x-user"}],
+        "clockSkew": "5s",
+    });
+    assert_eq!(*accounts, expected);
+    let away = &told["policies"][1]["providers"][1]["keys"];
+    assert_eq!(away["known"], serde_json::json!([]), "{away}");
+    assert!(away["from"].as_str().unwrap().ends_with("none.json"), "{away}");
+    let own = &told["policies"][0]["providers"][0]["keys"];
+    assert_eq!(*own, serde_json::json!({"from": "Secret default/s key", "known": "a shared secret"}));
+    let decision = |token: Option<&str>, port: &str| tokens(token, port).unwrap()["decision"].clone();
+    assert_eq!(
+        told["decision"],
+        serde_json::json!({"verdict": "refused", "object": "default/main", "cause": "missing", "message": "the request has no token"})
+    );
+    let good = signer.token(serde_json::json!({"sub": "ann"}));
+    assert_eq!(
+        decision(Some(&good), "80"),
+        serde_json::json!({"verdict": "admitted", "tokens": 1, "headers": [{"name": "x-user", "value": "ann"}]})
+    );
+    let over = signer.token(serde_json::json!({"exp": 1000}));
+    assert_eq!(decision(Some(&over), "80")["cause"], "expired");
+    // At the other port there is the workloads' policy alone, whose secret is nobody else's.
+    assert_eq!(tokens(None, "81").unwrap()["policies"].as_array().map(Vec::len), Some(1));
+    assert_eq!(decision(None, "81")["verdict"], "admitted");
+    let shared = Signer::shared(Algorithm::HS256, b"a secret of thirty-two bytes and a few");
+    let shared = shared.token(serde_json::json!({"iss": "own"}));
+    assert_eq!(
+        decision(Some(&shared), "81"),
+        serde_json::json!({"verdict": "unknown", "object": "default/all"})
+    );
+    let mut admin = TcpStream::connect(control_plane.admin()).expect("it listens");
+    let asked = "GET /tokens?service=default/users&port=81 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    admin.write_all(asked.as_bytes()).expect("it is open");
+    let mut raw = Vec::new();
+    admin.read_to_end(&mut raw).expect("it answers");
+    let raw = String::from_utf8_lossy(&raw);
+    assert!(raw.contains("default/all") && !raw.contains("thirty-two"), "{raw}");
+    let text = explain(Some(&good), &["--port", "80"]);
+    let line =
+        |field: &str| text.lines().find(|line| line.trim_start().starts_with(field)).unwrap_or_default();
+    assert!(line("jwt.issuer").ends_with("JwtPolicy default/all, own"), "{text}");
+    assert!(text.contains("    admitted, tokens that count: 1, x-user: ann\n"), "{text}");
+    assert!(text.contains("    missing: key set "), "{text}");
+    let text = explain(None, &["--port", "80"]);
+    assert!(
+        text.contains(
+            "401 unauthenticated (gRPC: UNAUTHENTICATED) by JwtPolicy default/main: the request has no token"
+        ),
         "{text}"
     );
 }
