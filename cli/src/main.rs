@@ -16,9 +16,10 @@ mod upgrade;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use heddle_control_plane::settings::Args as ControlPlaneArgs;
 use heddle_sidecar::run::EmbeddedControlPlane;
+use heddle_sidecar::settings::layers::without_service_links;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -74,7 +75,9 @@ enum App {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let matches = without_service_links(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => fail(&error),
     }

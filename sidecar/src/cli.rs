@@ -16,6 +16,7 @@ use crate::pod::{self, Pod, PodArgs};
 use crate::proxy::{self, Setup};
 use crate::run::{self, RunArgs, Upstream};
 use crate::settings::{InvalidSpec, PortSpec, SidecarArgs, WorkloadArgs, layers};
+use crate::wait::{self, WaitArgs};
 
 /// Heddle's sidecar: the data plane beside one workload
 #[derive(Debug, Parser)]
@@ -33,6 +34,8 @@ enum Command {
     Run(Box<RunArgs>),
     /// Make a pod's network bring all connections to its sidecar
     Init(Box<InitArgs>),
+    /// Return when the sidecar of this pod is ready
+    Wait(WaitArgs),
     /// Say whether this machine can run programs in the mesh, and what to do where it cannot
     Check(CheckArgs),
 }
@@ -46,6 +49,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         Command::Proxy(args) => args.run(),
         Command::Run(args) => run::run(*args, None),
         Command::Init(args) => init::run(&args),
+        Command::Wait(args) => wait::run(&args),
         Command::Check(args) => check::run(&args),
     }
 }
@@ -203,6 +207,17 @@ mod tests {
     #[test]
     fn the_flags_do_not_contradict_each_other() {
         Cli::command().debug_assert();
+    }
+
+    /// The other variables of a Service are plain addresses and numbers: no setting may have such a name.
+    #[test]
+    fn no_setting_is_called_like_a_variable_that_a_service_makes() {
+        for arg in Cli::command().get_subcommands().flat_map(clap::Command::get_arguments) {
+            let name = arg.get_env().unwrap_or_default().to_string_lossy();
+            let made =
+                name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.contains("_PORT_");
+            assert!(!made, "{name}");
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod sys;
 mod tcp;
 pub mod telemetry;
 pub mod upstream;
+mod wait;
 pub mod wheel;
 mod word;
 pub mod worker;

@@ -2,7 +2,7 @@
 //! the defaults of the flags, so that all three have the same names, the same
 //! forms and the same checks.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
@@ -55,7 +55,7 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<C, Unreadable> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let command = C::command();
+    let command = without_service_links(C::command());
     let plain = command.clone().try_get_matches_from(&args)?;
     let Some((path, trail)) = config_file(&plain) else {
         return Ok(C::from_arg_matches(&plain)?);
@@ -68,6 +68,26 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     // Without the file all was well, so what is wrong now is wrong in the file.
     let matches = command.try_get_matches_from(&args).map_err(|error| content(first_line(&error)))?;
     Ok(C::from_arg_matches(&matches)?)
+}
+
+/// `command` as if there were no variables of Services in the environment.
+///
+/// For every Service of its namespace a pod has variables by which programs found each other before there
+/// was DNS (`pkg/kubelet/envvars` of Kubernetes). One that is called `heddle` gives `HEDDLE_PORT` the value
+/// `tcp://10.96.0.7:80`, which nobody meant as a setting.
+#[must_use]
+pub fn without_service_links(command: Command) -> Command {
+    let deaf = |arg: Arg| {
+        let link = |name: &OsStr| std::env::var_os(name).is_some_and(|value| is_service_link(name, &value));
+        if arg.get_env().is_some_and(link) { arg.env(None::<&'static str>) } else { arg }
+    };
+    command.mut_args(deaf).mut_subcommands(without_service_links)
+}
+
+/// Whether a variable is what a container link of Docker's was, as Kubernetes still makes it.
+fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
+    let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+    name.ends_with("_PORT") && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
 }
 
 /// The file that the innermost subcommand was told to read, and the way to that subcommand.
@@ -193,6 +213,14 @@ mod tests {
         args.extend(flags.iter().map(OsString::from));
         let Tool { command: Sub::Proxy { workload, sidecar } } = parse(args)?;
         Ok((workload, sidecar))
+    }
+
+    #[test]
+    fn variables_of_services_are_told_from_settings() {
+        let is = |name: &str, value: &str| is_service_link(OsStr::new(name), OsStr::new(value));
+        assert!(is("HEDDLE_PORT", "tcp://10.96.0.7:80") && is("HEDDLE_PORT", "udp://[fd00::7]:53"));
+        assert!(!is("HEDDLE_PORT", "web:80:http") && !is("HEDDLE_PORT", "tcp:80"));
+        assert!(!is("HEDDLE_CONTROL_PLANE", "tcp://10.96.0.7:80"));
     }
 
     #[test]
