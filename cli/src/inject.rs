@@ -15,6 +15,11 @@ use heddle_control_plane::injection::manifest::{self, Action};
 use heddle_control_plane::injection::{Injector, Options};
 
 /// Adds sidecars to the pods of manifests
+///
+/// Writes all documents to standard output, or nothing if anything is refused. Lines in which nothing
+/// changes stay as they are, with their comments. Written anew, without comments, are keys and elements
+/// in flow style ({…}, […]) in which something changes, and documents as a whole that are JSON, have tabs or
+/// lines that end in CR LF, or anchors where something changes.
 #[derive(Args, Debug)]
 pub(crate) struct InjectArgs {
     #[command(flatten)]
@@ -66,9 +71,20 @@ pub(crate) fn inject(args: &InjectArgs) -> anyhow::Result<ExitCode> {
     }
     let mut injector = Injector { defaults, ..Injector::default() };
     if let Some(control_plane) = &args.control_plane {
+        // Every pod would fail for it, one by one.
+        let port =
+            control_plane.rsplit_once(':').filter(|(host, _)| is_host(host)).map(|(_, port)| port.parse());
+        if !matches!(port, Some(Ok(1..=u16::MAX))) {
+            bail!("--control-plane {control_plane}: is written HOST:PORT");
+        }
         injector.control_plane.clone_from(control_plane);
     }
     run(&args.files, Action::Inject(&injector))
+}
+
+/// Whether it could be a name or an address.
+fn is_host(host: &str) -> bool {
+    !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c))
 }
 
 /// Runs `heddle uninject`.
@@ -131,7 +147,8 @@ impl Files {
         for path in paths {
             let is_manifest = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
             if path.is_dir() {
-                if self.recursive {
+                // What a link leads to may be what it is in.
+                if self.recursive && !path.is_symlink() {
                     self.folder(&path, texts)?;
                 }
             } else if is_manifest {

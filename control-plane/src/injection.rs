@@ -7,6 +7,8 @@
 //! what cannot be meshed whole is refused or skipped with a reason, never meshed
 //! by half; and [`remove`] takes back exactly what was added.
 
+mod conflicts;
+mod notes;
 mod options;
 mod parts;
 mod pod;
@@ -25,9 +27,8 @@ use serde_json::{Map, Value};
 pub use options::{InvalidOption, OPTION_NAMES, Options};
 pub use removal::{Removed, remove};
 
-use options::PREFIX;
 use parts::SidecarOf;
-use pod::{Container, List, Pod, field, object, text};
+use pod::{List, Pod, field, object, text};
 use probes::Rewritten;
 
 /// The init container that makes the rules of interception.
@@ -44,6 +45,9 @@ const SIDECAR_ID: u32 = 7100;
 /// The sidecar's admin port, to which kubelet's probes are led.
 const ADMIN_PORT: u16 = 7190;
 
+/// What that port is called in the sidecar's container.
+const ADMIN_PORT_NAME: &str = "heddle-admin";
+
 /// The ports that the sidecar binds in the pod.
 const SIDECAR_PORTS: [(u16, &str); 4] =
     [(7101, "outbound"), (7102, "inbound"), (7153, "DNS"), (ADMIN_PORT, "admin")];
@@ -55,6 +59,9 @@ pub const INJECT: &str = "heddle.dev/inject";
 pub const MESHED: &str = "heddle.dev/meshed";
 /// The annotation with the version that injected the pod.
 pub const INJECTED: &str = "heddle.dev/injected";
+
+/// The annotation of pods that a node shows for those that it runs from files of its own.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// How pods are injected where they do not choose themselves.
 #[derive(Debug, Clone)]
@@ -118,6 +125,8 @@ pub enum Skip {
     HostNetwork,
     /// There is no sidecar for Windows.
     Windows,
+    /// It is the picture of a pod that a node runs from a file: what is added to the one is not in the other.
+    Static,
     /// It ends by itself, and a classic sidecar would keep it from that.
     Ends,
 }
@@ -131,6 +140,7 @@ impl fmt::Display for Skip {
             Self::ControlPlane => f.write_str("it is Heddle's control plane"),
             Self::HostNetwork => f.write_str("hostNetwork: the pod shares the node's network"),
             Self::Windows => f.write_str("Windows: there is no sidecar for it"),
+            Self::Static => f.write_str("static: the node runs the pod as a file of its own says"),
             Self::Ends => f.write_str(
                 "it ends by itself, and would not with a classic sidecar: use native sidecars (Kubernetes 1.29)",
             ),
@@ -159,26 +169,29 @@ impl Injector {
         if !native && matches!(text(pod.spec, "restartPolicy"), Some("Never" | "OnFailure")) {
             return Ok(Outcome::Skipped(Skip::Ends));
         }
-        conflicts(&pod, native, &mut violations);
+        conflicts::find(&pod, native, &mut violations);
         let probes = Rewritten::of(&pod, options.skip_inbound_ports.as_ref(), &mut violations);
         if !violations.is_empty() {
             return Err(violations);
         }
-        let notes = notes(&pod, &options);
-        let of = SidecarOf {
-            native,
-            service: candidate.owner,
-            probes: probes.originals(Map::new()),
-            pod_resources: object(pod.spec, &["resources"]).is_some(),
-        };
+        let sidecar = parts::sidecar(
+            self,
+            &options,
+            &SidecarOf {
+                native,
+                service: candidate.owner,
+                probes: probes.originals(Map::new()),
+                pod: pod.spec,
+            },
+        );
+        let notes = notes::of(&pod, &options, &sidecar);
         let mut injected = candidate.pod.clone();
         let Some(fields) = injected.as_object_mut() else { return Err(Vec::new()) };
         add_texts(fields, "labels", MESHED, "true");
         add_texts(fields, "annotations", INJECTED, &self.version);
         if let Some(spec) = fields.get_mut("spec").and_then(Value::as_object_mut) {
             probes.apply(spec);
-            let sidecar = parts::sidecar(self, &options, &of);
-            let init = parts::wants_init(&options).then(|| parts::init(self, &options));
+            let init = parts::wants_init(&options).then(|| parts::init(self, &options, pod.spec));
             add_containers(spec, init, sidecar, native);
             list_of(spec, "volumes").push(parts::identity());
         }
@@ -191,10 +204,14 @@ impl Injector {
     /// another webhook or by hand.
     fn complete(&self, pod: &Pod<'_>, whole: &Value, version: String) -> Result<Outcome, Vec<Violation>> {
         let mut violations = Vec::new();
+        conflicts::of_other_meshes(pod, &mut violations);
+        if !violations.is_empty() {
+            return Err(violations);
+        }
         let own = pod.annotations().map(|own| Options::of_annotations(own, &mut violations));
         let options = own.unwrap_or_default().over(&self.defaults);
         let probes = Rewritten::of(pod, options.skip_inbound_ports.as_ref(), &mut violations);
-        // What was let in once is not refused now; only what can be mended is.
+        // What else was let in once is not refused now; only what can be mended is.
         if probes.is_empty() || !violations.is_empty() {
             return Ok(Outcome::Skipped(Skip::AlreadyInjected(version)));
         }
@@ -230,15 +247,33 @@ fn skip(pod: &Pod<'_>, wanted: bool) -> Result<Option<Skip>, Vec<Violation>> {
         Some(Skip::NotWanted)
     } else if field(pod.spec, "hostNetwork").and_then(Value::as_bool) == Some(true) {
         Some(Skip::HostNetwork)
+    } else if pod.annotation(MIRROR).is_some() {
+        Some(Skip::Static)
     } else if is(&["os"], "name", "windows")
         || is(&["nodeSelector"], "kubernetes.io/os", "windows")
         || is(&["nodeSelector"], "beta.kubernetes.io/os", "windows")
+        || needs_windows(pod)
     {
         Some(Skip::Windows)
     } else {
         None
     };
     Ok(skip)
+}
+
+/// Whether no node but one of Windows fits the pod's affinity. The pod fits where one of the terms does.
+fn needs_windows(pod: &Pod<'_>) -> bool {
+    let affinity = ["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"];
+    let terms =
+        object(pod.spec, &affinity).and_then(|affinity| field(affinity, "nodeSelectorTerms")?.as_array());
+    let is_windows = |expression: &Value| {
+        expression["key"] == "kubernetes.io/os"
+            && expression["operator"] == "In"
+            && expression["values"].as_array().is_some_and(|os| os.len() == 1 && os[0] == "windows")
+    };
+    let only =
+        |term: &Value| term["matchExpressions"].as_array().is_some_and(|all| all.iter().any(is_windows));
+    terms.is_some_and(|terms| !terms.is_empty() && terms.iter().all(only))
 }
 
 /// What the pod itself says about injection.
@@ -261,95 +296,6 @@ fn own_word(pod: &Pod<'_>) -> Result<Option<bool>, Vec<Violation>> {
         }]),
         (label, annotation) => Ok(label.or(annotation)),
     }
-}
-
-/// What in the pod stands in the way of a sidecar that works.
-fn conflicts(pod: &Pod<'_>, native: bool, violations: &mut Vec<Violation>) {
-    let mut wrong = |path: String, message: String| violations.push(Violation { path, message });
-    if pod.annotation(INJECTED).is_some() {
-        let message = format!("is set by injection, but there is no container {SIDECAR}: remove it");
-        wrong(format!("metadata.annotations[{INJECTED}]"), message);
-    }
-    if pod.label(MESHED).is_some() {
-        wrong(format!("metadata.labels[{MESHED}]"), "is set by injection: remove it".into());
-    }
-    for container in &pod.containers {
-        if [INIT, SIDECAR].contains(&container.name) {
-            let message = format!("{:?} is the name of what injection adds", container.name);
-            wrong(format!("{}.name", container.path), message);
-        }
-        if !native && container.is_native_sidecar() {
-            let message = "is a native sidecar, which needs the network before a classic sidecar gives it; \
-                           let Heddle's be a native one, too";
-            wrong(container.path.clone(), message.into());
-        }
-        if let Some(path) = runs_as_sidecar(pod, container) {
-            let message = format!(
-                "{SIDECAR_ID} is the sidecar's user, whose traffic is not intercepted: run {:?} as another",
-                container.name
-            );
-            wrong(path, message);
-        }
-        for (index, port) in container.objects("ports") {
-            if let Some((number, role)) = taken_port(port) {
-                let message = format!("{number} is the sidecar's own port ({role}): choose another");
-                wrong(format!("{}.ports[{index}].containerPort", container.path), message);
-            }
-        }
-    }
-    let volumes = field(pod.spec, "volumes").and_then(Value::as_array);
-    for (index, volume) in volumes.into_iter().flatten().enumerate() {
-        if volume["name"] == IDENTITY {
-            let message = format!("{IDENTITY:?} is the name of what injection adds");
-            wrong(format!("spec.volumes[{index}].name"), message);
-        }
-    }
-}
-
-/// Where it is written that the container runs as the sidecar's user, if so.
-fn runs_as_sidecar(pod: &Pod<'_>, container: &Container<'_>) -> Option<String> {
-    let user = |of: &Map<String, Value>| field(object(of, &["securityContext"])?, "runAsUser")?.as_u64();
-    let (path, user) = match user(container.fields) {
-        Some(user) => (container.path.as_str(), user),
-        None => ("spec", user(pod.spec)?),
-    };
-    (user == u64::from(SIDECAR_ID)).then(|| format!("{path}.securityContext.runAsUser"))
-}
-
-/// The sidecar's port that `port` would also be.
-fn taken_port(port: &Map<String, Value>) -> Option<(u16, &'static str)> {
-    let number = field(port, "containerPort")?.as_u64()?;
-    let (own, role) = SIDECAR_PORTS.into_iter().find(|(own, _)| u64::from(*own) == number)?;
-    match text(port, "protocol") {
-        None | Some("TCP") => Some((own, role)),
-        Some("UDP") if role == "DNS" => Some((own, role)),
-        _ => None,
-    }
-}
-
-/// What may surprise whoever runs the pod.
-fn notes(pod: &Pod<'_>, options: &Options) -> Vec<String> {
-    let mut notes = Vec::new();
-    if text(pod.spec, "dnsPolicy") == Some("Default") {
-        notes.push(
-            "dnsPolicy: Default: the sidecar has to find the control plane by the node's name servers".into(),
-        );
-    }
-    let skipped = |port| options.skip_inbound_ports.as_ref().is_some_and(|ports| ports.contains(port));
-    for container in &pod.containers {
-        for (_, port) in container.objects("ports") {
-            let number = field(port, "containerPort").and_then(Value::as_u64);
-            let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else { continue };
-            if field(port, "hostPort").is_some() && !skipped(number) {
-                notes.push(format!(
-                    "hostPort of container {}: clients outside the mesh are refused under strict mTLS, unless \
-                     {PREFIX}skip-inbound-ports has {number}",
-                    container.name
-                ));
-            }
-        }
-    }
-    notes
 }
 
 fn add_containers(spec: &mut Map<String, Value>, init: Option<Value>, sidecar: Value, native: bool) {

@@ -217,6 +217,7 @@ impl ControlPlane {
         };
 
         let (mut background, mut leaving) = (JoinSet::new(), JoinSet::new());
+        let api_server = cluster.as_ref().map(|cluster| cluster.client.clone());
         if let Some(cluster) = cluster {
             let around = Surroundings {
                 credentials: credentials.clone(),
@@ -244,7 +245,9 @@ impl ControlPlane {
         background.spawn(reader.run());
         let lifetime = settings.authority.certificate_lifetime;
         if let Some(listener) = webhook {
-            let webhook = Webhook::new(&settings, &authority, metrics.clone()).map_err(Reason::from)?;
+            let defaults = webhook::defaults(&settings, api_server.as_ref()).await;
+            let webhook =
+                Webhook::new(&settings, defaults, &authority, metrics.clone()).map_err(Reason::from)?;
             background.spawn(webhook.certificate().keep(authority.clone(), lifetime));
             leaving.spawn(webhook::serve(listener, webhook, ending.clone()));
         }

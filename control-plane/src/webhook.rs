@@ -4,12 +4,13 @@
 //! HTTPS with a certificate of the mesh's authority ([`certificate`]), which the
 //! API server is told to trust ([`ca_bundle`]). What is answered is decided by
 //! pure functions of the request ([`review`]); nothing is read from the cluster
-//! for it, so that admission is as available as a replica of the control plane. Everything is bounded:
-//! connections, the time of each, bodies.
+//! for it, so that admission is as available as a replica of the control plane. Everything is bounded,
+//! since every pod of the cluster can call: connections, the time of each, bodies, and what all bodies take together.
 
 pub(crate) mod ca_bundle;
 mod certificate;
 mod mutation;
+mod places;
 mod review;
 mod validation;
 
@@ -19,7 +20,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody as _, to_bytes};
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -27,19 +28,18 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use self::certificate::Serving;
+use self::places::{Place, Places};
+use self::review::Rules;
 use crate::ca::{SharedAuthority, SignError};
-use crate::injection::Injector;
+use crate::injection::{Injector, Options};
 use crate::metrics::{Admission, Metrics};
 use crate::settings::{DEFAULT_NAMESPACE, Settings};
-
-/// An API server keeps a few connections to each replica; there are a handful of API servers.
-const MAX_CONNECTIONS: usize = 256;
 
 /// As for sidecars: long enough for a slow link, short enough that silence is not free.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,29 +48,62 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// idle (90 s in Go), so that it never writes to one that is being closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// For a body and the answer; the API server waits for 30 s at most.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a body and the answer: twice what the API server waits, by the webhooks' configurations.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The API server takes objects of 3 MiB; a review of an update has two of them.
-const MAX_BODY: usize = 8 * 1024 * 1024;
+const MAX_BODY: u32 = 8 * 1024 * 1024;
+
+/// Reviews of pods have some ten KiB each. Larger ones share [`MAX_LARGE_BODIES`], so that whoever sends
+/// those, and slowly, does not keep pods from being made.
+const LARGE_BODY: u32 = 128 * 1024;
+
+/// Large bodies that are held at once, together.
+const MAX_LARGE_BODIES: u32 = 4 * MAX_BODY;
+
+/// On the question of the API server's version, at the start.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// After running out of file descriptors: long enough that some are closed meanwhile.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
 /// What answers.
 pub(crate) struct Webhook {
-    injector: Injector,
+    rules: Rules,
     certificate: Arc<Serving>,
     metrics: Arc<Metrics>,
+    /// A permit is a byte of a large body.
+    bodies: Semaphore,
+    /// Read JSON is many times as large as its text: one at a time.
+    reading: Mutex<()>,
+}
+
+/// The choices of `settings` for all pods, with classic sidecars where the cluster of `client` is too old for others.
+pub(crate) async fn defaults(settings: &Settings, client: Option<&kube::Client>) -> Options {
+    let mut defaults = settings.inject_defaults.clone();
+    let Some(client) = client else { return defaults };
+    match tokio::time::timeout(VERSION_TIMEOUT, client.apiserver_version()).await {
+        Ok(Ok(version)) if defaults.suit(&version.major, &version.minor) => {
+            let version = format!("{}.{}", version.major, version.minor);
+            info!(version, "this cluster has no native sidecars: they are ordinary containers");
+        }
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            warn!(%error, "the API server does not tell its version; native sidecars are assumed")
+        }
+        Err(_) => warn!("the API server does not tell its version in time; native sidecars are assumed"),
+    }
+    defaults
 }
 
 impl Webhook {
-    /// The webhook of these settings, with a certificate of that authority.
+    /// The webhook of these settings, with these choices for all pods and a certificate of that authority.
     ///
     /// # Errors
     /// If the authority cannot sign.
     pub(crate) fn new(
         settings: &Settings,
+        defaults: Options,
         authority: &SharedAuthority,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SignError> {
@@ -78,10 +111,16 @@ impl Webhook {
         let names = certificate::names(namespace, &settings.cluster_domain);
         let injector = Injector {
             control_plane: format!("heddle-control-plane.{namespace}.svc:7200"),
-            defaults: settings.inject_defaults.clone(),
+            defaults,
             ..Injector::default()
         };
-        Ok(Self { injector, certificate: Serving::new(authority, names)?, metrics })
+        Ok(Self {
+            rules: Rules { injector, namespace: namespace.to_owned() },
+            certificate: Serving::new(authority, names)?,
+            metrics,
+            bodies: Semaphore::new(MAX_LARGE_BODIES as usize),
+            reading: Mutex::new(()),
+        })
     }
 
     /// The certificate in use, which somebody has to keep fresh.
@@ -94,7 +133,7 @@ impl Webhook {
 pub(crate) async fn serve(listener: TcpListener, webhook: Webhook, mut shutdown: watch::Receiver<bool>) {
     let tls = TlsAcceptor::from(Arc::new(webhook.certificate.server_config()));
     let webhook = Arc::new(webhook);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Places::default());
     let mut connections = JoinSet::new();
     let mut failing = false;
     loop {
@@ -104,9 +143,9 @@ pub(crate) async fn serve(listener: TcpListener, webhook: Webhook, mut shutdown:
             _ = shutdown.wait_for(|over| *over) => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 failing = false;
-                let Ok(place) = places.clone().try_acquire_owned() else {
+                let Some(place) = places.take(peer.ip()) else {
                     webhook.metrics.connection_refused();
                     continue;
                 };
@@ -130,7 +169,7 @@ async fn connection(
     stream: TcpStream,
     tls: TlsAcceptor,
     webhook: Arc<Webhook>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let established = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
@@ -172,11 +211,7 @@ async fn answer(request: Request<Incoming>, webhook: Arc<Webhook>) -> Result<Res
         (_, "/inject" | "/validate") => return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n")),
         _ => return Ok(text(StatusCode::NOT_FOUND, "there are /inject and /validate\n")),
     };
-    let answered = timely(async {
-        let body = to_bytes(Body::new(request.into_body()), MAX_BODY).await;
-        body.map(|body| review::answer(kind, &body, &webhook.injector))
-    });
-    let (admission, response) = match answered.await {
+    let (admission, response) = match timely(webhook.review(kind, Body::new(request.into_body()))).await {
         Some(Ok(Ok((admission, body)))) => {
             let mut response = Response::new(Body::from(body));
             response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
@@ -186,8 +221,7 @@ async fn answer(request: Request<Incoming>, webhook: Arc<Webhook>) -> Result<Res
             warn!(error = %unreadable, "the API server asked something that is no AdmissionReview");
             (Admission::Unreadable, text(StatusCode::BAD_REQUEST, &format!("{unreadable}\n")))
         }
-        Some(Err(error)) => {
-            debug!(%error, "the body of a review did not arrive");
+        Some(Err(NoBody)) => {
             let why = format!("no body of at most {MAX_BODY} bytes\n");
             (Admission::Unreadable, text(StatusCode::PAYLOAD_TOO_LARGE, &why))
         }
@@ -195,6 +229,27 @@ async fn answer(request: Request<Incoming>, webhook: Arc<Webhook>) -> Result<Res
     };
     webhook.metrics.admitted(kind.name(), admission);
     Ok(response)
+}
+
+/// A body that is too long, or broke off.
+struct NoBody;
+
+impl Webhook {
+    /// The answer to the review that `body` is.
+    async fn review(&self, kind: review::Kind, body: Body) -> Result<review::Answered, NoBody> {
+        let length = body.size_hint().upper().map_or(Ok(MAX_BODY), u32::try_from);
+        let length = length.ok().filter(|length| *length <= MAX_BODY).ok_or(NoBody)?;
+        let _bytes = match length {
+            ..=LARGE_BODY => None,
+            _ => Some(self.bodies.acquire_many(length).await.map_err(|_| NoBody)?),
+        };
+        let body = to_bytes(body, length as usize).await.map_err(|error| {
+            debug!(%error, "the body of a review did not arrive");
+            NoBody
+        })?;
+        let _turn = self.reading.lock().await;
+        Ok(review::answer(kind, &body, &self.rules))
+    }
 }
 
 async fn timely<T>(work: impl Future<Output = T>) -> Option<T> {

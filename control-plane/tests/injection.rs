@@ -33,7 +33,7 @@ fn shapes() -> Vec<(String, String)> {
         })
         .collect();
     shapes.sort();
-    assert!(shapes.len() >= 20, "{}", shapes.len());
+    assert!(shapes.len() >= 37, "{}", shapes.len());
     shapes
 }
 
@@ -104,6 +104,16 @@ fn what_is_injected_can_be_taken_back_in_all_its_fields() {
             assert_eq!(again.text, restored.text, "{name}");
         }
     }
+}
+
+#[test]
+fn comments_stay_and_what_was_added_goes_to_the_byte() {
+    let text = fs::read_to_string(folder().join("comments.yaml")).unwrap();
+    let injected = inject(&text).unwrap();
+    let lost: Vec<_> =
+        text.lines().filter(|line| line.contains('#') && !injected.text.contains(*line)).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    assert_eq!(act(&injected.text, Action::Remove).unwrap().text, text);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Injection into manifests: YAML streams, as `heddle inject` reads and writes them.
 //!
-//! A document that injection does not change is given back byte for byte, with
-//! its comments. One that is changed is written anew: its fields stay in their
-//! order and the comments above it stay, those inside it go.
+//! A document that injection does not change is given back byte for byte, and one that
+//! is changed keeps each line that nothing changes in ([`edit`]). One whose text cannot be changed so is written
+//! anew: its fields stay in their order and the comments above it stay, those inside it go.
+
+mod edit;
 
 use std::fmt;
 
@@ -90,7 +92,7 @@ pub fn act(input: &str, action: Action<'_>) -> Result<Stream, Vec<Fault>> {
         let mut work = Work { action, line: document.line, lines: &mut stream.lines, faults: &mut faults };
         match document.read() {
             Ok(Some(value)) => match work.object(&value) {
-                Some(changed) => match document.write(&changed) {
+                Some(changed) => match document.change(&value, &changed) {
                     Ok(text) => stream.text += &text,
                     Err(message) => work.fault("", "", message),
                 },
@@ -314,17 +316,22 @@ impl Document<'_> {
         Ok((!value.is_null()).then_some(value))
     }
 
+    /// The document, which holds `before`, with `after` in its place.
+    fn change(&self, before: &Value, after: &Value) -> Result<String, String> {
+        // What kubectl would read has to be what was meant, whatever was made of the text, and whatever the
+        // two libraries think of quoting.
+        let says = |text: &str| matches!(Document { text, line: 1 }.read(), Ok(Some(read)) if read == *after);
+        let edited = edit::edit(self.text, before, after).filter(|text| says(text));
+        if let Some(text) = edited {
+            return Ok(text);
+        }
+        let text = self.write(after)?;
+        if says(&text) { Ok(text) } else { Err("would be read differently after it was written".into()) }
+    }
+
     /// The document with `value` in place of its content.
     fn write(&self, value: &Value) -> Result<String, String> {
-        // Folding long lines is for prose; what is long here is for machines.
-        let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
-        let written = serde_saphyr::to_string_with_options(value, options)
-            .map_err(|error| format!("cannot be written as YAML: {error}"))?;
-        // What kubectl would read has to be what was meant, whatever the two libraries think of quoting.
-        let again = Document { text: &written, line: 1 }.read();
-        if again.as_ref().ok().and_then(Option::as_ref) != Some(value) {
-            return Err("would be read differently after it was written".into());
-        }
+        let written = to_yaml(value)?;
         let mut text = String::new();
         for line in self.text.split_inclusive('\n') {
             match line.strip_prefix("---") {
@@ -344,4 +351,12 @@ impl Document<'_> {
         }
         Ok(text)
     }
+}
+
+/// A value as YAML.
+fn to_yaml(value: &Value) -> Result<String, String> {
+    // Folding long lines is for prose; what is long here is for machines.
+    let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
+    serde_saphyr::to_string_with_options(value, options)
+        .map_err(|error| format!("cannot be written as YAML: {error}"))
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use heddle_api::crd::Violation;
+use heddle_api::crd::{GatewayDuration, Violation};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
@@ -28,6 +28,7 @@ pub struct Options {
     pub(super) cpu_limit: Option<String>,
     pub(super) memory_request: Option<String>,
     pub(super) memory_limit: Option<String>,
+    pub(super) drain_delay: Option<String>,
     pub(super) native_sidecar: Option<bool>,
     pub(super) interception: Option<Interception>,
 }
@@ -69,7 +70,7 @@ impl fmt::Display for Ports {
 }
 
 /// Every name that [`Options::set`] knows, as errors list them.
-pub const OPTION_NAMES: [&str; 12] = [
+pub const OPTION_NAMES: [&str; 13] = [
     "skip-inbound-ports",
     "skip-outbound-ports",
     "skip-outbound-cidrs",
@@ -80,6 +81,7 @@ pub const OPTION_NAMES: [&str; 12] = [
     "sidecar-cpu-limit",
     "sidecar-memory-request",
     "sidecar-memory-limit",
+    "drain-delay",
     "native-sidecar",
     "interception",
 ];
@@ -141,6 +143,10 @@ impl Options {
             "sidecar-cpu-limit" => self.cpu_limit = amount(CPU)?,
             "sidecar-memory-request" => self.memory_request = amount(MEMORY)?,
             "sidecar-memory-limit" => self.memory_limit = amount(MEMORY)?,
+            "drain-delay" => {
+                let duration = |value: &str| value.parse::<GatewayDuration>().is_ok();
+                self.drain_delay = text(&duration, "a duration such as 5s or 1m30s")?;
+            }
             "native-sidecar" => {
                 self.native_sidecar = Some(choice("enabled", "disabled", "enabled or disabled")?);
             }
@@ -151,6 +157,23 @@ impl Options {
             _ => return Err(InvalidOption::Unknown),
         }
         Ok(())
+    }
+
+    /// Chooses classic sidecars, unless somebody chose, for a cluster whose API server has this version
+    /// and no native ones yet (KEP-753: on by default from Kubernetes 1.29). Says whether it did. What is no
+    /// version says nothing.
+    pub(crate) fn suit(&mut self, major: &str, minor: &str) -> bool {
+        // Distributions write `28+`.
+        let number = |text: &str| {
+            let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            text[..end].parse::<u32>().ok()
+        };
+        let version = number(major).zip(number(minor));
+        let classic = self.native_sidecar.is_none() && version.is_some_and(|version| version < (1, 29));
+        if classic {
+            self.native_sidecar = Some(false);
+        }
+        classic
     }
 
     /// These choices, with those of `defaults` where there are none.
@@ -168,6 +191,7 @@ impl Options {
             cpu_limit: self.cpu_limit.or(defaults.cpu_limit),
             memory_request: self.memory_request.or(defaults.memory_request),
             memory_limit: self.memory_limit.or(defaults.memory_limit),
+            drain_delay: self.drain_delay.or(defaults.drain_delay),
             native_sidecar: self.native_sidecar.or(defaults.native_sidecar),
             interception: self.interception.or(defaults.interception),
         }
@@ -270,6 +294,7 @@ mod tests {
             ("sidecar-image", "heddle sidecar", "image"),
             ("sidecar-cpu-limit", "a lot", "CPU"),
             ("sidecar-memory-request", "-1Mi", "memory"),
+            ("drain-delay", "5", "duration"),
             ("native-sidecar", "true", "enabled or disabled"),
             ("interception", "ebpf", "init or cni"),
             ("log-level", "info\n", "level"),
@@ -280,6 +305,20 @@ mod tests {
         }
         let many = vec!["80"; 65].join(",");
         assert!(Options::default().set("skip-inbound-ports", &many).is_err());
+    }
+
+    #[test]
+    fn sidecars_are_classic_where_the_cluster_knows_no_others() {
+        for (major, minor, classic) in
+            [("1", "28", true), ("1", "28+", true), ("1", "29", false), ("1", "36", false), ("", "", false)]
+        {
+            let mut options = Options::default();
+            assert_eq!(options.suit(major, minor), classic, "{major}.{minor}");
+            assert_eq!(options.native_sidecar, classic.then_some(false), "{major}.{minor}");
+        }
+        let mut options = Options::default();
+        options.set("native-sidecar", "enabled").unwrap();
+        assert!(!options.suit("1", "28") && options.native_sidecar == Some(true));
     }
 
     #[test]

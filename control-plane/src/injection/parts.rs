@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::options::{Interception, Options};
-use super::{ADMIN_PORT, IDENTITY, INIT, Injector, SIDECAR, SIDECAR_ID};
+use super::pod::{field, object, text};
+use super::{ADMIN_PORT, ADMIN_PORT_NAME, IDENTITY, INIT, Injector, SIDECAR, SIDECAR_ID};
 
 /// Carries the original probes.
 pub(super) const PROBES: &str = "HEDDLE_PROBES";
@@ -27,8 +28,15 @@ const TOKEN_SECONDS: u32 = 3600;
 /// nothing of that and only adds back-off.
 const STARTUP_SECONDS: u32 = 600;
 
+/// How long a classic sidecar goes on at the pod's end even if the application has no connection that it
+/// could be seen by: it is told to end together with the application, which may still want to say something.
+const CLASSIC_DRAIN_SECONDS: u64 = 5;
+
+/// Until a pod that ends is killed, unless it says otherwise (Kubernetes' default).
+const GRACE_SECONDS: u64 = 30;
+
 /// The init container that makes the rules.
-pub(super) fn init(injector: &Injector, options: &Options) -> Value {
+pub(super) fn init(injector: &Injector, options: &Options, pod: &Map<String, Value>) -> Value {
     let mut args = vec!["init".to_owned()];
     for (flag, ports) in [
         ("skip-inbound-ports", &options.skip_inbound_ports),
@@ -61,8 +69,19 @@ pub(super) fn init(injector: &Injector, options: &Options) -> Value {
             "seccompProfile": {"type": "RuntimeDefault"},
         }),
     );
+    unconfine(&mut container, pod);
     container.insert("terminationMessagePolicy".into(), "FallbackToLogsOnError".into());
     Value::Object(container)
+}
+
+/// A profile of AppArmor that the pod has for its application would be ours, too. The field is only
+/// written where the pod has it, since clusters before Kubernetes 1.30 do not know it.
+fn unconfine(container: &mut Map<String, Value>, pod: &Map<String, Value>) {
+    if object(pod, &["securityContext", "appArmorProfile"])
+        .is_some_and(|own| text(own, "type") == Some("Localhost"))
+    {
+        container["securityContext"]["appArmorProfile"] = json!({"type": "RuntimeDefault"});
+    }
 }
 
 /// What of the sidecar differs from pod to pod besides options.
@@ -71,8 +90,8 @@ pub(super) struct SidecarOf<'a> {
     /// The owner's name.
     pub(super) service: &'a str,
     pub(super) probes: Option<String>,
-    /// Whether the pod as a whole has resources (KEP-2837), which its containers then share.
-    pub(super) pod_resources: bool,
+    /// The spec of the pod.
+    pub(super) pod: &'a Map<String, Value>,
 }
 
 /// The sidecar.
@@ -85,8 +104,14 @@ pub(super) fn sidecar(injector: &Injector, options: &Options, of: &SidecarOf<'_>
     container.insert("env".into(), environment(injector, options, of));
     container.insert(
         "ports".into(),
-        json!([{"name": "heddle-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}]),
+        json!([{"name": ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"}]),
     );
+    if !of.native {
+        // The kubelet starts the next container when this has returned. It would start it, too, if this
+        // failed, so that it waits as long as a startup probe would.
+        let wait = ["/heddle-sidecar", "wait", &format!("--timeout={STARTUP_SECONDS}s")];
+        container.insert("lifecycle".into(), json!({"postStart": {"exec": {"command": wait}}}));
+    }
     let ask = |path: &str| json!({"path": path, "port": ADMIN_PORT});
     container.insert(
         "startupProbe".into(),
@@ -105,7 +130,9 @@ pub(super) fn sidecar(injector: &Injector, options: &Options, of: &SidecarOf<'_>
         "livenessProbe".into(),
         json!({"httpGet": ask("/live"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6}),
     );
-    container.insert("resources".into(), resources(options, of.pod_resources));
+    // Resources of the pod as a whole (KEP-2837) are shared by its containers.
+    let pod_resources = object(of.pod, &["resources"]).is_some();
+    container.insert("resources".into(), resources(options, pod_resources));
     container.insert(
         "securityContext".into(),
         json!({
@@ -119,6 +146,7 @@ pub(super) fn sidecar(injector: &Injector, options: &Options, of: &SidecarOf<'_>
             "seccompProfile": {"type": "RuntimeDefault"},
         }),
     );
+    unconfine(&mut container, of.pod);
     container.insert("terminationMessagePolicy".into(), "FallbackToLogsOnError".into());
     container.insert(
         "volumeMounts".into(),
@@ -155,10 +183,24 @@ fn environment(injector: &Injector, options: &Options, of: &SidecarOf<'_>) -> Va
         text("HEDDLE_SERVICE", of.service),
         text("HEDDLE_LOG_LEVEL", options.log_level.as_deref().unwrap_or("info")),
     ];
+    if let Some(delay) = drain_delay(options, of) {
+        env.push(text("HEDDLE_DRAIN_DELAY", &delay));
+    }
     if let Some(probes) = &of.probes {
         env.push(text(PROBES, probes));
     }
     env.into()
+}
+
+/// For how long the sidecar goes on whatever happens, if that is said.
+fn drain_delay(options: &Options, of: &SidecarOf<'_>) -> Option<String> {
+    let classic = || {
+        let grace = field(of.pod, "terminationGracePeriodSeconds").and_then(Value::as_u64);
+        // With time left to end in.
+        let seconds = CLASSIC_DRAIN_SECONDS.min(grace.unwrap_or(GRACE_SECONDS) / 2);
+        (!of.native && seconds > 0).then(|| format!("{seconds}s"))
+    };
+    options.drain_delay.clone().or_else(classic)
 }
 
 fn resources(options: &Options, pod_resources: bool) -> Value {

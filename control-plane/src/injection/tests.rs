@@ -167,3 +167,32 @@ fn a_request_of_the_pod_above_the_meshs_limit_is_refused() {
     let violations = injector.inject(Candidate { pod: &pod, owner: "web", wanted: true }).unwrap_err();
     assert_eq!(violations[0].path, "metadata.annotations[heddle.dev/sidecar-cpu-limit]");
 }
+
+/// Istio's webhook runs after ours, which is then asked again: connections would go from one sidecar to
+/// the other and back.
+#[test]
+fn a_pod_that_another_mesh_takes_after_us_is_refused() {
+    let mut pod = injected(&web());
+    let init = pod["spec"]["initContainers"].as_array_mut().unwrap();
+    init.push(json!({"name": "istio-init", "image": "istio/proxyv2"}));
+    let violations = inject(&pod).unwrap_err();
+    assert_eq!(violations[0].path, "spec.initContainers[2]");
+    assert!(violations[0].message.contains("Istio"), "{violations:?}");
+}
+
+/// The kubelet starts what comes next when the hook of the first has returned.
+#[test]
+fn a_classic_sidecar_is_first_and_waited_for() {
+    let mut pod = web();
+    pod["metadata"]["annotations"] = json!({"heddle.dev/native-sidecar": "disabled"});
+    let pod = injected(&pod);
+    let first = &pod["spec"]["containers"][0];
+    assert_eq!(first["name"], SIDECAR);
+    let hook = json!({"exec": {"command": ["/heddle-sidecar", "wait", "--timeout=600s"]}});
+    assert_eq!(first["lifecycle"]["postStart"], hook);
+    let delay = json!({"name": "HEDDLE_DRAIN_DELAY", "value": "5s"});
+    assert!(first["env"].as_array().unwrap().contains(&delay), "{first}");
+    let native = injected(&web());
+    let native = &native["spec"]["initContainers"][1];
+    assert!(native.get("lifecycle").is_none() && !native["env"].as_array().unwrap().contains(&delay));
+}

@@ -7,19 +7,25 @@
 
 use serde_json::{Map, Value, json};
 
-use super::review::{Request, Verdict};
-use crate::injection::{Candidate, Injector, Outcome, Skip, workload};
+use super::review::{Request, Rules, Verdict};
+use crate::injection::{Candidate, Outcome, Skip, workload};
 
-/// Namespaces whose pods nothing may keep from starting, however they are labelled.
-const NEVER: [&str; 4] = ["heddle-system", "kube-node-lease", "kube-public", "kube-system"];
+/// Namespaces whose pods nothing may keep from starting, however they are labelled; the control plane's own is
+/// one more.
+const NEVER: [&str; 3] = ["kube-node-lease", "kube-public", "kube-system"];
 
 /// What to do with the pod of `request`.
-pub(super) fn inject(request: &Request, injector: &Injector) -> Verdict {
-    if NEVER.contains(&request.namespace.as_str()) {
+pub(super) fn inject(request: &Request, rules: &Rules) -> Verdict {
+    let pod = &request.object;
+    // Containers of a pod that runs cannot be changed, and nothing but a pod has any.
+    let is_new_pod = matches!(request.operation.as_str(), "CREATE" | "")
+        && request.sub_resource.is_empty()
+        && pod["kind"].as_str().is_none_or(|kind| kind == "Pod");
+    let namespace = request.namespace.as_str();
+    if !is_new_pod || NEVER.contains(&namespace) || namespace == rules.namespace {
         return Verdict::ALLOWED;
     }
-    let pod = &request.object;
-    match injector.inject(Candidate { pod, owner: workload::owner(pod), wanted: true }) {
+    match rules.injector.inject(Candidate { pod, owner: workload::owner(pod), wanted: true }) {
         Ok(Outcome::Injected { pod: injected, notes }) => {
             Verdict::Allowed { patch: patch(pod, &injected), warnings: notes }
         }
@@ -28,9 +34,11 @@ pub(super) fn inject(request: &Request, injector: &Injector) -> Verdict {
                 Skip::HostNetwork | Skip::Windows | Skip::Ends => {
                     vec![format!("the pod is not in the mesh: {skip}")]
                 }
-                Skip::NotWanted | Skip::Disabled | Skip::AlreadyInjected(_) | Skip::ControlPlane => {
-                    Vec::new()
-                }
+                Skip::NotWanted
+                | Skip::Disabled
+                | Skip::AlreadyInjected(_)
+                | Skip::ControlPlane
+                | Skip::Static => Vec::new(),
             };
             Verdict::Allowed { patch: Vec::new(), warnings }
         }

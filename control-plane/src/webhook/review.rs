@@ -36,11 +36,25 @@ struct Review {
     request: Request,
 }
 
+/// By what is answered.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) injector: Injector,
+    /// The control plane's own namespace.
+    pub(super) namespace: String,
+}
+
 /// What is asked about.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Request {
     uid: String,
+    /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
+    #[serde(default)]
+    pub(super) operation: String,
+    /// Such as `status` or `ephemeralcontainers`; empty if it is about the object itself.
+    #[serde(default)]
+    pub(super) sub_resource: String,
     /// The object's namespace, which the object itself may not say; empty for kinds of the cluster.
     #[serde(default)]
     pub(super) namespace: String,
@@ -81,6 +95,9 @@ pub(super) enum Unreadable {
     Other { kind: String, api_version: String },
 }
 
+/// Longer than any name that Kubernetes takes; what is asked about was not checked yet.
+const LONGEST_NAME: usize = 253;
+
 const API_VERSION: &str = "admission.k8s.io/v1";
 
 /// Kubernetes cuts warnings off there.
@@ -89,19 +106,21 @@ const LONGEST_WARNING: usize = 256;
 /// More reasons help nobody; kubectl shows them in one line.
 const MOST_REASONS: usize = 16;
 
-/// The answer to the review in `body`, and how it is counted.
-pub(super) fn answer(
-    kind: Kind,
-    body: &[u8],
-    injector: &Injector,
-) -> Result<(Admission, Vec<u8>), Unreadable> {
+/// The same for one of them, in characters: it may repeat what an object has, and is logged.
+const LONGEST_REASON: usize = 512;
+
+/// How a review is counted, and the answer to it.
+pub(super) type Answered = Result<(Admission, Vec<u8>), Unreadable>;
+
+/// Answers the review in `body`.
+pub(super) fn answer(kind: Kind, body: &[u8], rules: &Rules) -> Answered {
     let review: Review = serde_json::from_slice(body)?;
     if (review.api_version.as_str(), review.kind.as_str()) != (API_VERSION, "AdmissionReview") {
         return Err(Unreadable::Other { kind: review.kind, api_version: review.api_version });
     }
     let request = review.request;
     let verdict = match kind {
-        Kind::Inject => mutation::inject(&request, injector),
+        Kind::Inject => mutation::inject(&request, rules),
         Kind::Validate => validation::validate(&request),
     };
     let (admission, response) = match verdict {
@@ -120,6 +139,7 @@ pub(super) fn answer(
         Verdict::Refused(mut reasons) => {
             let more = reasons.len().saturating_sub(MOST_REASONS);
             reasons.truncate(MOST_REASONS);
+            reasons.iter_mut().for_each(|reason| cut(reason, LONGEST_REASON));
             if more > 0 {
                 reasons.push(format!("and {more} more"));
             }
@@ -127,7 +147,7 @@ pub(super) fn answer(
             info!(
                 webhook = kind.name(),
                 namespace = request.namespace,
-                object = name(&request.object),
+                object = name(&request.object).chars().take(LONGEST_NAME).collect::<String>(),
                 message,
                 "refused"
             );
@@ -141,10 +161,15 @@ pub(super) fn answer(
 
 /// A text that fits into a warning header.
 fn warning(text: String) -> String {
-    let text = format!("heddle: {}", text.replace(['\n', '\r'], " "));
-    match text.char_indices().nth(LONGEST_WARNING) {
-        Some((end, _)) => text[..end].to_owned(),
-        None => text,
+    let mut text = format!("heddle: {}", text.replace(['\n', '\r'], " "));
+    cut(&mut text, LONGEST_WARNING);
+    text
+}
+
+/// Cuts a text off after so many characters.
+fn cut(text: &mut String, longest: usize) {
+    if let Some((end, _)) = text.char_indices().nth(longest) {
+        text.truncate(end);
     }
 }
 

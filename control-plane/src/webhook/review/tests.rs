@@ -16,8 +16,12 @@ fn review(namespace: &str, object: &Value, old: &Value) -> Vec<u8> {
     json!({"apiVersion": API_VERSION, "kind": "AdmissionReview", "request": request}).to_string().into_bytes()
 }
 
+fn rules() -> Rules {
+    Rules { namespace: "mesh".into(), ..Rules::default() }
+}
+
 fn ask(kind: Kind, namespace: &str, object: &Value, old: &Value) -> (Admission, Value) {
-    let (admission, body) = answer(kind, &review(namespace, object, old), &Injector::default()).unwrap();
+    let (admission, body) = answer(kind, &review(namespace, object, old), &rules()).unwrap();
     let review: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((&review["apiVersion"], &review["kind"]), (&API_VERSION.into(), &"AdmissionReview".into()));
     let response = review["response"].clone();
@@ -90,16 +94,51 @@ fn a_pod_that_cannot_be_meshed_is_let_in_with_a_warning_or_refused_with_its_fiel
 #[test]
 fn pods_that_say_no_and_those_of_the_system_are_left_alone() {
     let mut pod = pod();
-    let (admission, response) = ask(Kind::Inject, "kube-system", &pod, &Value::Null);
-    assert_eq!((admission, response.get("patch")), (Admission::Allowed, None));
+    for namespace in ["kube-system", "mesh"] {
+        let (admission, response) = ask(Kind::Inject, namespace, &pod, &Value::Null);
+        assert_eq!((admission, response.get("patch")), (Admission::Allowed, None), "{namespace}");
+    }
     pod["metadata"]["annotations"] = json!({INJECT: "disabled"});
     let (admission, response) = ask(Kind::Inject, "shop", &pod, &Value::Null);
     assert_eq!((admission, response.get("warnings")), (Admission::Allowed, None));
 }
 
+/// Rules that somebody widened must not keep pods from changing, nor anything from being deleted.
+#[test]
+fn only_new_pods_are_injected_and_nothing_is_kept_from_going() {
+    let asked = |kind, field: &str, value: Value, object: &Value| {
+        let mut review: Value = serde_json::from_slice(&review("shop", object, &Value::Null)).unwrap();
+        review["request"][field] = value;
+        answer(kind, review.to_string().as_bytes(), &rules()).unwrap().0
+    };
+    let pod = pod();
+    assert_eq!(asked(Kind::Inject, "operation", "CREATE".into(), &pod), Admission::Patched);
+    for operation in ["UPDATE", "DELETE", "CONNECT"] {
+        assert_eq!(asked(Kind::Inject, "operation", operation.into(), &pod), Admission::Allowed);
+    }
+    assert_eq!(asked(Kind::Inject, "operation", "DELETE".into(), &Value::Null), Admission::Allowed);
+    assert_eq!(asked(Kind::Inject, "subResource", "eviction".into(), &pod), Admission::Allowed);
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}});
+    assert_eq!(asked(Kind::Inject, "operation", "CREATE".into(), &deployment), Admission::Allowed);
+    assert_eq!(asked(Kind::Validate, "operation", "DELETE".into(), &Value::Null), Admission::Allowed);
+    let wrong = policy(json!({"targetRefs": []}));
+    assert_eq!(asked(Kind::Validate, "operation", "CREATE".into(), &wrong), Admission::Refused);
+    assert_eq!(asked(Kind::Validate, "subResource", "status".into(), &wrong), Admission::Allowed);
+}
+
+#[test]
+fn what_is_said_against_an_object_is_short_however_long_the_object_is() {
+    let mut pod = pod();
+    pod["metadata"]["annotations"] = json!({INJECT: "x".repeat(100_000)});
+    let (admission, response) = ask(Kind::Inject, "shop", &pod, &Value::Null);
+    assert_eq!(admission, Admission::Refused);
+    let message = response["status"]["message"].as_str().unwrap();
+    assert!(message.contains(INJECT) && message.len() < 1000, "{}", message.len());
+}
+
 #[test]
 fn what_is_no_review_is_said_so() {
-    let injector = Injector::default();
+    let rules = rules();
     for body in [
         &b""[..],
         b"{}",
@@ -109,7 +148,7 @@ fn what_is_no_review_is_said_so() {
         br#"{"apiVersion":"v1","kind":"Pod","request":{"uid":""}}"#,
     ] {
         for kind in [Kind::Inject, Kind::Validate] {
-            assert!(answer(kind, body, &injector).is_err());
+            assert!(answer(kind, body, &rules).is_err());
         }
     }
     // An object that is none is refused, by its field.
