@@ -1,7 +1,10 @@
 //! The admission webhooks of an installed mesh, asked by a real API server.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use heddle_tests::cluster::{Cluster, Settings, of_heddle};
-use heddle_tests::eventually;
+use heddle_tests::{binary, eventually};
 use serde_json::{Value, json};
 
 /// A cluster with Heddle, as `heddle install` makes it, whose webhooks are trusted.
@@ -123,4 +126,126 @@ fn pods_of_a_labelled_namespace_get_their_sidecar_and_wrong_ones_are_refused() {
         cluster.kubectl(&["patch", name, "--type=json", "-p", remove]);
         eventually("the roots are put back", || trusted(&cluster).then_some(()));
     }
+}
+
+/// A pod of this namespace has `HEDDLE_PORT=tcp://…` in its environment then, which is the name of a setting, too.
+#[test]
+fn a_service_called_heddle_does_not_keep_sidecars_from_starting() {
+    let Some(cluster) = mesh() else { return };
+    cluster.apply(
+        r#"
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/inject: enabled}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: heddle, namespace: shop}
+spec: {selector: {app: heddle}, ports: [{name: http, port: 80}]}
+"#,
+    );
+    eventually("pods can be made", || cluster.get("shop", "serviceaccount/default"));
+    for native in ["enabled", "disabled"] {
+        let annotations = json!({"heddle.dev/native-sidecar": native});
+        cluster.apply(
+            &pod("shop", json!({}), annotations, json!({"terminationGracePeriodSeconds": 1})).to_string(),
+        );
+        cluster.wait("shop", "pod/web", "condition=Ready");
+        let environment = cluster.exec("shop", "web", "web", &["env"]).expect("it runs");
+        assert!(environment.contains("HEDDLE_PORT=tcp://"), "{environment}");
+        cluster.kubectl(&["delete", "-n", "shop", "pod/web"]);
+    }
+}
+
+/// What `heddle inject` makes of a manifest.
+fn injected(args: &[&str], manifest: &str) -> String {
+    let mut command = Command::new(binary("heddle"));
+    command.arg("inject").args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("it was built");
+    child.stdin.take().expect("it is piped").write_all(manifest.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it was started");
+    assert!(output.status.success(), "{manifest}");
+    String::from_utf8(output.stdout).expect("YAML is text")
+}
+
+/// An application beside a sidecar that is an ordinary container: its very first call is served, and so is
+/// one that it makes after it was told to end, without any connection meanwhile that it could be seen by.
+#[test]
+fn a_classic_sidecar_is_there_before_the_application_and_until_after_it() {
+    let Some(cluster) = mesh() else { return };
+    cluster.apply(
+        r#"
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/inject: enabled}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: late}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: prices, namespace: shop}
+spec:
+  selector: {matchLabels: {app: prices}}
+  template:
+    metadata: {labels: {app: prices}}
+    spec:
+      containers: [{name: app, image: "gateway-api/echo-advanced:v1.5.1", args: [--port=8080]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: prices, namespace: shop}
+spec: {selector: {app: prices}, ports: [{name: http, port: 80, targetPort: 8080}]}
+"#,
+    );
+    cluster.rolled_out("shop", "deploy/prices");
+    eventually("pods of the mesh can be made", || cluster.get("late", "configmap/heddle-trust-bundle"));
+    let scale = |replicas: &str| {
+        cluster.kubectl(&["scale", "-n", "heddle-system", "deploy/heddle-control-plane", replicas]);
+        cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    };
+    scale("--replicas=0");
+    eventually("no control plane is there", || {
+        let pods = cluster.kubectl(&["get", "pods", "-n", "heddle-system", "-o", "name"]);
+        pods.trim().is_empty().then_some(())
+    });
+
+    let said = cluster.directory().join("clerk");
+    let manifest = format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: clerk, namespace: late}}
+spec:
+  terminationGracePeriodSeconds: 20
+  volumes: [{{name: said, hostPath: {{path: {said}, type: DirectoryOrCreate}}}}]
+  containers:
+    - name: clerk
+      image: machine
+      volumeMounts: [{{name: said, mountPath: /said}}]
+      command:
+        - sh
+        - -c
+        - |
+          ask() {{ curl --silent --show-error --fail --max-time 10 -o /dev/null http://prices.shop/ 2>>/said/log && echo "$1" >>/said/log; }}
+          trap 'sleep 2; ask farewell; exit 0' TERM
+          ask hello
+          while :; do sleep 0.1; done
+"#,
+        said = said.display()
+    );
+    cluster.apply(&injected(&["--no-native-sidecar"], &manifest));
+    eventually("the sidecar has no control plane", || {
+        let log = cluster.try_kubectl(&["logs", "-n", "late", "clerk", "-c", "heddle-sidecar"]).ok()?;
+        (log.matches("no identity yet").count() > 1).then_some(())
+    });
+    let clerk = cluster.get("late", "pod/clerk").expect("it was made");
+    let statuses = clerk["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+    let app = statuses.iter().find(|status| status["name"] == "clerk").expect("it has two containers");
+    assert!(app["state"]["running"].is_null(), "the application was not held: {app}");
+    let log = cluster.outside(&said).join("log");
+    assert!(!log.exists());
+
+    scale("--replicas=1");
+    cluster.wait("late", "pod/clerk", "condition=Ready");
+    let log = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("the application said something", || (!log().is_empty()).then_some(()));
+    assert_eq!(log(), "hello\n");
+    cluster.kubectl(&["delete", "-n", "late", "pod/clerk"]);
+    assert_eq!(log(), "hello\nfarewell\n");
 }

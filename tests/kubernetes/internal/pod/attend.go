@@ -38,9 +38,11 @@ func (one *supervised) attend(ctx, alive context.Context, process *container.Pro
 	if hook := one.spec.Lifecycle; hook != nil && hook.PostStart != nil {
 		if err := one.runHook(alive, process, hook.PostStart); err != nil && alive.Err() == nil {
 			fail("its postStart hook: "+err.Error(), nil)
+			one.hookedOnce.Do(func() { close(one.hooked) })
 			return
 		}
 	}
+	one.hookedOnce.Do(func() { close(one.hooked) })
 	if startup := one.spec.StartupProbe; startup != nil {
 		passed := false
 		one.probeUntil(alive, process, startup, false, func(success bool) bool {

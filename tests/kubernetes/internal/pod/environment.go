@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/kubernetes/pkg/api/v1/resource"
 	"k8s.io/kubernetes/pkg/fieldpath"
+	"k8s.io/kubernetes/pkg/kubelet/envvars"
 	"k8s.io/kubernetes/third_party/forked/golang/expansion"
 
 	"heddle.dev/tests/kubernetes/internal/images"
@@ -29,8 +30,7 @@ func (variables variables) list() []string {
 	return list
 }
 
-// environment is a container's: what the image says, where the API server is, and what the pod says.
-// Variables of other Services, which are only there for programs of before DNS, are left out.
+// environment is a container's: what the image says, where Services are, and what the pod says.
 func (worker *Worker) environment(pod *corev1.Pod, spec *corev1.Container, image images.Image) (variables, error) {
 	result := variables{values: map[string]string{
 		"PATH":     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -38,14 +38,12 @@ func (worker *Worker) environment(pod *corev1.Pod, spec *corev1.Container, image
 		"HOME":     "/",
 	}}
 	maps.Copy(result.values, image.Env)
-	service, err := worker.host.Services.Services("default").Get("kubernetes")
+	services, err := worker.linked(pod)
 	if err != nil {
-		return result, fmt.Errorf("the Service of the API server: %w", err)
+		return result, err
 	}
-	result.values["KUBERNETES_SERVICE_HOST"] = service.Spec.ClusterIP
-	for _, port := range service.Spec.Ports {
-		result.values["KUBERNETES_SERVICE_PORT"] = strconv.Itoa(int(port.Port))
-		result.values["KUBERNETES_SERVICE_PORT_HTTPS"] = strconv.Itoa(int(port.Port))
+	for _, variable := range envvars.FromServices(services) {
+		result.values[variable.Name] = variable.Value
 	}
 	for _, source := range spec.EnvFrom {
 		data, err := worker.variablesFrom(pod, source)
@@ -71,6 +69,24 @@ func (worker *Worker) environment(pod *corev1.Pod, spec *corev1.Container, image
 		}
 	}
 	return result, nil
+}
+
+// linked are the Services that a pod has variables of: the API server's, and those of its namespace
+// unless it does not want them.
+func (worker *Worker) linked(pod *corev1.Pod) ([]*corev1.Service, error) {
+	api, err := worker.host.Services.Services("default").Get("kubernetes")
+	if err != nil {
+		return nil, fmt.Errorf("the Service of the API server: %w", err)
+	}
+	services := []*corev1.Service{api}
+	if wanted := pod.Spec.EnableServiceLinks; wanted != nil && !*wanted {
+		return services, nil
+	}
+	own, err := worker.host.Services.Services(pod.Namespace).List(labels.Everything())
+	if err != nil {
+		return nil, fmt.Errorf("the Services of the namespace: %w", err)
+	}
+	return append(services, own...), nil
 }
 
 func (worker *Worker) variablesFrom(pod *corev1.Pod, source corev1.EnvFromSource) (map[string]string, error) {

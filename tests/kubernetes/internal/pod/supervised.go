@@ -39,6 +39,10 @@ type supervised struct {
 	// begun is closed when it has started for the first time: the next may follow.
 	begun     chan struct{}
 	begunOnce sync.Once
+	// hooked is closed when its first start is over, hook included, however that went: the next of the
+	// ordinary containers may start.
+	hooked     chan struct{}
+	hookedOnce sync.Once
 	// done is closed when it will not run again.
 	done chan struct{}
 
@@ -55,7 +59,7 @@ type supervised struct {
 func newSupervised(worker *Worker, spec *corev1.Container, policy corev1.RestartPolicy, sidecar bool) *supervised {
 	return &supervised{
 		worker: worker, spec: spec, policy: policy, sidecar: sidecar,
-		ending: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{}),
+		ending: make(chan struct{}), begun: make(chan struct{}), hooked: make(chan struct{}), done: make(chan struct{}),
 	}
 }
 
@@ -83,6 +87,7 @@ func (one *supervised) supervise() {
 		begun := time.Now()
 		reason, err := one.start()
 		if err != nil {
+			one.hookedOnce.Do(func() { close(one.hooked) })
 			one.change(func() {
 				one.state = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: err.Error()}}
 			})

@@ -252,8 +252,17 @@ func (worker *Worker) runContainers() {
 		worker.initialized = true
 		worker.mutex.Unlock()
 		worker.note("")
+		// In their order, each when the hook of the one before has returned, as the kubelet does it.
 		for _, app := range worker.apps {
+			if worker.stopped() {
+				break
+			}
 			go app.supervise()
+			select {
+			case <-app.hooked:
+			case <-app.done:
+			case <-worker.stop:
+			}
 		}
 		for _, app := range worker.apps {
 			select {
@@ -263,6 +272,16 @@ func (worker *Worker) runContainers() {
 		}
 	}
 	worker.end()
+}
+
+// stopped says whether the pod is to end.
+func (worker *Worker) stopped() bool {
+	select {
+	case <-worker.stop:
+		return true
+	default:
+		return false
+	}
 }
 
 // runInits says whether the other containers may start.
