@@ -7,10 +7,13 @@ mod protocol {
     include!(concat!(env!("OUT_DIR"), "/protocol.rs"));
 }
 
-pub use protocol::envoy::config::core::v3::{Locality, Node};
+mod unknown;
+
+pub use protocol::envoy::config::core::v3::{ControlPlane, Locality, Node};
 pub use protocol::envoy::service::discovery::v3 as xds;
 pub use protocol::google::rpc::Status;
 pub use protocol::heddle::v1;
+pub use unknown::{Unknown, VITAL, unknown_fields};
 
 /// A message that travels as an xDS resource.
 pub trait ResourceType: prost::Message + Default {
@@ -27,6 +30,12 @@ macro_rules! resource_types {
 }
 
 resource_types!(Address, Mesh, Service, TrustBundle, Workload);
+
+/// The `type_url` of [`v1::Shortfall`] in a status' details.
+pub const SHORTFALL: &str = "type.googleapis.com/heddle.v1.Shortfall";
+
+/// The program that a control plane says it is, before its version.
+pub const CONTROL_PLANE_AGENT: &str = "heddle-control-plane/";
 
 impl std::fmt::Debug for v1::JwtKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

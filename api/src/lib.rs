@@ -11,4 +11,5 @@ pub mod name;
 pub mod runtime_file;
 pub mod spiffe;
 pub mod tls;
+pub mod version;
 pub mod x509;

@@ -78,6 +78,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         registered,
         awaited,
         streams: admin.sessions.count(),
+        versions: admin.sessions.versions(),
         connections: *admin.connections.borrow(),
         source_errors: sources.errors.len(),
         source_errors_total: sources.errors_total,

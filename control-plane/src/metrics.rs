@@ -5,6 +5,7 @@
 
 mod process;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,6 +20,7 @@ use crate::source::Watches;
 pub(crate) struct Metrics {
     pushed: PerType,
     acked: PerType,
+    known_partly: PerType,
     refused: PerType,
     issued: [AtomicU64; PROOFS.len()],
     issue_refused: AtomicU64,
@@ -72,6 +74,8 @@ pub(crate) struct Gauges {
     pub(crate) registered: usize,
     pub(crate) awaited: usize,
     pub(crate) streams: usize,
+    /// Those of them that are of sidecars of each minor version.
+    pub(crate) versions: BTreeMap<Option<(u64, u64)>, usize>,
     pub(crate) connections: usize,
     pub(crate) source_errors: usize,
     pub(crate) source_errors_total: u64,
@@ -79,6 +83,9 @@ pub(crate) struct Gauges {
     pub(crate) resources: usize,
     pub(crate) certificate_expiry: u64,
 }
+
+/// So many versions of sidecars are shown.
+const MAX_VERSIONS: usize = 16;
 
 const TYPES: [(&str, &str); 5] = [
     (v1::Address::TYPE_URL, "Address"),
@@ -100,6 +107,10 @@ impl Metrics {
 
     pub(crate) fn config_acked(&self, type_url: &str) {
         count(&self.acked, type_url);
+    }
+
+    pub(crate) fn config_known_partly(&self, type_url: &str) {
+        count(&self.known_partly, type_url);
     }
 
     pub(crate) fn config_refused(&self, type_url: &str) {
@@ -169,6 +180,8 @@ impl Metrics {
         text.sample("heddle_build_info", &format!("{{version=\"{version}\",part=\"control-plane\"}}"), 1);
         text.per_type("heddle_config_pushes_total", "Responses sent on discovery streams.", &self.pushed);
         text.per_type("heddle_config_acks_total", "Responses that sidecars took over.", &self.acked);
+        let help = "Responses that sidecars took over, but for what they do not know.";
+        text.per_type("heddle_config_partial_acks_total", help, &self.known_partly);
         text.per_type("heddle_config_nacks_total", "Responses that sidecars refused.", &self.refused);
         let name = "heddle_alert_notifications_total";
         text.family(name, "counter", "Tries to tell a webhook of an alert, by how they ended.");
@@ -238,6 +251,16 @@ impl Metrics {
         for (state, count) in [("live", live), ("lost", lost), ("absent", absent)] {
             text.sample("heddle_source_watches", &format!("{{state=\"{state}\"}}"), count);
         }
+        text.family("heddle_sidecars", "gauge", "Connected sidecars, by minor version.");
+        for (place, (version, count)) in gauges.versions.iter().enumerate() {
+            let label = match version {
+                // Whoever has a certificate can say anything.
+                _ if place >= MAX_VERSIONS => continue,
+                Some((major, minor)) => format!("{major}.{minor}"),
+                None => "unknown".into(),
+            };
+            text.sample("heddle_sidecars", &format!("{{version=\"{label}\"}}"), count);
+        }
         let levels = [
             ("heddle_discovery_streams", "Open discovery streams.", gauges.streams),
             ("heddle_connections", "Open connections to discovery and identity.", gauges.connections),
@@ -305,13 +328,16 @@ mod tests {
         metrics.config_pushed(v1::Service::TYPE_URL);
         metrics.config_refused("type.googleapis.com/unknown.Thing");
         metrics.certificate_issued(Proof::JoinToken);
-        let text = metrics.text(&Gauges { registered: 2, ..Gauges::default() });
+        let versions = [(None, 1), (Some((0, 1)), 2)].into();
+        let text = metrics.text(&Gauges { registered: 2, versions, ..Gauges::default() });
         for line in [
             "heddle_config_pushes_total{type=\"Service\"} 1",
             "heddle_config_nacks_total{type=\"other\"} 1",
             "heddle_certificates_issued_total{proof=\"join_token\"} 1",
             "heddle_certificates_issued_total{proof=\"certificate\"} 0",
             "heddle_registrations{state=\"live\"} 2",
+            "heddle_sidecars{version=\"0.1\"} 2",
+            "heddle_sidecars{version=\"unknown\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use heddle_api::discovery::{ResourceType, v1};
+use heddle_api::discovery::{ResourceType, SHORTFALL, Status, v1};
+use prost::Message;
 
 /// The types of resources that carry policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,9 +21,50 @@ pub(crate) enum Carried {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Answer {
     Acknowledged,
+    /// It is in force, but for something that the sidecar does not know.
+    Partly,
     /// It was sent, or will be.
     Pending,
     Refused,
+}
+
+/// gRPC's code of an answer by which all is in force but for what the sidecar does not know.
+const UNIMPLEMENTED: i32 = 12;
+
+/// What one answer says about the resources of a response.
+enum Verdict {
+    /// The same about each.
+    All(Answer),
+    /// This about these, and that the others are in force.
+    Some(BTreeMap<String, Answer>),
+}
+
+impl Verdict {
+    fn of(status: Option<&Status>) -> Self {
+        let Some(status) = status else { return Self::All(Answer::Acknowledged) };
+        let details = status.details.iter().filter(|detail| detail.type_url == SHORTFALL);
+        let told: BTreeMap<String, Answer> = details
+            .filter_map(|detail| v1::Shortfall::decode(&*detail.value).ok())
+            .map(|told| (told.resource, if told.refused { Answer::Refused } else { Answer::Partly }))
+            .collect();
+        match status.code {
+            _ if !told.is_empty() => Self::Some(told),
+            UNIMPLEMENTED => Self::All(Answer::Partly),
+            _ => Self::All(Answer::Refused),
+        }
+    }
+
+    fn about(&self, name: &str) -> Answer {
+        match self {
+            Self::All(answer) => *answer,
+            Self::Some(told) => told.get(name).copied().unwrap_or(Answer::Acknowledged),
+        }
+    }
+}
+
+/// Whether an answer with this status leaves something of the response out of force for being refused.
+pub(crate) fn refuses(status: &Status) -> bool {
+    status.code != UNIMPLEMENTED
 }
 
 /// One stream's answers.
@@ -66,8 +108,9 @@ impl Answers {
             changed = true;
         }
         let answered = request.response_nonce.parse().ok().and_then(|nonce: u64| self.open.remove(&nonce));
-        let answer = if request.error_detail.is_none() { Answer::Acknowledged } else { Answer::Refused };
+        let verdict = Verdict::of(request.error_detail.as_ref());
         for (carried, name, version) in answered.into_iter().flatten() {
+            let answer = verdict.about(&name);
             if let Some((held, state)) = self.held.get_mut(&(carried, name))
                 && *held == version
             {
@@ -115,7 +158,6 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
-    use heddle_api::discovery::Status;
     use heddle_api::discovery::xds::Resource;
 
     use super::*;
@@ -170,6 +212,34 @@ mod tests {
         assert_eq!(standing(&answers, "2"), [("a".into(), Answer::Pending), ("b".into(), Answer::Pending)]);
         answers.request(&request(&[], &["a", "b"]));
         assert!(standing(&answers, "1").is_empty());
+    }
+
+    /// One resource that a sidecar cannot use says nothing against the others of the same response.
+    #[test]
+    fn a_refusal_is_about_the_resources_that_it_names() {
+        let mut answers = Answers::default();
+        answers.request(&request(&["a", "b", "c"], &[]));
+        answers.response(&response(1, &[("a", "1"), ("b", "1"), ("c", "1")]));
+        let detail = |resource: &str, refused| {
+            let told = v1::Shortfall { resource: resource.into(), refused, ..Default::default() };
+            prost_types::Any { type_url: SHORTFALL.into(), value: told.encode_to_vec() }
+        };
+        let mut said = answer(1, true);
+        said.error_detail.as_mut().unwrap().details = vec![detail("a", true), detail("b", false)];
+        answers.request(&said);
+        let expected = [Answer::Refused, Answer::Partly, Answer::Acknowledged];
+        assert!(standing(&answers, "1").iter().map(|(_, answer)| *answer).eq(expected));
+    }
+
+    #[test]
+    fn without_names_it_is_about_all_of_them() {
+        let mut answers = Answers::default();
+        answers.request(&request(&["a", "b"], &[]));
+        answers.response(&response(1, &[("a", "1"), ("b", "1")]));
+        let mut said = answer(1, true);
+        said.error_detail.as_mut().unwrap().code = UNIMPLEMENTED;
+        answers.request(&said);
+        assert!(standing(&answers, "1").iter().all(|(_, answer)| *answer == Answer::Partly));
     }
 
     #[test]

@@ -35,15 +35,15 @@ impl AggregatedDiscoveryService for Discovery {
                 Ok(Some(first)) => first,
                 Ok(None) | Err(_) => return,
             };
-            let instance = match &first.node {
-                Some(node) if node.id.len() <= 253 => node.id.clone(),
+            let (instance, version) = match &first.node {
+                Some(node) if node.id.len() <= 253 => (node.id.clone(), node.user_agent_version.clone()),
                 Some(_) => {
                     let _ = sender.try_send(Err(Status::invalid_argument("node.id is too long")));
                     return;
                 }
-                None => String::new(),
+                None => Default::default(),
             };
-            DiscoveryStream::new(shared, Subscriber { identity, instance })
+            DiscoveryStream::new(shared, Subscriber { identity, instance }, &version)
                 .run(first, requests, sender)
                 .await;
         });

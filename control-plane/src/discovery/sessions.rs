@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use heddle_api::version::Version;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Subscriber;
 use super::answers::Answers;
@@ -27,6 +28,9 @@ pub(crate) struct Sessions {
 pub(crate) struct Session {
     identity: String,
     instance: String,
+    /// The sidecar's version, if it said one.
+    #[serde(serialize_with = "text")]
+    version: Option<Version>,
     since: String,
     subscriptions: usize,
     pushes: u64,
@@ -47,10 +51,16 @@ pub(crate) struct SessionGuard {
 }
 
 impl Sessions {
-    pub(crate) fn open(self: &Arc<Self>, subscriber: &Subscriber, now: SystemTime) -> SessionGuard {
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        subscriber: &Subscriber,
+        version: Option<Version>,
+        now: SystemTime,
+    ) -> SessionGuard {
         let session = Session {
             identity: subscriber.identity.as_str().into(),
             instance: subscriber.instance.clone(),
+            version,
             since: Timestamp::try_from(now).map(|t| t.to_string()).unwrap_or_default(),
             subscriptions: 0,
             pushes: 0,
@@ -96,6 +106,15 @@ impl Sessions {
     pub(crate) fn count(&self) -> usize {
         self.open.lock().1.len()
     }
+
+    /// How many streams there are of sidecars of each minor version; `None`: they did not say one.
+    pub(crate) fn versions(&self) -> BTreeMap<Option<(u64, u64)>, usize> {
+        let mut versions = BTreeMap::new();
+        for session in self.open.lock().1.values() {
+            *versions.entry(session.version.map(Version::minor)).or_default() += 1;
+        }
+        versions
+    }
 }
 
 impl SessionGuard {
@@ -133,6 +152,13 @@ impl SessionGuard {
     }
 }
 
+fn text<S: Serializer>(version: &Option<Version>, serializer: S) -> Result<S::Ok, S::Error> {
+    match version {
+        Some(version) => serializer.collect_str(version),
+        None => serializer.serialize_none(),
+    }
+}
+
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.sessions.open.lock().1.remove(&self.id);
@@ -153,7 +179,7 @@ mod tests {
             identity: "spiffe://mesh.local/ns/shop/sa/users".parse().unwrap(),
             instance: instance.into(),
         };
-        let open = |instance: &str| sessions.open(&subscriber(instance), SystemTime::UNIX_EPOCH);
+        let open = |instance: &str| sessions.open(&subscriber(instance), None, SystemTime::UNIX_EPOCH);
         let (_lost, back, _other) = (open("users-1"), open("users-1"), open("users-2"));
         let answers = sessions.answers();
         assert_eq!(answers.len(), 2);

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use heddle_api::discovery::{CONTROL_PLANE_AGENT, ControlPlane};
+use heddle_api::version::{self, Skew, Version};
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tracing::{debug, warn};
@@ -33,12 +35,20 @@ pub(crate) struct DiscoveryStream {
     subscriber: Subscriber,
     session: SessionGuard,
     subscriptions: Subscriptions,
+    /// Whether the client was told this program's version.
+    introduced: bool,
 }
 
 impl DiscoveryStream {
-    pub(crate) fn new(shared: Shared, subscriber: Subscriber) -> Self {
-        let session = shared.sessions.open(&subscriber, SystemTime::now());
-        Self { shared, subscriber, session, subscriptions: Subscriptions::default() }
+    pub(crate) fn new(shared: Shared, subscriber: Subscriber, version: &str) -> Self {
+        let theirs = version.parse::<Version>().ok();
+        if theirs.is_some_and(|theirs| theirs.skew(Version::own()) != Skew::Within) {
+            warn!(identity = %subscriber.identity, instance = subscriber.instance, version, own = version::OWN,
+                  "a sidecar is of a version that is not meant to be used with this one");
+        }
+        let session = shared.sessions.open(&subscriber, theirs, SystemTime::now());
+        let subscriptions = Subscriptions::default();
+        Self { shared, subscriber, session, subscriptions, introduced: false }
     }
 
     /// Serves the stream to its end.
@@ -94,6 +104,11 @@ impl DiscoveryStream {
         match answer {
             Answer::None => {}
             Answer::Ack => self.shared.metrics.config_acked(&type_url),
+            Answer::Partly(reason) => {
+                warn!(identity = %self.subscriber.identity, instance = self.subscriber.instance,
+                      r#type = type_url, reason, "a sidecar does not know all of its configuration");
+                self.shared.metrics.config_known_partly(&type_url);
+            }
             Answer::Nack(reason) => {
                 warn!(identity = %self.subscriber.identity, instance = self.subscriber.instance,
                       r#type = type_url, reason, "a sidecar refused configuration and keeps its last good one");
@@ -108,9 +123,13 @@ impl DiscoveryStream {
     fn respond(&mut self) -> Option<DeltaDiscoveryResponse> {
         // Not marked as seen: names that were compared before need `changed` to hear of it, too.
         let published = self.shared.published.borrow().clone()?;
-        let response = self
+        let mut response = self
             .subscriptions
             .response(|type_url, name| published.resource(&self.subscriber, type_url, name))?;
+        if !std::mem::replace(&mut self.introduced, true) {
+            let identifier = format!("{CONTROL_PLANE_AGENT}{}", version::OWN);
+            response.control_plane = Some(ControlPlane { identifier });
+        }
         self.shared.metrics.config_pushed(&response.type_url);
         self.session.pushed();
         self.session.responded(&response);

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire};
 
+use super::answers;
 use crate::model::Resource;
 
 /// One stream's subscriptions.
@@ -40,6 +41,8 @@ pub(crate) enum Answer {
     /// Nothing: it only subscribes.
     None,
     Ack,
+    /// It is in force, but for what the client does not know: what that is.
+    Partly(String),
     /// The client cannot use it, and why.
     Nack(String),
 }
@@ -91,7 +94,8 @@ impl Subscriptions {
             return Err(TooMuch::Names);
         }
         Ok(match request.error_detail {
-            Some(error) => Answer::Nack(error.message),
+            Some(status) if answers::refuses(&status) => Answer::Nack(status.message),
+            Some(status) => Answer::Partly(status.message),
             None if request.response_nonce.is_empty() => Answer::None,
             None => Answer::Ack,
         })

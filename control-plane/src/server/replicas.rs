@@ -42,6 +42,7 @@ impl replicas_server::Replicas for Replicas {
             sidecars: number(count.sidecars),
             acknowledged: number(count.acknowledged),
             refused: number(count.refused),
+            partly: number(count.partly),
         });
         let policies = policies.collect();
         Ok(Response::new(v1::StandingResponse { replica, revision: counted.revision, unchanged, policies }))

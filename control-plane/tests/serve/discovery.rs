@@ -1,7 +1,8 @@
 //! What is pushed, and what is not.
 
 use heddle_api::discovery::xds::DeltaDiscoveryRequest;
-use heddle_api::discovery::{ResourceType, Status, v1};
+use heddle_api::discovery::{Node, ResourceType, Status, v1};
+use heddle_api::version::{self, Version};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 
 use crate::harness::{Home, Sidecar, decode, eventually, service_yaml, write_manifest};
@@ -72,7 +73,7 @@ async fn a_refusal_is_counted_and_shown() {
     let nack = DeltaDiscoveryRequest {
         type_url: v1::Mesh::TYPE_URL.into(),
         response_nonce: response.nonce,
-        error_detail: Some(Status { code: 3, message: "egress: unknown".into() }),
+        error_detail: Some(Status { code: 3, message: "egress: unknown".into(), ..Default::default() }),
         ..Default::default()
     };
     discovery.requests.send(nack).await.unwrap();
@@ -82,6 +83,70 @@ async fn a_refusal_is_counted_and_shown() {
     assert_eq!(sidecar["instance"], "web-1");
     assert!(sidecar["lastNack"].as_str().unwrap().ends_with("Mesh: egress: unknown"), "{sidecar}");
     assert!(plane.log().contains("egress: unknown"));
+}
+
+/// Sidecars of other versions: each is told this program's, served what it asks for, and counted.
+#[tokio::test]
+async fn sidecars_of_other_versions_are_served_and_told_apart() {
+    let home = Home::new();
+    write_manifest(&home, "users.yaml", &service_yaml("users", "10.0.0.1"));
+    let plane = home.start(&[]);
+    let web = Sidecar::join(&home, &plane, "web").await;
+    let (major, minor) = Version::own().minor();
+    let (same, next) = (format!("{major}.{minor}"), format!("{major}.{}", minor + 1));
+    let versions = [Some(format!("{same}.7")), Some(format!("{next}.0")), Some("99.1.0".to_owned()), None];
+    let mut open = Vec::new();
+    for version in versions.clone() {
+        let user_agent_version = version.unwrap_or_default();
+        let node = Node { id: "web-1".into(), user_agent_version, ..Default::default() };
+        let mut discovery = web.discover_as(node).await;
+        // What only a newer one asks for does not exist, and is in nobody's way.
+        let newer = DeltaDiscoveryRequest {
+            type_url: "type.googleapis.com/heddle.v1.Newer".into(),
+            resource_names_subscribe: vec!["self".into()],
+            ..Default::default()
+        };
+        discovery.requests.send(newer).await.unwrap();
+        let first = discovery.next().await.unwrap();
+        assert_eq!(first.removed_resources, ["self"]);
+        let told = first.control_plane.unwrap().identifier;
+        assert_eq!(told, format!("heddle-control-plane/{}", version::OWN));
+        discovery.subscribe::<v1::Service>(&["shop/users"]).await;
+        let second = discovery.next().await.unwrap();
+        assert_eq!((second.resources.len(), second.control_plane), (1, None));
+        open.push(discovery);
+    }
+    let shown = plane.json("/statuses");
+    let told: Vec<_> = shown["sidecars"].as_array().unwrap().iter().map(|s| s["version"].clone()).collect();
+    assert_eq!(told, versions.map(serde_json::Value::from));
+    for version in [&same, &next, "99.1", "unknown"] {
+        assert!(plane.metric(&format!("heddle_sidecars{{version=\"{version}\"}}")) > 0.5, "{version}");
+    }
+    let log = plane.log();
+    let warnings: Vec<&str> =
+        log.lines().filter(|line| line.contains("not meant to be used with this")).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("99.1.0"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn what_a_sidecar_does_not_know_is_counted_apart_from_refusals() {
+    let home = Home::new();
+    let plane = home.start(&[]);
+    let web = Sidecar::join(&home, &plane, "web").await;
+    let mut discovery = web.discover("web-1").await;
+    discovery.subscribe::<v1::Mesh>(&["mesh"]).await;
+    let response = discovery.next().await.unwrap();
+    let partly = DeltaDiscoveryRequest {
+        type_url: v1::Mesh::TYPE_URL.into(),
+        response_nonce: response.nonce,
+        error_detail: Some(Status { code: 12, message: "Mesh mesh: 77".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    discovery.requests.send(partly).await.unwrap();
+    eventually("it is counted", || plane.metric("heddle_config_partial_acks_total{type=\"Mesh\"}") > 0.5)
+        .await;
+    assert!(plane.metric("heddle_config_nacks_total{type=\"Mesh\"}") < 0.5);
+    assert!(plane.log().contains("Mesh mesh: 77"));
 }
 
 #[tokio::test]

@@ -335,8 +335,11 @@ impl Sidecar {
     }
 
     pub(crate) async fn discover(&self, instance: &str) -> Discovery {
+        self.discover_as(Node { id: instance.into(), ..Default::default() }).await
+    }
+
+    pub(crate) async fn discover_as(&self, node: Node) -> Discovery {
         let (requests, receiver) = mpsc::channel(8);
-        let node = Node { id: instance.into(), ..Default::default() };
         // The client waits for the response's headers, which a server may send only after the first request.
         let first = DeltaDiscoveryRequest { node: Some(node), ..Default::default() };
         requests.send(first).await.unwrap();

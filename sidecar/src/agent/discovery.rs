@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use heddle_api::discovery::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use heddle_api::discovery::{Locality, Node, Status};
+use heddle_api::discovery::{CONTROL_PLANE_AGENT, Locality, Node, SHORTFALL, Status, v1};
 use heddle_api::tls::Credentials;
+use heddle_api::version::{self, Skew, Version};
+use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -38,8 +40,14 @@ const MAX_RESPONSE: usize = 32 * 1024 * 1024;
 /// How many wants are taken together, so that a burst is one message and one snapshot.
 const WANTS_AT_ONCE: usize = 256;
 
-/// gRPC's INVALID_ARGUMENT, the code of a NACK.
+/// gRPC's code of an answer by which something is refused.
 const INVALID_ARGUMENT: i32 = 3;
+
+/// That of one by which all is in force but for what is not known here.
+const UNIMPLEMENTED: i32 = 12;
+
+/// Where more resources fall short, the whole response counts as doing so.
+const MAX_SHORTFALLS: usize = 256;
 
 /// The discovery client of one sidecar.
 pub(crate) struct Discovery {
@@ -119,7 +127,12 @@ impl Discovery {
                     _ => return "the stream takes no more requests".into(),
                 },
                 response = responses.message() => match response {
-                    Ok(Some(response)) => outbox.push_back(self.take(response)),
+                    Ok(Some(response)) => {
+                        if let Some(server) = &response.control_plane {
+                            self.met(&server.identifier);
+                        }
+                        outbox.push_back(self.take(response));
+                    }
                     Ok(None) => return "the control plane ended the stream".into(),
                     Err(status) => return describe(&status),
                 },
@@ -144,11 +157,12 @@ impl Discovery {
             ..DeltaDiscoveryRequest::default()
         };
         let Some(kind) = Kind::of(&response.type_url) else {
-            answer.error_detail = Some(nack("this type was not asked for".into()));
+            let message = "this type was not asked for".into();
+            answer.error_detail = Some(Status { code: INVALID_ARGUMENT, message, details: Vec::new() });
             return answer;
         };
-        let applied = self.knowledge.apply(kind, response, Instant::now());
-        if let Some(trust) = applied.trust {
+        let mut applied = self.knowledge.apply(kind, response, Instant::now());
+        if let Some(trust) = applied.trust.take() {
             tracing::info!(roots = trust.roots().len(), "trust bundle updated");
             self.credentials.set_trust(trust);
         }
@@ -158,13 +172,45 @@ impl Discovery {
         if applied.changed {
             self.publisher.publish(self.knowledge.snapshot());
         }
-        let result = if applied.refused.is_none() { "ack" } else { "nack" };
+        let result = match applied.refused() {
+            true => "nack",
+            false if applied.shortfalls.is_empty() => "ack",
+            false => "partly",
+        };
         self.metrics.config_updates(kind.as_str(), result).increment();
-        if let Some(reason) = applied.refused {
-            tracing::error!(%reason, "configuration refused; the last good one stays in force");
-            answer.error_detail = Some(nack(reason));
+        for v1::Shortfall { resource, refused, reason } in &applied.shortfalls {
+            let kind = kind.as_str();
+            if *refused {
+                tracing::error!(
+                    kind,
+                    resource,
+                    reason,
+                    "configuration refused; the last good one stays in force"
+                );
+            } else {
+                tracing::warn!(
+                    kind,
+                    resource,
+                    reason,
+                    "configuration in force, but for what is not known here"
+                );
+            }
         }
+        answer.error_detail = status(kind, &applied.shortfalls);
         answer
+    }
+
+    /// Says whom the stream is with.
+    fn met(&self, identifier: &str) {
+        let Some(text) = identifier.strip_prefix(CONTROL_PLANE_AGENT) else { return };
+        match text.parse::<Version>().map(|theirs| theirs.skew(Version::own())) {
+            Ok(Skew::Within) => tracing::info!(version = text, "the control plane says its version"),
+            _ => tracing::warn!(
+                version = text,
+                own = version::OWN,
+                "the control plane is of a version that is not meant to be used with this one"
+            ),
+        }
     }
 
     /// Puts the addresses of a name into force.
@@ -200,7 +246,7 @@ pub(crate) fn node(instance: &str, service: &str, zone: &str) -> Node {
         cluster: service.into(),
         locality: (!zone.is_empty()).then(|| Locality { zone: zone.into(), ..Locality::default() }),
         user_agent_name: "heddle-sidecar".into(),
-        user_agent_version: env!("CARGO_PKG_VERSION").into(),
+        user_agent_version: version::OWN.into(),
         ..Node::default()
     }
 }
@@ -215,6 +261,25 @@ fn request(change: Change) -> DeltaDiscoveryRequest {
     }
 }
 
-fn nack(message: String) -> Status {
-    Status { code: INVALID_ARGUMENT, message }
+/// What to say about resources that are not, or not wholly, in force; `None`: there are none.
+fn status(kind: Kind, shortfalls: &[v1::Shortfall]) -> Option<Status> {
+    if shortfalls.is_empty() {
+        return None;
+    }
+    let refused = shortfalls.iter().any(|shortfall| shortfall.refused);
+    let said = shortfalls.iter().take(MAX_SHORTFALLS);
+    let said: Vec<String> = said.map(|s| format!("{} {}: {}", kind.as_str(), s.resource, s.reason)).collect();
+    let named = if shortfalls.len() <= MAX_SHORTFALLS { shortfalls } else { &[] };
+    let detail = |shortfall: &v1::Shortfall| prost_types::Any {
+        type_url: SHORTFALL.into(),
+        value: shortfall.encode_to_vec(),
+    };
+    Some(Status {
+        code: if refused { INVALID_ARGUMENT } else { UNIMPLEMENTED },
+        message: said.join("; "),
+        details: named.iter().map(detail).collect(),
+    })
 }
+
+#[cfg(test)]
+mod tests;

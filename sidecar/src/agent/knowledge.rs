@@ -9,16 +9,16 @@
 mod resolved;
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use heddle_api::discovery::v1;
 use heddle_api::discovery::xds::{DeltaDiscoveryResponse, Resource};
+use heddle_api::discovery::{ResourceType, Unknown, unknown_fields, v1};
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 use heddle_api::tls::TrustBundle;
+use heddle_api::version;
 
 use crate::config::{Lookup, Mesh, Service, Snapshot, Usage, Want, Workload, uptime};
 use crate::dns::Addresses;
@@ -48,8 +48,15 @@ pub(crate) struct Applied {
     pub(crate) changed: bool,
     /// New roots, to be put into force.
     pub(crate) trust: Option<TrustBundle>,
-    /// Why parts of it were refused: the NACK's text.
-    pub(crate) refused: Option<String>,
+    /// What of it is not in force, resource by resource.
+    pub(crate) shortfalls: Vec<v1::Shortfall>,
+}
+
+impl Applied {
+    /// Whether anything was refused.
+    pub(crate) fn refused(&self) -> bool {
+        self.shortfalls.iter().any(|shortfall| shortfall.refused)
+    }
 }
 
 impl Knowledge {
@@ -122,11 +129,14 @@ impl Knowledge {
     pub(crate) fn apply(&mut self, kind: Kind, response: DeltaDiscoveryResponse, now: Instant) -> Applied {
         let mut applied = Applied::default();
         for resource in response.resources {
-            if let Err(reason) = self.take(kind, &resource, &mut applied, now) {
-                let text = applied.refused.get_or_insert_default();
-                let separator = if text.is_empty() { "" } else { "; " };
-                let _ = write!(text, "{separator}{} {}: {reason}", kind.as_str(), resource.name);
-            }
+            let (refused, reason) = match self.take(kind, &resource, &mut applied, now) {
+                Ok(unknown) if unknown.is_empty() => continue,
+                Ok(unknown) => {
+                    (false, format!("{}, this sidecar's version, does not know: {unknown}", version::OWN))
+                }
+                Err(reason) => (true, reason),
+            };
+            applied.shortfalls.push(v1::Shortfall { resource: resource.name, refused, reason });
         }
         for gone in &response.removed_resources {
             if let Some(name) = Name::read(kind, gone) {
@@ -220,38 +230,43 @@ impl Knowledge {
         }
     }
 
+    /// Puts a resource into force, but for what is returned.
     fn take(
         &mut self,
         kind: Kind,
         resource: &Resource,
         applied: &mut Applied,
         now: Instant,
-    ) -> Result<(), String> {
+    ) -> Result<Unknown, String> {
         let name = Name::read(kind, &resource.name).ok_or("no such name can exist")?;
         if !self.subscriptions.contains(&name) {
             // Given up meanwhile: the unsubscription is on its way.
-            return Ok(());
+            return Ok(Unknown::default());
         }
         if self.subscriptions.version(&name) == Some(&resource.version) {
-            return Ok(());
+            return Ok(Unknown::default());
         }
         let any = resource.resource.as_ref().ok_or("there is no content")?;
         if any.type_url != kind.type_url() {
             return Err(format!("the content is of type {:?}", any.type_url));
         }
         let body = any.value.as_slice();
-        match &name {
+        let unknown = match &name {
             Name::TrustBundle(domain) => {
-                applied.trust = Some(validate::trust_bundle(decode(body)?, domain).map_err(text)?);
+                let (message, unknown) = decode(body)?;
+                applied.trust = Some(validate::trust_bundle(message, domain).map_err(text)?);
+                unknown
             }
             Name::Mesh => {
-                let message: v1::Mesh = decode(body)?;
+                let (message, unknown) = decode(body)?;
                 self.mesh = Some(Arc::new(validate::mesh(&message, &self.domain).map_err(text)?));
+                unknown
             }
             Name::Workload => {
-                let message: v1::Workload = decode(body)?;
+                let (message, unknown) = decode(body)?;
                 let valid = validate::workload(&message, self.workload.as_deref()).map_err(text)?;
                 self.workload = Some(Arc::new(valid));
+                unknown
             }
             Name::Service(service) => {
                 let before = match (self.resolved.waiting(service), self.services.get(service)) {
@@ -259,7 +274,8 @@ impl Knowledge {
                     (None, Some(Lookup::Found(held))) => Some(&*held.service),
                     _ => None,
                 };
-                let mut told = validate::service(service, decode(body)?, before).map_err(text)?;
+                let (message, unknown) = decode(body)?;
+                let mut told = validate::service(service, message, before).map_err(text)?;
                 // Should the table be full, the service is still reached by its other addresses.
                 told.addresses.extend(self.synthetic.assign(service).map(IpAddr::from));
                 let held = self.resolved.tell(told);
@@ -267,12 +283,13 @@ impl Knowledge {
                 if let Some(held) = held {
                     self.services.insert(service.clone(), Lookup::Found(held));
                 }
-                self.subscriptions.found(&name, &resource.version, now);
-                return Ok(());
+                self.subscriptions.found(&name, &resource.version, unknown.is_empty(), now);
+                return Ok(unknown);
             }
             Name::Address(address) => {
                 let before = self.workloads.get(address);
-                let told = validate::address(*address, decode(body)?, before.map(|before| &**before));
+                let (message, unknown) = decode(body)?;
+                let told = validate::address(*address, message, before.map(|before| &**before));
                 let (service, workload) = told.map_err(text)?;
                 self.addresses.insert(*address, Lookup::Found(service.clone()));
                 match workload {
@@ -285,11 +302,12 @@ impl Knowledge {
                         let _ = self.want_service(service, now);
                     }
                 }
+                unknown
             }
-        }
-        self.subscriptions.found(&name, &resource.version, now);
+        };
+        self.subscriptions.found(&name, &resource.version, unknown.is_empty(), now);
         applied.changed = true;
-        Ok(())
+        Ok(unknown)
     }
 
     /// Takes over that `name` does not exist. What every sidecar needs is never
@@ -325,8 +343,18 @@ fn held(lookup: &Lookup<Held>) -> Option<&Held> {
 #[error("{} names are asked for already", super::subscriptions::LIMIT)]
 pub(crate) struct NoRoom;
 
-fn decode<M: prost::Message + Default>(body: &[u8]) -> Result<M, String> {
-    M::decode(body).map_err(|error| format!("the content cannot be decoded: {error}"))
+/// A message, and what this version does not know of it.
+fn decode<M: ResourceType>(body: &[u8]) -> Result<(M, Unknown), String> {
+    let message = M::decode(body).map_err(|error| format!("the content cannot be decoded: {error}"))?;
+    let unknown = unknown_fields(&message, body);
+    match unknown.vital() {
+        Some(field) => Err(format!(
+            "{field}: {}, this sidecar's version, does not know this field, without which nothing may be made of \
+             the rest",
+            version::OWN
+        )),
+        None => Ok((message, unknown)),
+    }
 }
 
 fn text(invalid: validate::Invalid) -> String {
@@ -396,7 +424,7 @@ mod tests {
         assert!(matches!(knowledge.snapshot().services[&name("shop/users")], Lookup::Pending));
         let response = push(vec![resource("shop/users", "1", &users("10.0.0.1"))], &[]);
         let applied = knowledge.apply(Kind::Service, response, now);
-        assert!(applied.changed && applied.refused.is_none());
+        assert!(applied.changed && applied.shortfalls.is_empty());
         let snapshot = knowledge.snapshot();
         assert_eq!(found(&snapshot).endpoints.len(), 1);
         let synthetic: IpAddr = knowledge.synthetic.assign(&name("shop/users")).unwrap().into();
@@ -449,14 +477,51 @@ mod tests {
         let before = found(&knowledge.snapshot());
         let bad = push(vec![resource("shop/users", "2", &users("nowhere"))], &[]);
         let applied = knowledge.apply(Kind::Service, bad, now);
-        let refused = applied.refused.unwrap();
-        assert!(refused.starts_with("Service shop/users: endpoints[0].address: "), "{refused}");
+        let [refused] = applied.shortfalls.as_slice() else { panic!("{applied:?}") };
+        assert_eq!((refused.resource.as_str(), refused.refused), ("shop/users", true));
+        assert!(refused.reason.starts_with("endpoints[0].address: "), "{refused:?}");
         assert!(!applied.changed);
         assert!(Arc::ptr_eq(&before, &found(&knowledge.snapshot())));
         knowledge.disconnected();
         let opening = knowledge.connected(now);
         let services = opening.iter().find(|change| change.kind == Kind::Service).unwrap();
         assert_eq!(services.versions["shop/users"], "1", "the refused version is not claimed");
+    }
+
+    /// A resource with a field that only a newer version has.
+    fn newer(version: &str, number: u32) -> DeltaDiscoveryResponse {
+        let mut resource = resource("shop/users", version, &users("10.0.0.2"));
+        let body = &mut resource.resource.as_mut().unwrap().value;
+        prost::encoding::string::encode(number, &"new".to_owned(), body);
+        push(vec![resource], &[])
+    }
+
+    #[test]
+    fn what_is_not_known_is_told_and_the_rest_is_in_force() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let _ = knowledge.want(Want::Service(name("shop/users")), now);
+        for _ in 0..2 {
+            let applied = knowledge.apply(Kind::Service, newer("1", 999), now);
+            let [told] = applied.shortfalls.as_slice() else { panic!("{applied:?}") };
+            assert!(!told.refused && told.reason.ends_with("does not know: 999"), "{told:?}");
+            assert_eq!(found(&knowledge.snapshot()).endpoints.len(), 1);
+        }
+        let opening = knowledge.connected(now);
+        let services = opening.iter().find(|change| change.kind == Kind::Service).unwrap();
+        assert!(services.versions.is_empty(), "the next control plane is told, too");
+    }
+
+    #[test]
+    fn nothing_is_made_of_a_resource_whose_vital_field_is_not_known() {
+        let now = Instant::now();
+        let mut knowledge = fresh(now);
+        let _ = knowledge.want(Want::Service(name("shop/users")), now);
+        knowledge.apply(Kind::Service, push(vec![resource("shop/users", "1", &users("10.0.0.1"))], &[]), now);
+        let applied = knowledge.apply(Kind::Service, newer("2", 1000), now);
+        assert!(applied.refused() && applied.shortfalls[0].reason.starts_with("1000: "), "{applied:?}");
+        let address: IpAddr = [10, 0, 0, 1].into();
+        assert_eq!(found(&knowledge.snapshot()).endpoints[0].address, address);
     }
 
     #[test]

@@ -151,7 +151,11 @@ struct Entry {
 enum Answer {
     Pending,
     Absent,
-    Found { version: String },
+    Found {
+        version: String,
+        /// Not, if there is something in it that this version does not know.
+        understood: bool,
+    },
 }
 
 impl Subscriptions {
@@ -194,7 +198,7 @@ impl Subscriptions {
         for (name, entry) in &self.entries {
             let change = changes.entry(name.kind()).or_insert_with(|| Change::new(name.kind()));
             change.subscribe.push(name.resource());
-            if let Answer::Found { version } = &entry.answer {
+            if let Answer::Found { version, understood: true } = &entry.answer {
                 change.versions.insert(name.resource(), version.clone());
             }
         }
@@ -223,9 +227,9 @@ impl Subscriptions {
         leaving.into_values().chain(joining.into_values()).collect()
     }
 
-    /// `name` exists. `false` if nobody asked (any more).
-    pub(crate) fn found(&mut self, name: &Name, version: &str, now: Instant) -> bool {
-        self.answered(name, Answer::Found { version: version.to_owned() }, now)
+    /// `name` exists, and all of it is understood or not. `false` if nobody asked (any more).
+    pub(crate) fn found(&mut self, name: &Name, version: &str, understood: bool, now: Instant) -> bool {
+        self.answered(name, Answer::Found { version: version.to_owned(), understood }, now)
     }
 
     /// `name` does not exist (any more). `false` if nobody asked (any more).
@@ -238,10 +242,12 @@ impl Subscriptions {
         self.entries.contains_key(name)
     }
 
-    /// The version of `name` that is held.
+    /// The version of `name` that is held and understood. What is not understood is told each
+    /// time that it is sent, and is asked for again at each stream's begin: whoever serves the
+    /// next one has to know as well.
     pub(crate) fn version(&self, name: &Name) -> Option<&str> {
         match &self.entries.get(name)?.answer {
-            Answer::Found { version } => Some(version),
+            Answer::Found { version, understood: true } => Some(version),
             _ => None,
         }
     }
@@ -332,7 +338,7 @@ mod tests {
         let kinds: Vec<Kind> = first.iter().map(|change| change.kind).collect();
         assert_eq!(kinds, [Kind::TrustBundle, Kind::Mesh, Kind::Workload, Kind::Service]);
         assert!(first.iter().all(|change| change.versions.is_empty()));
-        assert!(subscriptions.found(&service("users"), "7", now));
+        assert!(subscriptions.found(&service("users"), "7", true, now));
         subscriptions.disconnected();
         let again = subscriptions.connected(now);
         assert_eq!(again[3].subscribe, ["shop/users"]);
@@ -359,14 +365,14 @@ mod tests {
         subscriptions.connected(start);
         for name in ["used", "idle"] {
             subscriptions.want(service(name), start);
-            subscriptions.found(&service(name), "1", start);
+            subscriptions.found(&service(name), "1", true, start);
         }
         subscriptions.changes();
         let used = |name: &Name| (*name == service("used")).then_some(start + IDLE / 2);
         assert!(subscriptions.expire(start + IDLE - Duration::from_secs(1), used).is_empty());
         assert_eq!(subscriptions.expire(start + IDLE, used), [service("idle")]);
         assert_eq!(subscriptions.changes()[0].unsubscribe, ["shop/idle"]);
-        assert!(!subscriptions.found(&service("idle"), "2", start), "late answers are ignored");
+        assert!(!subscriptions.found(&service("idle"), "2", true, start), "late answers are ignored");
         assert_eq!(subscriptions.expire(start + IDLE * 3 / 2, used), [service("used")]);
         assert!(subscriptions.expire(start + IDLE * 100, never).is_empty(), "the permanent ones stay");
     }
@@ -387,7 +393,7 @@ mod tests {
         let mut subscriptions = fresh(start);
         subscriptions.connected(start);
         subscriptions.want(service("users"), start);
-        subscriptions.found(&service("users"), "1", start);
+        subscriptions.found(&service("users"), "1", true, start);
         subscriptions.disconnected();
         let later = start + IDLE * 50;
         assert!(subscriptions.expire(later, never).is_empty());

@@ -92,19 +92,28 @@ fn enforced(in_force: InForce, count: Option<Count>) -> Said {
             said("False", "NotAccepted", "the last version that was accepted is in force instead".into())
         }
         InForce::Current => {
-            let Some(Count { sidecars, acknowledged, refused, behind, silent }) = count else {
+            let Some(Count { sidecars, acknowledged, partly, refused, behind, silent }) = count else {
                 return said("Unknown", "Pending", "sidecars are being told".into());
             };
             let of = format!("of {sidecars} sidecars that use it");
             match () {
                 () if refused > 0 => said("False", "Refused", format!("{refused} {of} refused it")),
-                () if acknowledged < sidecars => {
-                    said("False", "Pending", format!("{acknowledged} {of} acknowledged it"))
+                () if acknowledged + partly < sidecars => {
+                    said("False", "Pending", format!("{} {of} acknowledged it", acknowledged + partly))
                 }
                 () if behind > 0 => said(
                     "False",
                     "Pending",
                     format!("replicas of the control plane that have not taken it over yet: {behind}"),
+                ),
+                // It may be all that they know, or be what they do not.
+                () if partly > 0 => said(
+                    "Unknown",
+                    "VersionSkew",
+                    format!(
+                        "{partly} {of} are of another version, and do not know all of what it came with; the \
+                         control plane's log says what"
+                    ),
                 ),
                 () if silent > 0 => said(
                     "Unknown",

@@ -19,6 +19,8 @@ use crate::discovery::{Published, Subscriber};
 pub(crate) struct Count {
     pub(crate) sidecars: usize,
     pub(crate) acknowledged: usize,
+    /// It is in what they have in force, of which they do not know all.
+    pub(crate) partly: usize,
     pub(crate) refused: usize,
     /// Other replicas in which another version of it is in force, or none.
     pub(crate) behind: usize,
@@ -92,6 +94,7 @@ pub(super) fn counts(published: &Published, answers: &[(Arc<Subscriber>, Arc<Mut
             let count = &mut counts[policy];
             count.sidecars += 1;
             count.acknowledged += usize::from(answer == Answer::Acknowledged);
+            count.partly += usize::from(answer == Answer::Partly);
             count.refused += usize::from(answer == Answer::Refused);
         }
     }

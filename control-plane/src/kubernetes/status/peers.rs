@@ -179,6 +179,7 @@ fn read(answer: v1::StandingResponse) -> Answer {
         let count = Count {
             sidecars: policy.sidecars as usize,
             acknowledged: policy.acknowledged as usize,
+            partly: policy.partly as usize,
             refused: policy.refused as usize,
             ..Count::default()
         };

@@ -155,6 +155,7 @@ impl Told {
                     Some((theirs, count)) if theirs == generation => {
                         sum.sidecars += count.sidecars;
                         sum.acknowledged += count.acknowledged;
+                        sum.partly += count.partly;
                         sum.refused += count.refused;
                     }
                     _ => sum.behind += 1,

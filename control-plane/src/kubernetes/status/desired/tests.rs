@@ -47,6 +47,16 @@ fn a_policy_says_whether_it_is_accepted_resolved_and_enforced() {
         ),
         (
             good(),
+            Some(Count { sidecars: 3, acknowledged: 2, partly: 1, ..Count::default() }),
+            ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Enforced=Unknown/VersionSkew"],
+        ),
+        (
+            good(),
+            Some(Count { sidecars: 3, acknowledged: 1, partly: 1, ..Count::default() }),
+            ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Enforced=False/Pending"],
+        ),
+        (
+            good(),
             count(3, 2, 1),
             ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Enforced=False/Refused"],
         ),
