@@ -10,10 +10,11 @@ mod installed;
 mod workloads;
 
 use clap::Args;
+use heddle_api::version::Version;
 use heddle_sidecar::check::{CheckArgs as MachineArgs, Finding, Report, State};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, ClusterArgs, Failure, Version};
+use crate::cluster::{Cluster, ClusterArgs, Failure};
 
 /// Whether this machine, or a cluster, is right, and what to do if not
 #[derive(Args, Debug)]

@@ -1,18 +1,17 @@
 //! A cluster's API server, asked by path: what commands read there is a few
 //! fields of many kinds, in versions that they do not choose.
 
-mod version;
+pub(crate) mod kinds;
 
 use std::time::Duration;
 
 use anyhow::Context;
+use heddle_api::version::Version;
 use heddle_control_plane::kubernetes::client;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, Request};
 use kube::Client;
 use serde_json::Value;
-
-pub(crate) use self::version::{Skew, Version};
 
 /// Where the mesh's own objects are.
 pub(crate) const NAMESPACE: &str = "heddle-system";
@@ -163,6 +162,13 @@ pub(crate) fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
 /// An annotation of an object.
 pub(crate) fn annotation<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object["metadata"]["annotations"].get(name)?.as_str()
+}
+
+/// The version that an image's tag says, if it says one.
+pub(crate) fn version_of_image(image: &str) -> Option<Version> {
+    let name = image.split('@').next()?;
+    // What comes before the last slash may be a registry with a port.
+    name.rsplit('/').next()?.split_once(':')?.1.parse().ok()
 }
 
 /// A list within an object; none where there is none.

@@ -15,7 +15,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-/// Prints what makes a cluster a mesh, for `kubectl apply -f -`
+/// Prints what makes a cluster a mesh, for `kubectl apply --server-side -f -`
 #[derive(Args, Debug)]
 #[command(after_long_help = settings::describe())]
 pub(crate) struct InstallArgs {
@@ -70,8 +70,15 @@ pub(crate) fn run(args: &InstallArgs) -> anyhow::Result<()> {
 /// If a setting is unknown or impossible.
 pub(crate) fn objects(chosen: &Chosen) -> anyhow::Result<Vec<Value>> {
     let mut objects = kustomize::build(&format!("overlays/{}", chosen.overlay.name()))?;
-    for assignment in &chosen.set {
-        settings::set(&mut objects, assignment)?;
+    let key = |assignment: &str| assignment.split('=').next().unwrap_or_default().to_owned();
+    for (place, assignment) in chosen.set.iter().enumerate() {
+        // Each is judged, and the last of one key holds: what one adds or takes away none could take back.
+        let later = chosen.set.iter().skip(place + 1).any(|later| key(later) == key(assignment));
+        if later {
+            settings::set(&mut objects.clone(), assignment)?;
+        } else {
+            settings::set(&mut objects, assignment)?;
+        }
     }
     if chosen.overlay != Overlay::Default || !chosen.set.is_empty() {
         let noted = json!({ "overlay": chosen.overlay.name(), "set": chosen.set }).to_string();

@@ -50,7 +50,7 @@ enum Command {
     Policy(policy::PolicyArgs),
     /// See whether this machine, or a cluster, is right, and what to do if not
     Check(check::CheckArgs),
-    /// Print what makes a cluster a mesh, for kubectl apply -f -
+    /// Print what makes a cluster a mesh, for kubectl apply --server-side -f -
     Install(install::InstallArgs),
     /// Print what brings an installed mesh to this version
     Upgrade(upgrade::UpgradeArgs),

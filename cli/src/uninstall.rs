@@ -1,12 +1,13 @@
-//! `heddle uninstall`: the objects of an installation in the order in which they
-//! can be deleted, for `kubectl delete`, and a warning about the workloads that
-//! still have a sidecar.
+//! `heddle uninstall`: the objects of an installation that are there, in the order
+//! in which they can be deleted, for `kubectl delete`, and warnings about what
+//! goes with them and about workloads that still have a sidecar.
 
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, ClusterArgs, DEPLOYMENT, annotation, named};
+use crate::cluster::kinds::{is_same, labelled, path_of};
+use crate::cluster::{Cluster, ClusterArgs, DEPLOYMENT, Failure, NAMESPACE, annotation, named};
 use crate::install::{self, CHOSEN};
 
 /// Prints what has to go for a cluster to be no mesh any more, for `kubectl delete -f -`
@@ -19,12 +20,18 @@ pub(crate) struct UninstallArgs {
     crds: bool,
 }
 
-/// How many workloads are named in a warning.
+/// How many objects are named in a warning.
 const SHOWN: usize = 20;
+
+/// Where the Gateway API has objects that stand for meshes; the one that the control plane makes, by
+/// its name and whose it says it is.
+const MESHES: &str = "gateway.networking.x-k8s.io/v1alpha1";
+const OUR_MESH: &str = "heddle";
+const CONTROLLER: &str = "heddle.dev/control-plane";
 
 /// Kinds from first to last. While the webhooks are there and what serves them is not, no pod of
 /// the mesh can start; the namespace takes with it what is left in it.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "MutatingWebhookConfiguration",
     "ValidatingWebhookConfiguration",
     "ServiceMonitor",
@@ -40,6 +47,7 @@ const ORDER: [&str; 15] = [
     "ServiceAccount",
     "PriorityClass",
     "ConfigMap",
+    "XMesh",
 ];
 
 /// Runs `heddle uninstall`.
@@ -51,7 +59,23 @@ pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     let cluster = Cluster::connect(&args.cluster).await?;
     let deployment = cluster.find(DEPLOYMENT).await.context("cannot look at the control plane")?;
     let noted = deployment.as_ref().and_then(|deployment| annotation(deployment, CHOSEN));
-    let mut objects = install::objects(&install::chosen(noted).unwrap_or_default())?;
+    // Older versions and other settings may have left more than this one makes.
+    let mut objects = labelled(&cluster).await.context("cannot list what is installed")?;
+    for object in install::objects(&install::chosen(noted).unwrap_or_default())? {
+        if objects.iter().all(|known| !is_same(known, &object))
+            && cluster.find(&path_of(&object)?).await.context("cannot look at what is installed")?.is_some()
+        {
+            objects.push(object);
+        }
+    }
+    let meshes = optional(cluster.list(&format!("/apis/{MESHES}/xmeshes")).await);
+    let ours =
+        |mesh: &&Value| mesh["spec"]["controllerName"] == CONTROLLER && mesh["metadata"]["name"] == OUR_MESH;
+    for mesh in meshes.context("cannot list the mesh's own object")?.iter().filter(ours) {
+        objects.push(json!({
+            "apiVersion": MESHES, "kind": "XMesh", "metadata": { "name": mesh["metadata"]["name"] },
+        }));
+    }
     let bundles = "/api/v1/configmaps?fieldSelector=metadata.name%3Dheddle-trust-bundle";
     for bundle in cluster.list_metadata(bundles).await.context("cannot list the trust bundles")? {
         objects.push(json!({
@@ -65,10 +89,52 @@ pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     if let Some(warning) = warning(&meshed) {
         eprintln!("{warning}");
     }
-    if args.crds {
-        eprintln!("with the definitions goes every policy in this cluster");
+    let mut kinds = Vec::new();
+    for definition in objects.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
+        let name = definition["metadata"]["name"].as_str().unwrap_or_default();
+        let plural = name.split('.').next().unwrap_or_default();
+        let path = format!("/apis/heddle.dev/v1alpha1/{plural}");
+        kinds.extend(optional(cluster.list(&path).await).with_context(|| format!("cannot list {plural}"))?);
+    }
+    if let Some(warning) = going(&kinds, args.crds) {
+        eprintln!("{warning}");
+    }
+    let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/heddle-ca");
+    if !matches!(cluster.find(&secret).await, Ok(None)) {
+        eprintln!(
+            "With namespace {NAMESPACE} goes the mesh's authority, Secret heddle-ca: a mesh that is installed \
+             later has another,\nunless you keep a copy: kubectl -n {NAMESPACE} get secret heddle-ca -o yaml\n"
+        );
     }
     install::print(&ordered(objects, args.crds))
+}
+
+/// What there is of a kind that the cluster may not have.
+fn optional(found: Result<Vec<Value>, Failure>) -> Result<Vec<Value>, Failure> {
+    match found {
+        Err(Failure::NotFound) => Ok(Vec::new()),
+        found => found,
+    }
+}
+
+/// The objects that people made and that go with what is deleted: with the definitions all, else those
+/// of our namespace, which are the policies of the whole mesh.
+fn going(policies: &[Value], definitions: bool) -> Option<String> {
+    let with = if definitions { "the definitions" } else { "namespace heddle-system" };
+    let named: Vec<String> = policies
+        .iter()
+        .filter(|policy| definitions || policy["metadata"]["namespace"] == NAMESPACE)
+        .map(|policy| format!("{} {}", policy["kind"].as_str().unwrap_or_default(), named(policy)))
+        .collect();
+    if named.is_empty() {
+        return None;
+    }
+    let mut text = format!("With {with} go {} policies that somebody made:\n", named.len());
+    named.iter().take(SHOWN).for_each(|name| text.push_str(&format!("  {name}\n")));
+    if named.len() > SHOWN {
+        text.push_str(&format!("  and {} more\n", named.len() - SHOWN));
+    }
+    Some(text)
 }
 
 /// What is to be deleted, from first to last, each by its name alone.
@@ -134,6 +200,19 @@ mod tests {
                 || ["CustomResourceDefinition", "Namespace"].contains(&kind.as_str())
         };
         assert!(with.iter().all(known), "{with:?}");
+    }
+
+    #[test]
+    fn policies_that_go_are_named() {
+        let policy = |namespace: &str| json!({"kind": "TrafficPolicy", "metadata": {"name": "a", "namespace": namespace}});
+        let mesh = json!({"kind": "MeshConfig", "metadata": {"name": "mesh"}});
+        assert_eq!(going(&[policy("shop"), mesh.clone()], false), None);
+        let text = going(&[policy("shop"), policy(NAMESPACE)], false).unwrap();
+        assert!(
+            text.contains(" go 1 policies") && text.contains("  TrafficPolicy heddle-system/a\n"),
+            "{text}"
+        );
+        assert!(going(&[policy("shop"), mesh], true).unwrap().contains(" go 2 policies"));
     }
 
     #[test]

@@ -5,16 +5,16 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
+use heddle_api::version::{Skew, Version};
 use serde_json::Value;
 
-use crate::cluster::{
-    Cluster, ClusterArgs, DEPLOYMENT, Failure, Skew, VERSION_LABEL, Version, annotation, label, named,
-};
+use crate::cluster::kinds::{is_same, labelled, path_of};
+use crate::cluster::{Cluster, ClusterArgs, DEPLOYMENT, Failure, VERSION_LABEL, annotation, label, named};
 use crate::install::{self, CHOSEN, Chosen};
 
-/// Prints what brings an installed mesh to this version, for `kubectl apply -f -`
+/// Prints what brings an installed mesh to this version, for `kubectl apply --server-side -f -`
 #[derive(Args, Debug)]
 pub(crate) struct UpgradeArgs {
     #[command(flatten)]
@@ -23,6 +23,9 @@ pub(crate) struct UpgradeArgs {
     /// keys (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Takes one setting of the installation back, so that it is again what it is by itself (repeatable)
+    #[arg(long, value_name = "KEY")]
+    unset: Vec<String>,
 }
 
 /// Runs `heddle upgrade`.
@@ -38,7 +41,10 @@ pub(crate) async fn run(args: &UpgradeArgs) -> anyhow::Result<()> {
     };
     let installed = installed(&deployment)?;
     permitted(installed, Version::own())?;
-    let chosen = again(&deployment, &args.set)?;
+    let chosen = again(&deployment, &args.set, &args.unset)?;
+    if installed != Version::own() {
+        of_this_version(&chosen, &args.set, installed)?;
+    }
     let objects = install::objects(&chosen)?;
     eprintln!("from {installed} to {}", Version::own());
     for line in changes(&cluster, &objects).await? {
@@ -66,14 +72,41 @@ fn permitted(installed: Version, own: Version) -> anyhow::Result<()> {
 }
 
 /// What was chosen before, and what is chosen now.
-fn again(deployment: &Value, set: &[String]) -> anyhow::Result<Chosen> {
+fn again(deployment: &Value, set: &[String], unset: &[String]) -> anyhow::Result<Chosen> {
     let noted = install::chosen(annotation(deployment, CHOSEN));
     let mut chosen = noted.with_context(|| format!("annotation {CHOSEN} of the control plane"))?;
-    let key = |assignment: &str| assignment.split('=').next().unwrap_or_default().to_owned();
-    let replaced: BTreeSet<String> = set.iter().map(|assignment| key(assignment)).collect();
-    chosen.set.retain(|assignment| !replaced.contains(&key(assignment)));
+    for key in unset {
+        let was = chosen.set.len();
+        chosen.set.retain(|assignment| key_of(assignment) != key);
+        ensure!(chosen.set.len() < was, "--unset {key}: it was not set");
+    }
+    let replaced: BTreeSet<&str> = set.iter().map(|assignment| key_of(assignment)).collect();
+    chosen.set.retain(|assignment| !replaced.contains(key_of(assignment)));
     chosen.set.extend(set.iter().cloned());
     Ok(chosen)
+}
+
+fn key_of(assignment: &str) -> &str {
+    assignment.split('=').next().unwrap_or_default()
+}
+
+/// Settings that name a program of one version.
+const IMAGES: [&str; 2] = ["image", "sidecar.sidecar-image"];
+
+/// An image that was chosen for another version is not this one's: with it the objects would be
+/// of one version and the program of another.
+fn of_this_version(chosen: &Chosen, set: &[String], installed: Version) -> anyhow::Result<()> {
+    for assignment in &chosen.set {
+        let key = key_of(assignment);
+        if IMAGES.contains(&key) && !set.contains(assignment) {
+            bail!(
+                "{assignment} was chosen for {installed}; say which image is of {}: --set {key}=IMAGE, or \
+                 --unset {key} for the one that it is by itself",
+                Version::own()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A line for each object that is new or changes, and for each that is not needed any more.
@@ -93,6 +126,17 @@ async fn changes(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<Vec<Str
             }
             Err(failure) => bail!("{path}: {failure}"),
         }
+    }
+    match labelled(cluster).await {
+        Ok(live) => {
+            let left = live.iter().filter(|live| objects.iter().all(|object| !is_same(live, object)));
+            lines.extend(left.map(|object| {
+                let kind = object["kind"].as_str().unwrap_or_default();
+                format!("  not needed any more, and not removed by applying: {kind} {}", named(object))
+            }));
+        }
+        Err(Failure::Forbidden(_)) => lines.push("  unknown  what is not needed any more".into()),
+        Err(failure) => bail!("cannot list what is installed: {failure}"),
     }
     if lines.is_empty() {
         lines.push("  nothing changes".into());
@@ -125,63 +169,11 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// The collections of the kinds that are installed.
-const COLLECTIONS: &[(&str, &str)] = &[
-    ("ClusterRole", "clusterroles"),
-    ("ClusterRoleBinding", "clusterrolebindings"),
-    ("CustomResourceDefinition", "customresourcedefinitions"),
-    ("Deployment", "deployments"),
-    ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
-    ("Namespace", "namespaces"),
-    ("NetworkPolicy", "networkpolicies"),
-    ("PodDisruptionBudget", "poddisruptionbudgets"),
-    ("PodMonitor", "podmonitors"),
-    ("PriorityClass", "priorityclasses"),
-    ("Role", "roles"),
-    ("RoleBinding", "rolebindings"),
-    ("Service", "services"),
-    ("ServiceAccount", "serviceaccounts"),
-    ("ServiceMonitor", "servicemonitors"),
-    ("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
-];
-
-/// The API group of an object and its collection.
-pub(crate) fn resource_of(object: &Value) -> anyhow::Result<(&str, &'static str)> {
-    let kind = object["kind"].as_str().unwrap_or_default();
-    let found = COLLECTIONS.iter().find(|(known, _)| *known == kind);
-    let (_, plural) = found.with_context(|| format!("{kind} has no known collection"))?;
-    let version = object["apiVersion"].as_str().unwrap_or_default();
-    Ok((version.rsplit_once('/').map_or("", |(group, _)| group), plural))
-}
-
-/// Where an object is found at the API server.
-fn path_of(object: &Value) -> anyhow::Result<String> {
-    let (group, plural) = resource_of(object)?;
-    let version = object["apiVersion"].as_str().unwrap_or_default();
-    let root = if group.is_empty() { "api" } else { "apis" };
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    Ok(match object["metadata"]["namespace"].as_str() {
-        Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{plural}/{name}"),
-        None => format!("/{root}/{version}/{plural}/{name}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn every_installed_object_has_a_path() {
-        let chosen = Chosen { overlay: install::Overlay::Ha, set: vec!["serviceMonitor=true".into()] };
-        let objects = install::objects(&chosen).unwrap();
-        let paths: BTreeSet<String> = objects.iter().map(|object| path_of(object).unwrap()).collect();
-        assert_eq!(paths.len(), objects.len());
-        assert!(paths.contains(DEPLOYMENT));
-        assert!(paths.contains("/api/v1/namespaces/heddle-system"));
-        assert!(paths.contains("/apis/rbac.authorization.k8s.io/v1/clusterroles/heddle-control-plane"));
-    }
 
     #[test]
     fn minor_versions_are_not_skipped_and_not_taken_back() {
@@ -200,9 +192,22 @@ mod tests {
         let deployment = json!({"metadata": {"annotations": {
             CHOSEN: r#"{"overlay":"ha","set":["replicas=5","logLevel=info"]}"#,
         }}});
-        let chosen = again(&deployment, &["logLevel=debug".into()]).unwrap();
+        let chosen = again(&deployment, &["logLevel=debug".into()], &[]).unwrap();
         assert_eq!(chosen.overlay, install::Overlay::Ha);
         assert_eq!(chosen.set, ["replicas=5", "logLevel=debug"]);
+        assert_eq!(again(&deployment, &[], &["replicas".into()]).unwrap().set, ["logLevel=info"]);
+        assert!(again(&deployment, &[], &["image".into()]).is_err());
+    }
+
+    /// Whoever has images in a registry of their own names them at installation, with a tag.
+    #[test]
+    fn an_image_that_was_chosen_for_another_version_is_asked_for_again() {
+        let kept = "image=registry.example/heddle/control-plane:0.0.1".to_owned();
+        let chosen = Chosen { set: vec![kept.clone(), "replicas=2".into()], ..Chosen::default() };
+        let installed = "0.0.1".parse().unwrap();
+        let refused = of_this_version(&chosen, &[], installed).unwrap_err().to_string();
+        assert!(refused.contains(&kept) && refused.contains("--set image=IMAGE"), "{refused}");
+        assert!(of_this_version(&chosen, &[kept], installed).is_ok(), "whoever says so means it");
     }
 
     #[test]

@@ -4,9 +4,10 @@ use heddle_sidecar::check::Finding;
 use serde_json::{Value, json};
 
 use super::{some_of, unknown};
+use crate::cluster::kinds::resource_of;
 use crate::cluster::{Cluster, DEPLOYMENT, Failure, annotation, items, label};
 use crate::install::{self, Chosen};
-use crate::upgrade::{installed, resource_of};
+use crate::upgrade::installed;
 
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     let mut findings = vec![existing(cluster.find(DEPLOYMENT).await)];
@@ -41,7 +42,7 @@ fn existing(deployment: Result<Option<Value>, Failure>) -> Finding {
             Finding::degraded(
                 SUBJECT,
                 format!("{version} is installed"),
-                "heddle upgrade | kubectl apply -f -",
+                "heddle upgrade | kubectl apply --server-side -f -",
             )
         }
         Err(failure) => unknown(SUBJECT, &failure),

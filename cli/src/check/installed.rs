@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use heddle_api::version::{Skew, Version};
 use heddle_api::x509;
 use heddle_sidecar::check::Finding;
 use jiff::{SignedDuration, Timestamp};
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use super::before::established;
 use super::{some_of, unknown};
-use crate::cluster::{CONTROL_PLANE, Cluster, DEPLOYMENT, NAMESPACE, Skew, Version, items};
+use crate::cluster::{CONTROL_PLANE, Cluster, DEPLOYMENT, NAMESPACE, items, version_of_image};
 use crate::install::{self, Chosen};
 use crate::upgrade::installed;
 
@@ -22,7 +23,7 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     let deployment = match cluster.find(DEPLOYMENT).await {
         Ok(Some(deployment)) => deployment,
         Ok(None) => {
-            let remedy = "heddle install | kubectl apply -f -";
+            let remedy = "heddle install | kubectl apply --server-side -f -";
             return vec![Finding::bad(REPLICAS, "there is none in this cluster", remedy)];
         }
         Err(failure) => return vec![unknown(REPLICAS, &failure)],
@@ -56,13 +57,22 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
 fn version(deployment: &Value) -> Finding {
     const SUBJECT: &str = "version";
     let own = Version::own();
+    let image = deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
     match installed(deployment) {
+        Ok(version) if version == own && version_of_image(image).is_some_and(|image| image != own) => {
+            let detail = format!("its label says {version}, but its image is {image}");
+            Finding::degraded(
+                SUBJECT,
+                detail,
+                "heddle upgrade --set image=IMAGE names the one of this version",
+            )
+        }
         Ok(version) if version == own => Finding::good(SUBJECT, format!("{version}, as this program")),
         Ok(version) => {
             let detail = format!("the control plane is {version}, this program {own}");
             match version.skew(own) {
                 Skew::Within if version < own => {
-                    Finding::degraded(SUBJECT, detail, "heddle upgrade | kubectl apply -f -")
+                    Finding::degraded(SUBJECT, detail, "heddle upgrade | kubectl apply --server-side -f -")
                 }
                 Skew::Within => {
                     Finding::degraded(SUBJECT, detail, "use the program of the control plane's version")
@@ -115,14 +125,29 @@ async fn definitions(cluster: &Cluster) -> Finding {
             Err(failure) => return unknown(SUBJECT, &failure),
         }
     }
-    let remedy = "heddle upgrade | kubectl apply -f -";
+    let newer = match cluster.list_metadata("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await {
+        Ok(all) => beyond(&all, &objects),
+        Err(failure) => return unknown(SUBJECT, &failure),
+    };
+    let remedy = "heddle upgrade | kubectl apply --server-side -f -";
     if !missing.is_empty() {
         Finding::bad(SUBJECT, format!("not there, or refused: {}", some_of(&missing)), remedy)
+    } else if !newer.is_empty() {
+        let remedy =
+            "use the program and the control plane of the version that has them; until then they do nothing";
+        Finding::degraded(SUBJECT, format!("of no kind of this version: {}", some_of(&newer)), remedy)
     } else if !different.is_empty() {
         Finding::degraded(SUBJECT, format!("of another version: {}", some_of(&different)), remedy)
     } else {
         Finding::good(SUBJECT, "as this program has them")
     }
+}
+
+/// The definitions of Heddle's group that are not among those of this version.
+fn beyond(all: &[Value], known: &[Value]) -> Vec<String> {
+    let name = |definition: &Value| definition["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let known: Vec<String> = known.iter().map(name).collect();
+    all.iter().map(name).filter(|name| name.ends_with(".heddle.dev") && !known.contains(name)).collect()
 }
 
 fn same_schema(live: &Value, wanted: &Value) -> bool {
@@ -161,7 +186,7 @@ const WEBHOOKS: &str = "webhooks";
 
 /// A webhook that the API server does not trust is one that is never there.
 fn webhook(name: &str, configuration: Option<&Value>, now: Timestamp) -> Finding {
-    let remedy = "heddle upgrade | kubectl apply -f -";
+    let remedy = "heddle upgrade | kubectl apply --server-side -f -";
     let Some(configuration) = configuration else {
         return Finding::bad(WEBHOOKS, format!("{name} is not there"), remedy);
     };
@@ -261,6 +286,21 @@ mod tests {
         assert_eq!(of(env!("CARGO_PKG_VERSION")), State::Good);
         assert_eq!(of("99.0.0"), State::Bad);
         assert_eq!(of("latest"), State::Degraded);
+        let of_image = |image: &str| {
+            let label = json!({"app.kubernetes.io/version": env!("CARGO_PKG_VERSION")});
+            let containers = json!([{ "image": image }]);
+            let template = json!({"spec": {"containers": containers}});
+            version(&json!({"metadata": {"labels": label}, "spec": {"template": template}})).state
+        };
+        assert_eq!(of_image("heddle/control-plane:98.0.0"), State::Degraded);
+        assert_eq!(of_image("registry:5000/heddle/control-plane"), State::Good);
+    }
+
+    #[test]
+    fn definitions_of_another_version_are_named() {
+        let named = |name: &str| json!({"metadata": {"name": name}});
+        let all = [named("a.heddle.dev"), named("new.heddle.dev"), named("widgets.example.com")];
+        assert_eq!(beyond(&all, &[named("a.heddle.dev")]), ["new.heddle.dev"]);
     }
 
     #[test]

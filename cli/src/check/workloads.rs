@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use heddle_api::version::{Skew, Version};
 use heddle_sidecar::check::Finding;
 use serde_json::Value;
 
 use super::{some_of, unknown};
-use crate::cluster::{Cluster, DEPLOYMENT, Failure, Skew, Version, annotation, items, label, named};
+use crate::cluster::{Cluster, DEPLOYMENT, Failure, annotation, items, label, named, version_of_image};
 use crate::upgrade::installed;
 
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
@@ -19,7 +20,12 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
             findings.push(injected(namespaces, pods));
             let version = cluster.find(DEPLOYMENT).await.ok().flatten();
             let version = version.and_then(|deployment| installed(&deployment).ok());
-            findings.push(skew(pods, version.unwrap_or_else(Version::own)));
+            let meshed =
+                format!("/api/v1/pods?fieldSelector={ALIVE}&labelSelector=heddle.dev%2Fmeshed%3Dtrue");
+            findings.push(match cluster.list(&meshed).await {
+                Ok(meshed) => skew(&meshed, version.unwrap_or_else(Version::own)),
+                Err(failure) => unknown(SKEW, &failure),
+            });
             let bundles = "/api/v1/configmaps?fieldSelector=metadata.name%3Dheddle-trust-bundle";
             findings.push(match cluster.list_metadata(bundles).await {
                 Ok(bundles) => trust(namespaces, pods, &bundles),
@@ -77,27 +83,44 @@ fn injected(namespaces: &[Value], pods: &[Value]) -> Finding {
     )
 }
 
+const SKEW: &str = "version skew";
+
 /// Pods whose sidecar is too far from the control plane's version.
 fn skew(pods: &[Value], control_plane: Version) -> Finding {
-    const SUBJECT: &str = "version skew";
-    let (mut behind, mut ahead) = (Vec::new(), Vec::new());
+    let (mut behind, mut ahead, mut untold) = (Vec::new(), Vec::new(), Vec::new());
     for pod in pods.iter().filter(is_meshed) {
-        let version = annotation(pod, INJECTED).and_then(|version| version.parse::<Version>().ok());
-        match version.map(|version| version.skew(control_plane)) {
-            Some(Skew::Within) => {}
-            Some(Skew::TooOld) | None => behind.push(named(pod)),
-            Some(Skew::TooNew) => ahead.push(named(pod)),
+        let version = sidecar_of(pod);
+        let told = |version: Version| format!("{} ({version})", named(pod));
+        match version.map(|version| (version, version.skew(control_plane))) {
+            Some((_, Skew::Within)) => {}
+            Some((version, Skew::TooOld)) => behind.push(told(version)),
+            Some((version, Skew::TooNew)) => ahead.push(told(version)),
+            None => untold.push(named(pod)),
         }
     }
+    let reference = format!("the control plane is {control_plane}");
     if !ahead.is_empty() {
-        let detail = format!("newer than the control plane, {control_plane}: {}", some_of(&ahead));
-        return Finding::bad(SUBJECT, detail, "upgrade the control plane before its sidecars");
+        let detail = format!("{reference}; more than a minor version ahead: {}", some_of(&ahead));
+        return Finding::bad(SKEW, detail, "upgrade the control plane before its sidecars");
     }
     if !behind.is_empty() {
-        let detail = format!("more than a minor version behind {control_plane}: {}", some_of(&behind));
-        return Finding::bad(SUBJECT, detail, "kubectl rollout restart their deployments");
+        let detail = format!("{reference}; more than a minor version behind: {}", some_of(&behind));
+        return Finding::bad(SKEW, detail, "kubectl rollout restart their deployments");
     }
-    Finding::good(SUBJECT, format!("every sidecar is within one minor version of {control_plane}"))
+    if !untold.is_empty() {
+        let detail = format!("{reference}; of sidecars of no known version: {}", some_of(&untold));
+        let remedy = "heddle_sidecars of the control plane's metrics counts them by what they say themselves";
+        return Finding::degraded(SKEW, detail, remedy);
+    }
+    Finding::good(SKEW, format!("every sidecar is within one minor version of {control_plane}"))
+}
+
+/// The version of a pod's sidecar: that of its image, or else of whoever put it there.
+fn sidecar_of(pod: &Value) -> Option<Version> {
+    let spec = &pod["spec"];
+    let containers = items(&spec["initContainers"]).iter().chain(items(&spec["containers"]));
+    let image = containers.filter(|c| c["name"] == "heddle-sidecar").find_map(|c| c["image"].as_str());
+    image.and_then(version_of_image).or_else(|| annotation(pod, INJECTED)?.parse().ok())
 }
 
 const TRUST: &str = "trust bundles";
@@ -121,7 +144,7 @@ fn trust(namespaces: &[Value], pods: &[Value], bundles: &[Value]) -> Finding {
 const POLICIES: &str = "policies and routes";
 
 /// What attaches to something, by its collection.
-const ATTACHING: [&str; 9] = [
+const ATTACHING: [&str; 10] = [
     "heddle.dev/v1alpha1/externalservices",
     "heddle.dev/v1alpha1/faultpolicies",
     "heddle.dev/v1alpha1/jwtpolicies",
@@ -131,6 +154,7 @@ const ATTACHING: [&str; 9] = [
     "heddle.dev/v1alpha1/trafficpolicies",
     "gateway.networking.k8s.io/v1/grpcroutes",
     "gateway.networking.k8s.io/v1/httproutes",
+    "gateway.networking.k8s.io/v1alpha2/tcproutes",
 ];
 
 /// Refused objects that are told one by one.
@@ -225,8 +249,26 @@ mod tests {
         assert_eq!(of("1.6.9"), State::Good);
         assert_eq!(of("1.3.0"), State::Bad);
         assert_eq!(of("1.7.0"), State::Bad);
-        assert_eq!(of("unknown"), State::Bad);
+        assert_eq!(of("unknown"), State::Degraded);
         assert_eq!(skew(&[pod("shop", "a", None)], control_plane).state, State::Good);
+    }
+
+    /// A pod may choose its sidecar's image, whoever injects it.
+    #[test]
+    fn the_image_says_the_version() {
+        let with = |image: &str, list: &str| {
+            let mut pod = pod("shop", "a", Some("1.5.0"));
+            pod["spec"][list] =
+                json!([{"name": "app", "image": "app:9.9.9"}, {"name": "heddle-sidecar", "image": image}]);
+            skew(&[pod], "1.5.0".parse().unwrap())
+        };
+        for list in ["initContainers", "containers"] {
+            assert_eq!(with("registry:5000/heddle/sidecar:1.4.2", list).state, State::Good);
+            let finding = with("registry:5000/heddle/sidecar:1.9.0@sha256:0123", list);
+            assert_eq!(finding.state, State::Bad);
+            assert!(finding.detail.ends_with("ahead: shop/a (1.9.0)"), "{}", finding.detail);
+            assert_eq!(with("heddle/sidecar@sha256:0123", list).state, State::Good, "as it was injected");
+        }
     }
 
     #[test]

@@ -19,8 +19,6 @@ struct Setting {
 
 /// What a value has to look like.
 enum Form {
-    /// Any text that a YAML string can hold in one line.
-    Text,
     /// A whole number.
     Number { least: u64, most: u64 },
     /// `true` or `false`.
@@ -33,6 +31,14 @@ enum Form {
     Quantity,
     /// Such as `mesh.example`.
     TrustDomain,
+    /// Such as `cluster.local`.
+    Domain,
+    /// Such as `registry.example/heddle/control-plane:0.1.0`.
+    Image,
+    /// Such as `info` or `debug,h2=warn`.
+    LogFilter,
+    /// The name of an object that people made.
+    Name,
 }
 
 /// What a key changes.
@@ -57,7 +63,7 @@ const SETTINGS: &[Setting] = &[
     Setting {
         key: "image",
         about: "the control plane's image",
-        form: Form::Text,
+        form: Form::Image,
         change: Change::Container("/image"),
     },
     Setting {
@@ -81,7 +87,7 @@ const SETTINGS: &[Setting] = &[
     Setting {
         key: "clusterDomain",
         about: "the end of qualified service names, where it is not cluster.local",
-        form: Form::Text,
+        form: Form::Domain,
         change: Change::Variable("HEDDLE_CLUSTER_DOMAIN"),
     },
     Setting {
@@ -93,7 +99,7 @@ const SETTINGS: &[Setting] = &[
     Setting {
         key: "logLevel",
         about: "what the control plane logs: a level or a filter",
-        form: Form::Text,
+        form: Form::LogFilter,
         change: Change::Variable("HEDDLE_LOG_LEVEL"),
     },
     Setting {
@@ -123,7 +129,7 @@ const SETTINGS: &[Setting] = &[
     Setting {
         key: "priorityClass",
         about: "a priority class that exists, such as system-cluster-critical, in place of Heddle's own",
-        form: Form::Text,
+        form: Form::Name,
         change: Change::PriorityClass,
     },
     Setting {
@@ -207,23 +213,22 @@ fn set_default(objects: &mut [Value], name: &str, value: &str) -> anyhow::Result
 impl Form {
     fn describe(&self) -> String {
         match self {
-            Self::Text => "text".into(),
             Self::Number { least, most } => format!("a number from {least} to {most}"),
             Self::Switch => "true or false".into(),
             Self::OneOf(choices) => choices.join(" or "),
             Self::Duration => "a duration such as 24h, at least 1m".into(),
             Self::Quantity => "a quantity such as 100m or 64Mi".into(),
             Self::TrustDomain => "a trust domain such as mesh.example".into(),
+            Self::Domain => "a domain such as cluster.local".into(),
+            Self::Image => "an image such as registry.example/heddle/control-plane:0.1.0".into(),
+            Self::LogFilter => "a level (error, warn, info, debug, trace) or a filter".into(),
+            Self::Name => "the name of an object".into(),
         }
     }
 
     /// The value of a text; or what it should have been.
     fn read(&self, text: &str) -> Result<Value, String> {
         let read = match self {
-            Self::Text => {
-                let fits = !text.is_empty() && text.len() <= 512 && !text.contains(char::is_control);
-                fits.then(|| text.into())
-            }
             Self::Number { least, most } => {
                 text.parse().ok().filter(|number| (*least..=*most).contains(number)).map(Value::from)
             }
@@ -235,6 +240,10 @@ impl Form {
             }
             Self::Quantity => is_quantity(text).then(|| text.into()),
             Self::TrustDomain => text.parse::<TrustDomain>().ok().map(|_| text.into()),
+            Self::Domain | Self::Name => is_domain(text).then(|| text.into()),
+            // As the same is chosen for a pod.
+            Self::Image => Options::default().set("sidecar-image", text).ok().map(|()| text.into()),
+            Self::LogFilter => Options::default().set("log-level", text).ok().map(|()| text.into()),
         };
         read.ok_or_else(|| self.describe())
     }
@@ -247,6 +256,17 @@ fn is_quantity(text: &str) -> bool {
     known
         && digits.len() <= 15
         && digits.parse::<f64>().is_ok_and(|number| number.is_finite() && number > 0.0)
+}
+
+/// A DNS subdomain (RFC 1123), as names of objects are.
+fn is_domain(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 impl Change {
@@ -369,8 +389,14 @@ mod tests {
             ("replicas=many", "a number from 1 to 99"),
             ("replicas=0", "a number from 1 to 99"),
             ("imagePullPolicy=Sometimes", "Always or IfNotPresent or Never"),
-            ("image=", "text"),
-            ("image=a\nb", "text"),
+            ("image=", "an image such as"),
+            ("image=a\nb", "an image such as"),
+            ("image=two words", "an image such as"),
+            ("clusterDomain=cluster local", "a domain such as"),
+            ("clusterDomain=cluster..local", "a domain such as"),
+            ("priorityClass=Mine", "the name of an object"),
+            ("logLevel=debug\nh2=warn", "a filter"),
+            ("logLevel=", "a filter"),
             ("certificateLifetime=5s", "at least 1m"),
             ("certificateLifetime=1d", "a duration"),
             ("resources.limits.memory=lots", "a quantity"),

@@ -43,9 +43,31 @@ fn what_is_installed_is_what_kubectl_makes_of_the_same_files() {
             assert_eq!(object, &theirs[name], "{folder}: {name}");
         }
     }
-    for folder in ["apps", "examples"] {
+    for folder in ["apps", "base", "crds", "examples"] {
         assert!(kubectl(folder).is_some_and(|objects| !objects.is_empty()), "{folder}");
     }
+}
+
+/// A component is nothing by itself: somebody's own kustomization takes it up.
+#[test]
+fn a_component_adds_what_the_setting_adds() {
+    let own = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").canonicalize().unwrap();
+    // Only relative paths may lead out of the folder.
+    let up = "../".repeat(own.path().canonicalize().unwrap().components().count() - 1);
+    let manifests = format!("{up}{}", root.strip_prefix("/").unwrap().display());
+    let text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n- {manifests}/overlays/default\n\
+         components:\n- {manifests}/components/service-monitor\n"
+    );
+    std::fs::write(own.path().join("kustomization.yaml"), text).unwrap();
+    let Some(theirs) = kubectl(&own.path().display().to_string()) else { return };
+    let chosen = Chosen { overlay: Overlay::Default, set: vec!["serviceMonitor=true".into()] };
+    let (mut ours, theirs) = (by_name(objects(&chosen).unwrap()), by_name(theirs));
+    for object in ours.values_mut().filter(|object| object["kind"] == "Deployment") {
+        object["metadata"].as_object_mut().unwrap().remove("annotations");
+    }
+    assert_eq!(ours, theirs);
 }
 
 #[test]
@@ -54,6 +76,20 @@ fn what_is_printed_reads_back() {
     let text: Vec<String> = objects.iter().map(|object| serde_saphyr::to_string(object).unwrap()).collect();
     let read: Vec<Value> = serde_saphyr::from_multiple(&text.join("---\n")).unwrap();
     assert_eq!(read, objects);
+}
+
+#[test]
+fn the_last_of_several_settings_holds() {
+    let of = |set: &[&str]| {
+        let set = set.iter().map(|text| (*text).to_owned()).collect();
+        objects(&Chosen { overlay: Overlay::Default, set })
+    };
+    let kinds =
+        |set: &[&str], kind: &str| of(set).unwrap().iter().filter(|object| object["kind"] == kind).count();
+    assert_eq!(kinds(&["serviceMonitor=true", "serviceMonitor=true"], "ServiceMonitor"), 1);
+    assert_eq!(kinds(&["serviceMonitor=true", "serviceMonitor=false"], "ServiceMonitor"), 0);
+    assert_eq!(kinds(&["networkPolicies=false", "networkPolicies=true"], "NetworkPolicy"), 2);
+    assert!(of(&["replicas=many", "replicas=2"]).is_err(), "what is wrong is wrong wherever it stands");
 }
 
 #[test]
@@ -98,6 +134,25 @@ fn the_manifests_are_of_this_version() {
     let template = &deployment["spec"]["template"];
     assert_eq!(template["metadata"]["labels"][label], version);
     assert_eq!(template["spec"]["containers"][0]["image"], format!("heddle/control-plane:{version}"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for file in [
+        "Dockerfile",
+        "manifests/apps/orders.yaml",
+        "manifests/apps/storefront.yaml",
+        "manifests/apps/users.yaml",
+    ] {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let tags = text.split("heddle/").skip(1).filter_map(|rest| {
+            let (name, rest) = rest.split_once(':')?;
+            name.bytes()
+                .all(|b| b.is_ascii_lowercase() || b == b'-')
+                .then(|| rest.split_whitespace().next())?
+        });
+        let tags: Vec<&str> = tags.collect();
+        assert!(!tags.is_empty() && tags.iter().all(|tag| *tag == version), "{file}: {tags:?}");
+    }
+    let dockerfile = std::fs::read_to_string(root.join("Dockerfile")).unwrap();
+    assert!(dockerfile.contains(&format!("image.version=\"{version}\"")));
 }
 
 /// A webhook that is away can stop nothing that the cluster itself is made of.
