@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
 
     // Messages within messages are maps' entries, which resources do not have.
-    let messages: Vec<(String, Vec<(i32, &str, &str, bool)>)> = descriptors
+    let messages: Vec<_> = descriptors
         .file
         .iter()
         .flat_map(|file| file.message_type.iter().map(move |message| (file.package(), message)))
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let fields = message.field.iter();
             let repeated = |label| label == 3; // LABEL_REPEATED
             let fields = fields.map(|f| (f.number(), f.name(), f.type_name(), repeated(f.label() as i32)));
-            (format!(".{package}.{}", message.name()), fields.collect())
+            (format!(".{package}.{}", message.name()), fields.collect::<Vec<_>>())
         })
         .collect();
     let mut table = String::from("&[\n");
