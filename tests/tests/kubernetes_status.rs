@@ -26,11 +26,8 @@ struct Replica<'a> {
 impl<'a> Replica<'a> {
     fn start(cluster: &'a Cluster, directory: &Path, index: u16) -> Self {
         let number = directory.join(format!("replica-{index}.pid"));
-        let (listen, admin) = (format!("127.0.0.1:{}", 7200 + index), format!("127.0.0.1:{}", 7290 + index));
-        // `nsenter` would die alone.
-        let mut command = cluster.command("sh");
-        command.args(["-c", "echo $$ >\"$1\"; shift; exec \"$@\"", "sh"]).arg(&number);
-        command.arg(binary("heddle-control-plane"));
+        let (listen, admin) = (format!("0.0.0.0:{}", 7200 + index), format!("127.0.0.1:{}", 7290 + index));
+        let mut command = numbered(cluster, &number, &binary("heddle-control-plane"));
         command.args(["--source", "kubernetes", "--listen", &listen, "--admin", &admin]);
         command.args(["--webhook", "127.0.0.1:0"]);
         command.args(["--log-level", "info,heddle_control_plane=debug"]);
@@ -54,13 +51,30 @@ impl<'a> Replica<'a> {
         self.metric("heddle_leader") == Some(1)
     }
 
+    fn signal(&self, signal: &str) {
+        tell(self.cluster, &self.number, signal);
+    }
+
     /// Ends it as a crash would.
     fn crash(mut self) {
-        let number = fs::read_to_string(&self.number).expect("it has started");
-        let killed = self.cluster.command("kill").args(["-s", "KILL", number.trim()]).status();
-        assert!(killed.expect("util-linux has nsenter").success());
+        self.signal("KILL");
         self.process.ended();
     }
+}
+
+/// A command in the network of a cluster that writes its number there into a file: `nsenter`, whose
+/// number is known outside, would be told alone.
+fn numbered(cluster: &Cluster, number: &Path, program: &Path) -> Command {
+    let mut command = cluster.command("sh");
+    command.args(["-c", "echo $$ >\"$1\"; shift; exec \"$@\"", "sh"]).arg(number).arg(program);
+    command
+}
+
+/// Sends a signal to a command that was [`numbered`].
+fn tell(cluster: &Cluster, number: &Path, signal: &str) {
+    let number = fs::read_to_string(number).expect("it has started");
+    let told = cluster.command("kill").args(["-s", signal, number.trim()]).status();
+    assert!(told.expect("util-linux has nsenter").success());
 }
 
 fn definitions() -> String {
@@ -299,6 +313,48 @@ fn pods_prove_themselves(cluster: &Cluster, directory: &Path, replica: &Replica<
     assert_eq!(replica.metric("heddle_certificates_issued_total{proof=\"service_account_token\"}"), Some(1));
 }
 
+/// The replicas as the endpoints of their Service. They have one address, and a slice each.
+fn replicas_are_known(cluster: &Cluster) {
+    let node = cluster.get("default", "node/node-0").expect("there is one");
+    let addresses = node["status"]["addresses"].as_array().expect("it has some");
+    let address = addresses.iter().find(|address| address["type"] == "InternalIP").expect("it has one");
+    let address = address["address"].as_str().expect("it is text");
+    cluster.apply(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: heddle-control-plane, namespace: heddle-system}
+spec: {ports: [{name: discovery, port: 7200}]}
+",
+    );
+    for index in [0, 1] {
+        cluster.apply(&format!(
+            "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: replica-{index}
+  namespace: heddle-system
+  labels: {{kubernetes.io/service-name: heddle-control-plane}}
+addressType: IPv4
+endpoints: [{{addresses: ['{address}'], targetRef: {{kind: Pod, name: replica-{index}}}}}]
+ports: [{{name: discovery, port: {}}}]
+",
+            7200 + index
+        ));
+    }
+}
+
+/// What a policy says of its sidecars stands on all replicas, and says so when one is silent.
+fn silence_is_not_passed_over(cluster: &Cluster, replicas: [&Replica<'_>; 2]) {
+    becomes(cluster, "trafficpolicy/limits", "Enforced", "Unknown/NotInUse");
+    let follower = if replicas[0].leads() { replicas[1] } else { replicas[0] };
+    follower.signal("STOP");
+    becomes(cluster, "trafficpolicy/limits", "Enforced", "Unknown/ReplicaSilent");
+    follower.signal("CONT");
+    becomes(cluster, "trafficpolicy/limits", "Enforced", "Unknown/NotInUse");
+}
+
 #[test]
 fn a_cluster_has_one_authority_one_writer_and_true_statuses() {
     let Some(cluster) = Cluster::start() else { return };
@@ -308,6 +364,7 @@ fn a_cluster_has_one_authority_one_writer_and_true_statuses() {
     }
     cluster.apply(&definitions());
     cluster.install_gateway_api();
+    replicas_are_known(&cluster);
 
     // Both start together, and there is one authority.
     let mut replicas = [0, 1].map(|index| Replica::start(&cluster, directory.path(), index)).into_iter();
@@ -323,6 +380,7 @@ fn a_cluster_has_one_authority_one_writer_and_true_statuses() {
     routes_are_told(&cluster);
     policies_are_told(&cluster);
     pods_prove_themselves(&cluster, directory.path(), &a);
+    silence_is_not_passed_over(&cluster, [&a, &b]);
 
     // The writer crashes, and the other goes on where it stopped.
     let (leader, other) = if a.leads() { (a, b) } else { (b, a) };
