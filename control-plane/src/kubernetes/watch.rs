@@ -9,7 +9,6 @@
 //! collection that is not served is waited for is up to whoever runs the watch.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
-use kube::core::{Request, Status};
+use kube::core::Request;
 use kube::{Client, Resource};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -28,8 +27,14 @@ use tracing::debug;
 use crate::source::ObjectName;
 
 pub(crate) use self::follow::{Followed, Following, follow};
+pub(crate) use self::pauses::{Pauses, jittered};
 
+use self::end::End;
+use self::pauses::LONGEST_PAUSE;
+
+mod end;
 mod follow;
+mod pauses;
 
 /// What the watches of one API server share.
 pub(crate) struct ApiServer {
@@ -136,21 +141,6 @@ enum Said {
     Lost,
 }
 
-/// Why a watch ended.
-enum End {
-    /// The API server ended it, as it does every few minutes.
-    Closed,
-    /// What follows the place where it stopped is not known any more.
-    Gone,
-    /// There is no such collection.
-    NotServed,
-    /// This API server cannot stream lists.
-    NoStreamedLists,
-    Failed(Failure),
-    /// Nobody listens any more.
-    Over,
-}
-
 /// A page of a list.
 #[derive(Debug, Deserialize)]
 struct Page<T> {
@@ -180,10 +170,6 @@ pub(crate) const WATCH_SECONDS: u32 = 280;
 
 /// API servers send a bookmark every minute; a watch without is one whose server is gone.
 pub(crate) const SILENCE: Duration = Duration::from_secs(90);
-
-/// Pauses after failures. Changes are to arrive within seconds after an API server is back.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// One that ends sooner would end at once again.
 const SHORT: Duration = Duration::from_secs(1);
@@ -428,86 +414,6 @@ impl<L: Listener> Watch<L> {
     async fn hear(&mut self, heard: Heard<L::Kept>) -> Result<(), End> {
         if self.listener.hear(heard).await { Ok(()) } else { Err(End::Over) }
     }
-}
-
-impl End {
-    fn of(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => Self::of_status(&status),
-            other => Self::Failed(Failure::Unreachable(chain(&other))),
-        }
-    }
-
-    /// `streamed`: a list was asked for as a stream.
-    fn of_watch(error: kube::Error, streamed: bool) -> Self {
-        match error {
-            // Invalid, by API servers of which that feature was switched off.
-            kube::Error::Api(status) if streamed && matches!(status.code, 400 | 422) => Self::NoStreamedLists,
-            other => Self::of(other),
-        }
-    }
-
-    fn of_status(status: &Status) -> Self {
-        match status.code {
-            404 => Self::NotServed,
-            410 => Self::Gone,
-            429 | 500..=599 => {
-                Self::Failed(Failure::Unreachable(format!("{} {}", status.code, status.message)))
-            }
-            code => Self::Failed(Failure::Refused(format!("{code} {}", status.message))),
-        }
-    }
-
-    fn slow() -> Self {
-        Self::Failed(Failure::Unreachable(format!("no answer within {ANSWER_TIMEOUT:?}")))
-    }
-
-    fn cut() -> Self {
-        Self::Failed(Failure::Unreachable("a list ended before its end".into()))
-    }
-
-    fn impossible(error: kube::core::request::Error) -> Self {
-        Self::Failed(Failure::Refused(error.to_string()))
-    }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// Growing pauses.
-#[derive(Debug, Default)]
-pub(crate) struct Pauses {
-    failures: u32,
-}
-
-impl Pauses {
-    pub(crate) fn next(&mut self) -> Duration {
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
-        self.failures = self.failures.saturating_add(1);
-        jittered(pause)
-    }
-
-    pub(crate) fn reset(&mut self) {
-        self.failures = 0;
-    }
-}
-
-/// Between half of it and all: what was interrupted together does not come back together.
-pub(crate) fn jittered(pause: Duration) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let chance = u32::try_from(RandomState::new().hash_one(0_u8) >> 48).unwrap_or_default();
-    pause / 2 + pause.saturating_mul(chance) / (2 * u32::from(u16::MAX))
 }
 
 #[cfg(test)]
