@@ -1,7 +1,7 @@
 //! Injection into manifests: YAML streams, as `heddle inject` reads and writes them.
 //!
 //! A document that injection does not change is given back byte for byte, and one that
-//! is changed keeps each line that nothing changes in ([`edit`]). One whose text cannot be changed so is written
+//! is changed keeps each line that nothing changes in (`edit`). One whose text cannot be changed so is written
 //! anew: its fields stay in their order and the comments above it stay, those inside it go.
 
 mod edit;
