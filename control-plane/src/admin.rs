@@ -14,11 +14,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::alerts::{SharedAlerts, Shown, direction, timestamp};
+use crate::compile::ShownPod;
 use crate::discovery::Published;
 use crate::discovery::sessions::Sessions;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::{InForce, ParentStatus, PolicyStatus, Registration};
 use crate::pipeline::certificate_expiry;
+use crate::reports::SharedReports;
 use crate::server::registry::SharedRegistry;
 use crate::server::until;
 use crate::source::{Content, SourceError};
@@ -32,6 +34,7 @@ pub(crate) struct Admin {
     pub(crate) sources: watch::Receiver<Content>,
     pub(crate) connections: watch::Receiver<usize>,
     pub(crate) registry: Arc<SharedRegistry>,
+    pub(crate) reports: Arc<SharedReports>,
     pub(crate) alerts: Arc<SharedAlerts>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) credentials: Arc<Credentials>,
@@ -73,10 +76,12 @@ async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let (registered, awaited) = admin.registry.with(|registry| registry.counts());
+    let reporting = admin.reports.with(|reports| reports.counts());
     let sources = admin.sources.borrow();
     let gauges = Gauges {
         registered,
         awaited,
+        reporting,
         streams: admin.sessions.count(),
         versions: admin.sessions.versions(),
         connections: *admin.connections.borrow(),
@@ -94,8 +99,19 @@ async fn workloads(State(admin): State<Admin>) -> Json<Value> {
     let published = admin.published.borrow().clone();
     let pods = published.iter().flat_map(|published| published.model.pods.all());
     let workloads = registrations.iter().map(|registration| workload(registration));
-    let workloads: Vec<Value> = workloads.chain(pods.map(|pod| workload(&pod))).collect();
+    let workloads: Vec<Value> = workloads.chain(pods.map(|shown| pod(&admin, shown))).collect();
     Json(json!({"workloads": workloads}))
+}
+
+/// A pod, with what it says itself.
+fn pod(admin: &Admin, ShownPod { mut registration, uid, owner }: ShownPod<'_>) -> Value {
+    let key = (registration.identity.clone(), uid.to_owned());
+    if let Some(report) = admin.reports.with(|reports| reports.of(&key).cloned()) {
+        registration.health = report.health.clone();
+    }
+    let mut shown = workload(&registration);
+    shown["owner"] = owner.into();
+    shown
 }
 
 fn workload(registration: &Registration) -> Value {
@@ -149,7 +165,9 @@ fn source_error(error: &SourceError) -> Value {
 
 /// What fires.
 async fn alerts(State(admin): State<Admin>) -> Json<Value> {
-    let firing = admin.alerts.firing();
+    let published = admin.published.borrow().clone();
+    let rules = published.map(|published| published.model.alert_rules.clone()).unwrap_or_default();
+    let firing = admin.alerts.firing(&rules);
     let shown = firing.iter().map(|Shown { service, rule, value, requests, instances, since }| {
         json!({
             "alert": rule.name,

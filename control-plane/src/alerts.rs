@@ -2,16 +2,23 @@
 //! state per rule and service of that, and each change goes to the rule's
 //! [`webhook`] by way of the [`outbox`], which tries again until it arrives.
 //!
-//! Nothing is kept over a restart: what fires then is reported, and told, again.
+//! Of the control planes of one cluster, which all hear of every pod, the one tells that holds the
+//! lease, and goes on while no other does: an API server that is away silences nobody. What it has told
+//! the others keep, and the next one goes on from there.
+//!
+//! Nothing else is kept over a restart: what fires then is reported, and told, again.
 
 mod board;
 mod outbox;
+mod told;
 mod webhook;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Instant, SystemTime};
 
+use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -21,13 +28,16 @@ use tracing::{info, warn};
 use self::board::{Board, Key, TooMany};
 pub(crate) use self::board::{Reported, Shown};
 use self::outbox::{Fate, Outbox};
+use self::told::Told;
 use self::webhook::NotTaken;
 pub(crate) use self::webhook::{direction, timestamp};
 use crate::compile::AlertRules;
 use crate::discovery::Published;
 use crate::https::Client;
 use crate::metrics::{Metrics, Notified};
+use crate::model::Model;
 use crate::registry::WorkloadKey;
+use crate::reports::SharedReports;
 
 /// The board as streams and the sender share it.
 #[derive(Default)]
@@ -35,6 +45,10 @@ pub(crate) struct SharedAlerts {
     board: Mutex<Board>,
     changed: Notify,
     streams: AtomicU64,
+    /// The other control planes that say that they tell.
+    others: Mutex<BTreeSet<String>>,
+    /// What this one tells, for the others.
+    telling: watch::Sender<Arc<v1::Telling>>,
 }
 
 impl SharedAlerts {
@@ -70,14 +84,38 @@ impl SharedAlerts {
     }
 
     /// What fires.
-    pub(crate) fn firing(&self) -> Vec<Shown> {
-        self.board.lock().firing()
+    pub(crate) fn firing(&self, rules: &AlertRules) -> Vec<Shown> {
+        self.board.lock().firing(rules)
+    }
+
+    /// What this one tells, for the others.
+    pub(crate) fn telling(&self) -> watch::Receiver<Arc<v1::Telling>> {
+        self.telling.subscribe()
+    }
+
+    /// What another control plane tells.
+    pub(crate) fn heard(&self, replica: &str, telling: v1::Telling) {
+        if telling.tells {
+            self.others.lock().insert(replica.to_owned());
+            self.board.lock().heard(telling.alerts.into_iter().filter_map(Told::read).collect());
+        } else {
+            self.others.lock().remove(replica);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Another control plane is not heard any more.
+    pub(crate) fn silent(&self, replica: &str) {
+        self.others.lock().remove(replica);
     }
 }
 
 /// Tells people.
 pub(crate) struct Teller {
     pub(crate) alerts: Arc<SharedAlerts>,
+    pub(crate) reports: Arc<SharedReports>,
+    /// Whether this replica holds the lease; `None`: there are no others.
+    pub(crate) leading: Option<watch::Receiver<bool>>,
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -88,13 +126,23 @@ impl Teller {
         let client = Arc::new(Client::new("alerts go"));
         let mut outbox = Outbox::default();
         let mut posts: JoinSet<(Key, Result<(), NotTaken>)> = JoinSet::new();
+        let mut at_pods = self.reports.alerts();
+        let mut tells = false;
         loop {
             let published = self.published.borrow_and_update().clone();
+            tells = self.is_to_tell(tells);
             // Without rules nothing is looked at, and what would be due stays so.
             let look = published.and_then(|published| {
-                self.tell(&published.model.alert_rules, &mut outbox, &mut posts, &client);
+                if !tells {
+                    outbox.clear();
+                    posts.abort_all();
+                    self.alerts.board.lock().listen();
+                    return None;
+                }
+                self.tell(&published.model, &mut outbox, &mut posts, &client);
                 self.alerts.board.lock().next_look()
             });
+            self.share();
             let next = [look, outbox.next()].into_iter().flatten().min();
             let due = async {
                 match next {
@@ -105,6 +153,8 @@ impl Teller {
             tokio::select! {
                 changed = self.published.changed() => if changed.is_err() { return },
                 () = self.alerts.changed.notified() => {}
+                Ok(()) = at_pods.changed() => {}
+                () = changed(&mut self.leading) => {}
                 Some(posted) = posts.join_next() => if let Ok((key, result)) = posted {
                     self.posted(&mut outbox, &key, result);
                 },
@@ -113,16 +163,46 @@ impl Teller {
         }
     }
 
+    /// Whether it is this one that tells.
+    fn is_to_tell(&mut self, told: bool) -> bool {
+        let leads = self.leading.as_mut().is_none_or(|leading| *leading.borrow_and_update());
+        leads || told && self.alerts.others.lock().is_empty()
+    }
+
+    /// Has the others know what this one tells.
+    fn share(&self) {
+        let told = self.alerts.board.lock().telling();
+        let alerts = told.iter().flatten().map(Told::message).collect();
+        let telling = v1::Telling { tells: told.is_some(), alerts };
+        self.alerts.telling.send_if_modified(|before| {
+            let changed = **before != telling;
+            if changed {
+                *before = Arc::new(telling);
+            }
+            changed
+        });
+    }
+
     /// Brings the board up to date and sends what is due.
     fn tell(
         &self,
-        rules: &AlertRules,
+        model: &Model,
         outbox: &mut Outbox,
         posts: &mut JoinSet<(Key, Result<(), NotTaken>)>,
         client: &Arc<Client>,
     ) {
-        let now = Instant::now();
-        let notices = self.alerts.board.lock().look(rules, now, SystemTime::now());
+        let (now, time, rules) = (Instant::now(), SystemTime::now(), &model.alert_rules);
+        // Of pods that the cluster does not know, or not any more, nothing is told.
+        let at_pods = self.reports.firing().into_iter();
+        let at_pods = at_pods
+            .filter_map(|((identity, uid), alerts)| Some((model.pods.service(&identity, &uid)?, alerts)));
+        let at_pods: Vec<_> = at_pods.collect();
+        let notices = {
+            let mut board = self.alerts.board.lock();
+            let mut notices = board.tell(rules, now, time);
+            notices.extend(board.look(rules, &at_pods, now, time));
+            notices
+        };
         for notice in notices {
             let (alert, service) = (&notice.key.rule, &notice.key.service);
             info!(alert, %service, status = notice.status.as_str(), value = notice.value, "an alert changed");
@@ -163,6 +243,9 @@ impl Teller {
             Err(NotTaken::Unsigned(reason)) => (Fate::Unsigned, Some(reason)),
         };
         let given_up = outbox.done(key, fate, Instant::now(), chance());
+        if !outbox.has(key) {
+            self.alerts.board.lock().arrived(key);
+        }
         let (alert, service) = (&key.rule, &key.service);
         match reason {
             None => self.metrics.notified(Notified::Delivered),
@@ -175,6 +258,17 @@ impl Teller {
                 warn!(alert, %service, reason, "a webhook did not take an alert; it is tried again");
             }
         }
+    }
+}
+
+/// Waits until it is decided anew who holds the lease.
+async fn changed(leading: &mut Option<watch::Receiver<bool>>) {
+    let is_over = match leading {
+        Some(leading) => leading.changed().await.is_err(),
+        None => true,
+    };
+    if is_over {
+        std::future::pending().await
     }
 }
 

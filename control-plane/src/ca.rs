@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 pub(crate) mod bundle;
@@ -44,6 +45,9 @@ pub(crate) struct Subject {
     /// restarted control plane know it without keeping any state. `None`:
     /// only the service that is called like the service account.
     pub(crate) service: Option<String>,
+    /// The UID of the pod whose token was the proof: its bearer can speak for this pod alone. It
+    /// travels as the serial number of the certificate's subject (X.520, 6.2.9).
+    pub(crate) pod: Option<String>,
 }
 
 /// A request to sign that cannot be granted; the requester's fault.
@@ -96,6 +100,9 @@ const ROOT_LIFETIME: time::Duration = time::Duration::days(3650);
 /// certificate gets a tenth of its lifetime, or renewal at a share of the
 /// validity would come too early.
 const BACKDATE: Duration = Duration::from_secs(300);
+
+/// The attribute `serialNumber` of a name (X.520, 6.2.9).
+const SERIAL_NUMBER: &[u64] = &[2, 5, 4, 5];
 
 /// No honest request is a tenth as long.
 const MAX_CSR: usize = 16 * 1024;
@@ -200,7 +207,8 @@ impl Authority {
     /// the bearer of a join token knows that only by its hash.
     pub(crate) fn own_certificate(&self, now: SystemTime) -> Result<CertifiedKey, SignError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let subject = Subject { identity: SpiffeId::control_plane(&self.domain), service: None };
+        let identity = SpiffeId::control_plane(&self.domain);
+        let subject = Subject { identity, service: None, pod: None };
         let mut chain = vec![self.leaf(&key, &subject, now)?];
         chain.extend_from_slice(&self.chain);
         Ok(certified(chain, &key))
@@ -233,6 +241,9 @@ impl Authority {
         let mut params = self.end_entity(now)?;
         if let Some(service) = &subject.service {
             params.distinguished_name.push(DnType::CommonName, service.as_str());
+        }
+        if let Some(pod) = &subject.pod {
+            params.distinguished_name.push(DnType::CustomDnType(SERIAL_NUMBER.into()), pod.as_str());
         }
         params.subject_alt_names = vec![SanType::URI(subject.identity.as_str().try_into()?)];
         params.extended_key_usages =
@@ -273,6 +284,13 @@ pub(crate) fn registrable_service(leaf: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
     let name = certificate.subject().iter_common_name().next()?;
     name.as_str().ok().map(str::to_owned)
+}
+
+/// The UID of the pod that a verified certificate was made for.
+pub(crate) fn pod(leaf: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+    let number = certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER).next()?;
+    number.as_str().ok().map(str::to_owned)
 }
 
 /// When a certificate ends.
@@ -358,6 +376,7 @@ mod tests {
         Subject {
             identity: "spiffe://mesh.local/ns/shop/sa/users".parse().unwrap(),
             service: Some("users-v2".into()),
+            pod: Some("0a1b-2c3d".into()),
         }
     }
 
@@ -380,6 +399,7 @@ mod tests {
         assert_eq!(chain.len(), 1, "the root is not sent");
         assert_eq!(heddle_api::tls::spiffe_id(&chain[0]).unwrap(), subject().identity);
         assert_eq!(registrable_service(&chain[0]).as_deref(), Some("users-v2"));
+        assert_eq!(pod(&chain[0]).as_deref(), Some("0a1b-2c3d"));
         let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
         assert!(!leaf.is_ca());
         assert_eq!(leaf.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);

@@ -32,7 +32,7 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::TrustDomain;
 
 use crate::keys::FoundKeys;
-use crate::model::{Model, Registration, Resource, ResourceKey};
+use crate::model::{Model, Registration, Resource, ResourceKey, Scores};
 use crate::source::{ObjectName, Objects, Sourced};
 
 pub(crate) use carriers::{Carrier, carriers};
@@ -40,7 +40,7 @@ pub(crate) use external::Hosts;
 use faults::Faults;
 pub(crate) use jwt::{Guarded, KnownSecrets};
 use jwt::{Jwt, Sources};
-pub(crate) use pods::Pods;
+pub(crate) use pods::{Pods, Shown as ShownPod};
 pub(crate) use policies::Accepted;
 pub(crate) use rate_limits::Limited;
 use rate_limits::RateLimits;
@@ -56,6 +56,8 @@ pub struct Inputs<'a> {
     pub objects: &'a Objects,
     /// The workloads that are registered now; in any order.
     pub registrations: &'a [Arc<Registration>],
+    /// How much of their shares pods should get.
+    pub scores: &'a Scores,
     /// The key sets of token issuers that were read from files and URLs.
     pub found_keys: &'a FoundKeys,
     /// What the control plane itself was started with.

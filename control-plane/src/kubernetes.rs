@@ -3,7 +3,7 @@
 //!
 //! A control plane with a Kubernetes source keeps its certificate authority in
 //! a Secret (`authority`), believes pods by their tokens (`token_review`) and
-//! needs no disk. Of several replicas one writes (`lease`): the mesh's roots into
+//! needs no disk. Several replicas tell each other what pods report ([`crate::replicas`]); one writes (`lease`): the mesh's roots into
 //! each namespace (`trust_bundle`), what became of policies and routes to their
 //! statuses (`status`), and the mesh itself (`mesh_object`). What is read from
 //! there is the business of [`crate::source`].
@@ -18,11 +18,13 @@ use tokio::task::JoinSet;
 
 use self::status::counter::Counter;
 use self::watch::ApiServer;
-
+use crate::alerts::SharedAlerts;
 use crate::ca::SharedAuthority;
 use crate::ca::bundle::Roots;
 use crate::discovery::Published;
 use crate::metrics::Metrics;
+use crate::replicas::Follower;
+use crate::reports::SharedReports;
 use crate::settings::{AuthoritySettings, ClusterSettings};
 use crate::source::Content;
 use crate::webhook::ca_bundle::CaBundleWriter;
@@ -63,6 +65,8 @@ pub(crate) struct Surroundings {
     pub(crate) published: Receiver<Option<Arc<Published>>>,
     pub(crate) sources: Receiver<Content>,
     pub(crate) counter: Arc<Counter>,
+    pub(crate) reports: Arc<SharedReports>,
+    pub(crate) alerts: Arc<SharedAlerts>,
     pub(crate) metrics: Arc<Metrics>,
     /// Set at the end: the lease is given back then.
     pub(crate) shutdown: Receiver<bool>,
@@ -88,16 +92,32 @@ impl InCluster {
         Ok((Self { client, settings, keeper }, shared, roots))
     }
 
-    /// Starts what works in the background, and what has to end by itself at the end.
-    pub(crate) fn start(self, around: Surroundings, background: &mut JoinSet<()>, ending: &mut JoinSet<()>) {
+    /// Starts what works in the background, and what has to end by itself at the end. The receiver
+    /// says whether this replica holds the lease.
+    pub(crate) fn start(
+        self,
+        around: Surroundings,
+        background: &mut JoinSet<()>,
+        ending: &mut JoinSet<()>,
+    ) -> Receiver<bool> {
         let Self { client, settings, keeper } = self;
         let server = ApiServer::new(client.clone());
-        let Surroundings { credentials, published, sources, counter, metrics, shutdown } = around;
+        let Surroundings { credentials, published, sources, counter, reports, alerts, metrics, shutdown } =
+            around;
         let (candidate, leading) =
             lease::Candidate::new(client.clone(), &settings.namespace, &settings.pod_name);
         metrics.follow_lease(leading.clone());
         ending.spawn(candidate.run(shutdown));
         background.spawn(keeper.run(server.clone(), leading.clone(), metrics.clone()));
+        let follower = Follower {
+            credentials: credentials.clone(),
+            sources: sources.clone(),
+            namespace: settings.namespace.clone(),
+            pod_name: settings.pod_name,
+            reports,
+            alerts,
+        };
+        background.spawn(follower.run());
         let webhooks = CaBundleWriter {
             server: server.clone(),
             namespace: settings.namespace.clone(),
@@ -121,9 +141,10 @@ impl InCluster {
             counter,
             credentials,
             namespace: settings.namespace,
-            leading,
+            leading: leading.clone(),
             metrics,
         };
         background.spawn(statuses.run());
+        leading
     }
 }

@@ -23,6 +23,8 @@ mod https;
 mod metrics;
 mod pipeline;
 mod registry;
+mod replicas;
+mod reports;
 mod run;
 mod runtime_dir;
 mod server;

@@ -73,6 +73,8 @@ const WEBHOOKS: [&str; 2] = ["inject", "validate"];
 pub(crate) struct Gauges {
     pub(crate) registered: usize,
     pub(crate) awaited: usize,
+    /// Pods that report here, and to other control planes.
+    pub(crate) reporting: (usize, usize),
     pub(crate) streams: usize,
     /// Those of them that are of sidecars of each minor version.
     pub(crate) versions: BTreeMap<Option<(u64, u64)>, usize>,
@@ -244,6 +246,11 @@ impl Metrics {
         text.family("heddle_registrations", "gauge", "Registered workloads.");
         text.sample("heddle_registrations", "{state=\"live\"}", gauges.registered);
         text.sample("heddle_registrations", "{state=\"lost\"}", gauges.awaited);
+        let name = "heddle_reporting_pods";
+        text.family(name, "gauge", "Pods that tell how they fare, here or to another control plane.");
+        let (here, elsewhere) = gauges.reporting;
+        text.sample(name, "{to=\"this\"}", here);
+        text.sample(name, "{to=\"another\"}", elsewhere);
         text.family("heddle_source_errors_total", "counter", "Errors in sources since the start.");
         text.sample("heddle_source_errors_total", "", gauges.source_errors_total);
         text.family("heddle_source_watches", "gauge", "Watches of Kubernetes API servers.");

@@ -5,7 +5,7 @@
 //! the very same allocation in both, so that pointer equality says "unchanged".
 //! Making a model is left to [`crate::compile`], sending it to the server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -232,6 +232,25 @@ impl Health {
     /// The percentage of its share that it gets.
     pub fn share(&self) -> u32 {
         if self.score == 0 { 100 } else { self.score }
+    }
+}
+
+/// The percentages of their shares of traffic that pods should get, by UID, where that is not all
+/// of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scores(HashMap<String, (SpiffeId, u32)>);
+
+impl Scores {
+    /// That of the pod with this UID, if it proved to be `identity`; 0: all of it.
+    pub fn of(&self, identity: &SpiffeId, uid: &str) -> u32 {
+        let said = self.0.get(uid).filter(|(proved, _)| proved == identity);
+        said.map_or(0, |(_, score)| *score)
+    }
+}
+
+impl FromIterator<(String, (SpiffeId, u32))> for Scores {
+    fn from_iter<I: IntoIterator<Item = (String, (SpiffeId, u32))>>(scores: I) -> Self {
+        Self(scores.into_iter().collect())
     }
 }
 

@@ -21,8 +21,10 @@ use crate::compile::{Inputs, MeshDefaults, compile};
 use crate::discovery::Published;
 use crate::keys::FoundKeys;
 use crate::metrics::Metrics;
-use crate::model::{Model, Registration, Resource};
+use crate::model::{Model, Registration, Resource, Scores};
 use crate::registry::saved;
+use crate::reports::SharedReports;
+use crate::reports::gate::Gate;
 use crate::server::registry::SharedRegistry;
 use crate::source::Content;
 
@@ -32,6 +34,7 @@ pub(crate) struct Pipeline {
     /// What was read of the keys that policies name.
     pub(crate) found_keys: watch::Receiver<Arc<FoundKeys>>,
     pub(crate) registry: Arc<SharedRegistry>,
+    pub(crate) reports: Arc<SharedReports>,
     pub(crate) roots: Roots,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) defaults: MeshDefaults,
@@ -54,6 +57,8 @@ impl Pipeline {
         let mut look = tokio::time::interval(bundle::LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut remembered: Option<Vec<Arc<Registration>>> = None;
+        let mut gate = Gate::default();
+        let mut shares = self.reports.shares();
         self.look_at_roots();
         loop {
             let registrations = self.registry.with(|registry| {
@@ -61,29 +66,30 @@ impl Pipeline {
                 registry.registrations()
             });
             let begun = Instant::now();
-            self.publish(&registrations).await;
+            self.publish(&registrations, gate.in_force()).await;
             // Where changes never end, half of the time is left for others.
             let rested = Instant::now() + begun.elapsed().min(LONGEST_REST);
             if remembered.as_ref() != Some(&registrations) {
                 self.remember(registrations.clone()).await;
                 remembered = Some(registrations);
             }
-            self.change(&mut look).await;
+            self.change(&mut look, &mut gate, &mut shares).await;
             tokio::time::sleep_until(rested.max(Instant::now() + GATHER).into()).await;
         }
     }
 
     /// Waits until there is something to compile.
-    async fn change(&mut self, look: &mut tokio::time::Interval) {
+    async fn change(
+        &mut self,
+        look: &mut tokio::time::Interval,
+        gate: &mut Gate,
+        shares: &mut watch::Receiver<()>,
+    ) {
         let mut watching = true;
         loop {
             let expiry = self.registry.with(|registry| registry.next_expiry());
-            let expired = async {
-                match expiry {
-                    Some(expiry) => tokio::time::sleep_until(expiry.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let (here, elsewhere) = self.reports.with(|reports| reports.counts());
+            let due = gate.due(here + elsewhere, Instant::now());
             tokio::select! {
                 changed = self.sources.changed(), if watching => match changed {
                     Ok(()) => return,
@@ -92,13 +98,19 @@ impl Pipeline {
                 },
                 Ok(()) = self.found_keys.changed() => return,
                 () = self.registry.changed.notified() => return,
-                () = expired => return,
+                () = at(expiry) => return,
+                Ok(()) = shares.changed() => gate.changed(),
+                () = at(due) => {
+                    if self.reports.with(|reports| gate.take(reports, Instant::now())) {
+                        return;
+                    }
+                }
                 _ = look.tick() => if self.look_at_roots() { return },
             }
         }
     }
 
-    async fn publish(&mut self, registrations: &[Arc<Registration>]) {
+    async fn publish(&mut self, registrations: &[Arc<Registration>], scores: Arc<Scores>) {
         let content = self.sources.borrow_and_update().clone();
         let found_keys = self.found_keys.borrow_and_update().clone();
         if content.pending {
@@ -113,6 +125,7 @@ impl Pipeline {
             let inputs = Inputs {
                 objects: &content.objects,
                 registrations: &registrations,
+                scores: &scores,
                 found_keys: &found_keys,
                 mesh: &defaults,
             };
@@ -176,6 +189,14 @@ impl Pipeline {
                 false
             }
         }
+    }
+}
+
+/// Waits for a moment; `None`: for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

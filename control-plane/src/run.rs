@@ -33,6 +33,7 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, renew, renew_once};
 use crate::registry::{Registry, saved};
+use crate::reports::SharedReports;
 use crate::runtime_dir::Announced;
 use crate::server::identity::{Identity, Proofs};
 use crate::server::registry::{RegistryService, SharedRegistry};
@@ -178,6 +179,7 @@ impl ControlPlane {
         let (over, ending) = watch::channel(false);
         let sources = source::watch(settings.sources.clone()).await.map_err(Reason::from)?;
         let sessions = Arc::new(Sessions::default());
+        let reports = SharedReports::new();
         let alerts = Arc::new(SharedAlerts::default());
         let shared =
             Shared { published: newest.clone(), sessions: sessions.clone(), metrics: metrics.clone() };
@@ -192,20 +194,35 @@ impl ControlPlane {
             },
             registry: RegistryService {
                 registry: registry.clone(),
+                reports: reports.clone(),
+                in_cluster: cluster.is_some(),
                 alerts: alerts.clone(),
                 metrics: metrics.clone(),
                 shutdown: ending.clone(),
             },
-            replicas: Replicas { counter: counter.clone(), domain: settings.authority.trust_domain.clone() },
+            replicas: Replicas {
+                counter: counter.clone(),
+                domain: settings.authority.trust_domain.clone(),
+                reports: reports.clone(),
+                alerts: alerts.clone(),
+                shutdown: ending.clone(),
+            },
         };
         let (found, found_keys) = watch::channel(Arc::default());
         let reader = KeyReader { published: newest.clone(), found, metrics: metrics.clone() };
-        let teller = Teller { alerts: alerts.clone(), published: newest.clone(), metrics: metrics.clone() };
+        let mut teller = Teller {
+            alerts: alerts.clone(),
+            reports: reports.clone(),
+            leading: None,
+            published: newest.clone(),
+            metrics: metrics.clone(),
+        };
         let shown = Admin {
             published: newest,
             sources: sources.clone(),
             connections: connections.clone(),
             registry: registry.clone(),
+            reports: reports.clone(),
             alerts: alerts.clone(),
             sessions,
             credentials: credentials.clone(),
@@ -224,15 +241,18 @@ impl ControlPlane {
                 published: shown.published.clone(),
                 sources: sources.clone(),
                 counter,
+                reports: reports.clone(),
+                alerts: alerts.clone(),
                 metrics: metrics.clone(),
                 shutdown: ending.clone(),
             };
-            cluster.start(around, &mut background, &mut leaving);
+            teller.leading = Some(cluster.start(around, &mut background, &mut leaving));
         }
         let pipeline = Pipeline {
             sources,
             found_keys,
             registry,
+            reports: reports.clone(),
             roots,
             credentials: credentials.clone(),
             defaults,
@@ -242,6 +262,7 @@ impl ControlPlane {
         };
         background.spawn(pipeline.run());
         background.spawn(teller.run());
+        background.spawn(reports.keep());
         background.spawn(reader.run());
         let lifetime = settings.authority.certificate_lifetime;
         if let Some(listener) = webhook {

@@ -32,9 +32,11 @@ use registry::RegistryService;
 use replicas::Replicas;
 
 pub(crate) mod connection;
+mod follow;
 pub(crate) mod identity;
 pub(crate) mod registry;
 pub(crate) mod replicas;
+mod report;
 
 /// Connections at once. Each sidecar has one; at some 50 KiB each the limit
 /// is half a gigabyte.
@@ -56,10 +58,10 @@ const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A sidecar uses one discovery and one registry stream, and a call to sign.
+/// A sidecar uses one discovery stream and one to register or to report, and a call to sign.
 const MAX_STREAMS: u32 = 32;
 
-/// The services that sidecars call.
+/// The services that sidecars and other control planes call.
 pub(crate) struct Services {
     pub(crate) discovery: Discovery,
     pub(crate) identity: Identity,

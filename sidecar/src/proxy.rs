@@ -180,7 +180,7 @@ async fn life(
     let is_known = setup.sidecar.service_account_token.is_some();
     let registration = Registration {
         alerts,
-        description,
+        description: (!is_known).then_some(description),
         channel: channels,
         ready: is_app_ready,
         standing: standings,
@@ -190,9 +190,7 @@ async fn life(
     tasks.spawn_local(identity.keep());
     tasks.spawn_local(discovery.run());
     tasks.spawn_local(resolver.run());
-    if !is_known {
-        tasks.spawn_local(registration.run());
-    }
+    tasks.spawn_local(registration.run());
     let app = setup.plumbing.app.clone();
     let prober = Prober::new(checks.clone(), credentials.clone(), metrics.clone(), app.clone());
     tasks.spawn_local(prober.run());

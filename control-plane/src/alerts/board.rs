@@ -3,6 +3,10 @@
 //! A rule fires for a service while it fires at one of its workloads. Of each
 //! change there is one notice, whatever the number of workloads, and one more
 //! each time that a firing one has lasted for the rule's `repeat`.
+//!
+//! Of the control planes of one cluster one tells. The others keep what it has told ([`Told`]), so
+//! that whoever tells next goes on from there: nothing is told twice, and what was still on its way
+//! is sent again as the same notice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use heddle_api::crd::MESH_POLICY_NAMESPACE;
 use heddle_api::name::ServiceName;
 
+use super::told::Told;
 use crate::compile::{AlertRule, AlertRules};
 use crate::registry::WorkloadKey;
 
@@ -90,9 +95,19 @@ pub(crate) struct Shown {
 
 #[derive(Default)]
 pub(super) struct Board {
+    /// Of workloads that registered.
     reports: BTreeMap<WorkloadKey, Report>,
+    tells: bool,
+    /// Empty while another tells.
     firing: BTreeMap<Key, Firing>,
+    /// What is resolved and on its way.
+    resolving: BTreeMap<Key, Firing>,
+    /// What another has told.
+    told: Vec<Told>,
 }
+
+/// What fires at pods, as the alerts of each and its service.
+pub(super) type AtPods = [(ServiceName, Vec<Reported>)];
 
 struct Report {
     service: ServiceName,
@@ -110,10 +125,80 @@ struct Firing {
     instances: usize,
     since: SystemTime,
     last_told: Instant,
+    /// The same moment, as others know it.
+    last_told_at: SystemTime,
     told: u32,
+    /// What was told last has not arrived yet.
+    on_its_way: bool,
 }
 
 impl Board {
+    /// This one tells from now on, if it did not before: what is to be sent again.
+    pub(super) fn tell(&mut self, rules: &AlertRules, now: Instant, time: SystemTime) -> Vec<Notice> {
+        if std::mem::replace(&mut self.tells, true) {
+            return Vec::new();
+        }
+        let mut notices = Vec::new();
+        for Told { key, value, requests, instances, since, last_told_at, told, on_its_way, resolved } in
+            std::mem::take(&mut self.told)
+        {
+            // What the policy does not say any more nobody waits for.
+            let Some(rule) = rules.get(&key.rule).cloned() else { continue };
+            let ago = time.duration_since(last_told_at).unwrap_or_default();
+            let last_told = now.checked_sub(ago).unwrap_or(now);
+            let firing =
+                Firing { rule, value, requests, instances, since, last_told, last_told_at, told, on_its_way };
+            let status = if resolved { Status::Resolved } else { Status::Firing };
+            if on_its_way {
+                notices.push(firing.notice(&key, status, time));
+            }
+            if resolved {
+                self.resolving.insert(key, firing)
+            } else {
+                self.firing.insert(key, firing)
+            };
+        }
+        notices
+    }
+
+    /// Another tells.
+    pub(super) fn listen(&mut self) {
+        self.tells = false;
+        self.firing.clear();
+        self.resolving.clear();
+    }
+
+    /// What another tells. It counts once this one does not.
+    pub(super) fn heard(&mut self, told: Vec<Told>) {
+        self.told = told;
+    }
+
+    /// A notice arrived, or was given up, and none is behind it.
+    pub(super) fn arrived(&mut self, key: &Key) {
+        self.resolving.remove(key);
+        if let Some(firing) = self.firing.get_mut(key) {
+            firing.on_its_way = false;
+        }
+    }
+
+    /// What this one tells.
+    pub(super) fn telling(&self) -> Option<Vec<Told>> {
+        let told = |(key, firing): (&Key, &Firing), resolved| Told {
+            key: key.clone(),
+            value: firing.value,
+            requests: firing.requests,
+            instances: firing.instances,
+            since: firing.since,
+            last_told_at: firing.last_told_at,
+            told: firing.told,
+            on_its_way: firing.on_its_way,
+            resolved,
+        };
+        // What is resolved and fires anew is told in this order.
+        let resolving = self.resolving.iter().map(|firing| told(firing, true));
+        self.tells.then(|| resolving.chain(self.firing.iter().map(|firing| told(firing, false))).collect())
+    }
+
     /// Returns whether there is something to look at.
     pub(super) fn report(
         &mut self,
@@ -148,12 +233,18 @@ impl Board {
     }
 
     /// What changed since the last look.
-    pub(super) fn look(&mut self, rules: &AlertRules, now: Instant, time: SystemTime) -> Vec<Notice> {
+    pub(super) fn look(
+        &mut self,
+        rules: &AlertRules,
+        pods: &AtPods,
+        now: Instant,
+        time: SystemTime,
+    ) -> Vec<Notice> {
         self.reports.retain(|_, report| report.until.is_none_or(|until| until > now));
         let mut present: BTreeMap<Key, (Arc<AlertRule>, &Reported, usize)> = BTreeMap::new();
-        for report in self.reports.values() {
-            let service = &report.service;
-            for reported in &report.alerts {
+        let registered = self.reports.values().map(|report| (&report.service, &report.alerts));
+        for (service, alerts) in registered.chain(pods.iter().map(|(service, alerts)| (service, alerts))) {
+            for reported in alerts {
                 let Some(rule) = rules.get(&reported.rule).filter(|rule| concerns(rule, service)) else {
                     continue;
                 };
@@ -166,28 +257,38 @@ impl Board {
             }
         }
         let mut notices = Vec::new();
-        self.firing.retain(|key, firing| {
-            let fires = present.contains_key(key);
-            if !fires {
-                firing.instances = 0;
-                notices.push(firing.notice(key, Status::Resolved, time));
+        for (key, mut firing) in self.firing.extract_if(.., |key, _| !present.contains_key(key)) {
+            (firing.instances, firing.on_its_way) = (0, true);
+            notices.push(firing.notice(&key, Status::Resolved, time));
+            if firing.rule.target.is_some() {
+                self.resolving.insert(key, firing);
             }
-            fires
-        });
+        }
         for (key, (rule, worst, instances)) in present {
             match self.firing.get_mut(&key) {
                 Some(firing) => {
                     (firing.rule, firing.instances) = (rule, instances);
                     if now.saturating_duration_since(firing.last_told) >= firing.rule.repeat {
                         firing.told += 1;
-                        firing.last_told = now;
+                        (firing.last_told, firing.last_told_at) = (now, time);
+                        firing.on_its_way = firing.rule.target.is_some();
                         notices.push(firing.notice(&key, Status::Firing, time));
                     }
                 }
                 None => {
                     let (value, requests) = (worst.value, worst.requests);
-                    let firing =
-                        Firing { rule, value, requests, instances, since: time, last_told: now, told: 0 };
+                    let on_its_way = rule.target.is_some();
+                    let firing = Firing {
+                        rule,
+                        value,
+                        requests,
+                        instances,
+                        since: time,
+                        last_told: now,
+                        last_told_at: time,
+                        told: 0,
+                        on_its_way,
+                    };
                     notices.push(firing.notice(&key, Status::Firing, time));
                     self.firing.insert(key, firing);
                 }
@@ -203,7 +304,8 @@ impl Board {
         lost.chain(repeats).min()
     }
 
-    pub(super) fn firing(&self) -> Vec<Shown> {
+    /// What fires, here or where it is told.
+    pub(super) fn firing(&self, rules: &AlertRules) -> Vec<Shown> {
         let shown = |(key, firing): (&Key, &Firing)| Shown {
             service: key.service.clone(),
             rule: firing.rule.clone(),
@@ -212,7 +314,17 @@ impl Board {
             instances: firing.instances,
             since: firing.since,
         };
-        self.firing.iter().map(shown).collect()
+        let heard = self.told.iter().filter(|told| !self.tells && !told.resolved).filter_map(|told| {
+            Some(Shown {
+                service: told.key.service.clone(),
+                rule: rules.get(&told.key.rule)?.clone(),
+                value: told.value,
+                requests: told.requests,
+                instances: told.instances,
+                since: told.since,
+            })
+        });
+        self.firing.iter().map(shown).chain(heard).collect()
     }
 }
 
@@ -244,6 +356,7 @@ pub(super) mod tests {
     use heddle_api::crd::AlertDirection;
 
     use super::*;
+    use crate::compile::AlertTarget as Target;
     use crate::source::ObjectName;
 
     pub(in crate::alerts) fn rules() -> AlertRules {
@@ -280,7 +393,9 @@ pub(super) mod tests {
         /// The statuses told when `seconds` have passed.
         fn at(&mut self, seconds: u64) -> Vec<(Status, usize)> {
             let passed = Duration::from_secs(seconds);
-            let notices = self.board.look(&self.rules, self.start + passed, SystemTime::UNIX_EPOCH + passed);
+            let (now, time) = (self.start + passed, SystemTime::UNIX_EPOCH + passed);
+            assert!(self.board.tell(&self.rules, now, time).is_empty());
+            let notices = self.board.look(&self.rules, &[], now, time);
             notices.iter().map(|notice| (notice.status, notice.instances)).collect()
         }
     }
@@ -300,7 +415,7 @@ pub(super) mod tests {
         assert_eq!(bench.at(0), [(Status::Firing, 1)]);
         assert!(bench.report(1, "b", &users(), reported(20.0)));
         assert_eq!(bench.at(1), []);
-        assert_eq!(bench.board.firing()[0].instances, 2);
+        assert_eq!(bench.board.firing(&bench.rules)[0].instances, 2);
         assert!(bench.report(1, "a", &users(), Vec::new()));
         assert_eq!(bench.at(2), []);
         assert!(bench.report(1, "b", &users(), Vec::new()));
@@ -372,5 +487,99 @@ pub(super) mod tests {
         assert_eq!(bench.at(1), [(Status::Firing, 1)]);
         bench.rules.clear();
         assert_eq!(bench.at(2), [(Status::Resolved, 0)]);
+    }
+
+    /// A rule that somebody is told of.
+    fn told_rules() -> AlertRules {
+        let target = Target {
+            url: "http://127.0.0.1/".parse().unwrap(),
+            secret: (ObjectName { namespace: "shop".into(), name: "hooks".into() }, "key".into()),
+            key: None,
+        };
+        let rules = rules().into_iter().map(|(id, rule)| {
+            let AlertRule { policy, name, direction, summary, repeat, .. } = &*rule;
+            let (policy, name, summary) = (policy.clone(), name.clone(), summary.clone());
+            let (direction, repeat, target) = (*direction, *repeat, None);
+            (id, Arc::new(AlertRule { policy, name, direction, summary, repeat, target }))
+        });
+        let mut rules: AlertRules = rules.collect();
+        let rule = rules.values_mut().next().and_then(Arc::get_mut).unwrap();
+        rule.target = Some(target);
+        rules
+    }
+
+    /// Two control planes that hear of the same pods; whatever the one tells the other hears.
+    struct Pair {
+        boards: [Board; 2],
+        rules: AlertRules,
+        teller: usize,
+        seconds: u64,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            let boards = [Board::default(), Board::default()];
+            Self { boards, rules: told_rules(), teller: 0, seconds: 1_000_000 }
+        }
+
+        /// What is told a second later, with the times of their beginning.
+        fn tells(&mut self, fires: bool) -> Vec<(Status, SystemTime)> {
+            self.seconds += 1;
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(self.seconds);
+            let pods = if fires { vec![(users(), reported(10.0))] } else { Vec::new() };
+            let (now, board) = (Instant::now(), &mut self.boards[self.teller]);
+            let mut notices = board.tell(&self.rules, now, time);
+            notices.extend(board.look(&self.rules, &pods, now, time));
+            self.share();
+            notices.iter().map(|notice| (notice.status, notice.since)).collect()
+        }
+
+        /// What was on its way has arrived.
+        fn arrives(&mut self) {
+            let key = Key { rule: "shop/watch/errors".into(), service: users() };
+            self.boards[self.teller].arrived(&key);
+            self.share();
+        }
+
+        fn share(&mut self) {
+            let told = self.boards[self.teller].telling().unwrap();
+            let told = told.into_iter().map(|told| Told::read(told.message()).unwrap()).collect();
+            self.boards[1 - self.teller].heard(told);
+        }
+
+        fn change(&mut self) {
+            self.boards[self.teller].listen();
+            self.teller = 1 - self.teller;
+        }
+    }
+
+    #[test]
+    fn whoever_tells_next_goes_on_where_the_one_before_was() {
+        let mut pair = Pair::new();
+        let [(Status::Firing, since)] = pair.tells(true)[..] else { panic!("it fires") };
+        pair.arrives();
+        pair.change();
+        assert_eq!(pair.tells(true), [], "it was told");
+        let shown = pair.boards.each_ref().map(|board| board.firing(&pair.rules)[0].since);
+        assert_eq!(shown, [since; 2], "both show the same");
+        pair.change();
+        assert_eq!(pair.tells(false), [(Status::Resolved, since)]);
+        pair.change();
+        assert_eq!(pair.tells(false), [(Status::Resolved, since)], "it had not arrived");
+        pair.arrives();
+        pair.change();
+        assert_eq!(pair.tells(false), []);
+    }
+
+    #[test]
+    fn what_was_on_its_way_is_sent_again_as_the_same() {
+        let mut pair = Pair::new();
+        let first = pair.tells(true);
+        pair.change();
+        assert_eq!(pair.tells(true), first, "with the time that makes its id");
+        assert_eq!(pair.tells(true), []);
+        pair.arrives();
+        pair.change();
+        assert_eq!(pair.tells(true), []);
     }
 }

@@ -68,6 +68,16 @@ impl Outbox {
         !is_full
     }
 
+    /// Whether something of a rule and a service is on its way.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// Forgets everything; what is being tried comes to nothing here.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Makes due what waited for a key that is there now, or need not wait any more.
     pub(super) fn keys(&mut self, now: Instant, is_there: impl Fn(&Key) -> bool) {
         for (key, queue) in self.0.iter_mut().filter(|(_, queue)| queue.unsigned) {

@@ -100,12 +100,18 @@ pub(super) fn compile(
         Some(Selected {
             pod: draft.pod.clone()?,
             zone: draft.endpoint.zone.clone(),
+            ready: Some(draft.health == Health::Healthy),
             bindings: draft.bindings.iter().map(|(from, to)| (*from, *to)).collect(),
         })
     };
     let mut selected: Vec<Selected> = endpoints.made.values().filter_map(selected).collect();
     let without_ports = endpoints.without_ports.into_iter();
-    selected.extend(without_ports.map(|(pod, zone)| Selected { pod, zone, bindings: Vec::new() }));
+    selected.extend(without_ports.map(|(pod, zone)| Selected {
+        pod,
+        zone,
+        ready: None,
+        bindings: Vec::new(),
+    }));
     (endpoints.made.into_values().map(|draft| draft.finish(parts.families)).collect(), selected)
 }
 
@@ -229,6 +235,7 @@ impl Endpoints<'_> {
                 id,
                 identity: meshed.map_or_else(String::new, |pod| pod.identity.as_str().into()),
                 intercepted: meshed.is_some(),
+                score: meshed.map_or(0, |pod| pod.score),
                 ..v1::Endpoint::default()
             },
             health,

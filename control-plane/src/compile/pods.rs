@@ -16,7 +16,7 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 use heddle_api::spiffe::{SpiffeId, TrustDomain};
 
-use crate::model::{Health, RegisteredPort, Registration};
+use crate::model::{Health, RegisteredPort, Registration, Scores};
 use crate::source::{ObjectName, Objects, Sourced};
 
 /// Where a pod's sidecar serves its metrics.
@@ -27,6 +27,8 @@ const ADMIN: u16 = 7190;
 pub(super) struct Meshed<'a> {
     pub(super) name: &'a ObjectName,
     pub(super) identity: SpiffeId,
+    /// The percentage of its share of traffic that it should get; 0: all of it.
+    pub(super) score: u32,
     pod: &'a Arc<Sourced<Pod>>,
 }
 
@@ -57,13 +59,15 @@ pub(super) enum Found<'a, 'b> {
 }
 
 impl<'a> Known<'a> {
-    pub(super) fn new(objects: &'a Objects, domain: &TrustDomain) -> Self {
+    pub(super) fn new(objects: &'a Objects, domain: &TrustDomain, scores: &Scores) -> Self {
         let (mut by_name, mut by_address) = (BTreeMap::new(), HashMap::new());
         let mut over = BTreeSet::new();
         for (name, pod) in &objects.pods {
             match SpiffeId::new(domain, &name.namespace, pod.value.service_account()) {
                 Ok(identity) if !pod.value.is_over() => {
-                    by_name.insert(name, Meshed { name, identity, pod });
+                    let uid = pod.value.metadata.uid.as_deref().unwrap_or_default();
+                    let score = scores.of(&identity, uid);
+                    by_name.insert(name, Meshed { name, identity, score, pod });
                 }
                 // No account of Kubernetes has a name that an identity could not carry.
                 Ok(_) | Err(_) => {
@@ -115,6 +119,8 @@ impl<'a> Known<'a> {
 pub(super) struct Selected {
     pub(super) pod: ObjectName,
     pub(super) zone: String,
+    /// Whether it may get traffic; `None`: the service has no port that leads there.
+    pub(super) ready: Option<bool>,
     /// The service's port and the pod's.
     pub(super) bindings: Vec<(u16, u16)>,
 }
@@ -139,6 +145,8 @@ struct Facts {
     /// The first that has no address of its own, so that its clients dial the pod.
     headless: Option<ServiceName>,
     zone: String,
+    /// Whether any service may send it traffic; `None`: there is none that could say.
+    ready: Option<bool>,
     ports: BTreeMap<u16, RegisteredPort>,
 }
 
@@ -162,6 +170,7 @@ impl Collector {
                 services: Vec::new(),
                 headless: None,
                 zone: zone(&meshed.pod.value),
+                ready: None,
                 ports: BTreeMap::new(),
             };
             if let Some(uid) = &meshed.pod.value.metadata.uid {
@@ -190,6 +199,8 @@ impl Collector {
         if headless && facts.headless.is_none() {
             facts.headless = Some(service.clone());
         }
+        // One service that sends it traffic is enough.
+        facts.ready = facts.ready.max(selected.ready);
         if facts.zone.is_empty() {
             facts.zone = selected.zone;
         }
@@ -222,10 +233,24 @@ impl Pods {
         facts.map(|facts| facts.registrations(&name)).unwrap_or_default()
     }
 
-    /// All of them, as workloads at their preferred addresses.
-    pub(crate) fn all(&self) -> impl Iterator<Item = Registration> {
+    /// All of them, for people: as workloads at their preferred addresses, with UID and owner.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Shown<'_>> {
         let all = self.0.by_name.iter();
-        all.filter_map(|(name, facts)| facts.registrations(name).into_iter().next())
+        all.filter_map(|(name, facts)| {
+            let pod = &facts.pod.value;
+            Some(Shown {
+                registration: facts.registrations(name).into_iter().next()?,
+                uid: pod.metadata.uid.as_deref().unwrap_or_default(),
+                owner: owner(&name.name, &pod.metadata.labels),
+            })
+        })
+    }
+
+    /// What a pod's service is called, by its UID.
+    pub(crate) fn service(&self, identity: &SpiffeId, uid: &str) -> Option<ServiceName> {
+        let name = self.0.by_uid.get(uid)?;
+        let facts = self.0.by_name.get(name).filter(|facts| facts.identity == *identity)?;
+        Some(facts.service(name))
     }
 
     /// All of them, at each of their addresses.
@@ -267,6 +292,31 @@ impl Pods {
     }
 }
 
+/// A pod as people see it.
+pub(crate) struct Shown<'a> {
+    pub(crate) registration: Registration,
+    /// Empty if unknown.
+    pub(crate) uid: &'a str,
+    /// The name of who made it: a deployment, a stateful set, …
+    pub(crate) owner: &'a str,
+}
+
+/// The name of who made a pod, as far as its name and the labels say that Kubernetes' controllers give
+/// to pods; the pod's own where nobody did.
+fn owner<'a>(pod: &'a str, labels: &'a BTreeMap<String, String>) -> &'a str {
+    let without_last = |name: &'a str| name.rsplit_once('-').map_or(name, |(name, _)| name);
+    if let Some(hash) = labels.get("pod-template-hash") {
+        // DEPLOYMENT-HASH-RANDOM.
+        let set = without_last(pod);
+        return set.strip_suffix(hash.as_str()).and_then(|name| name.strip_suffix('-')).unwrap_or(set);
+    }
+    if let Some(job) = labels.get("batch.kubernetes.io/job-name") {
+        return job;
+    }
+    // Of a stateful set PODS-NUMBER, of a daemon set SET-RANDOM.
+    if labels.contains_key("controller-revision-hash") { without_last(pod) } else { pod }
+}
+
 impl Facts {
     /// What it is called in metrics: the first service that selects it, or else its account.
     fn service(&self, name: &ObjectName) -> ServiceName {
@@ -287,7 +337,7 @@ impl Facts {
             ports: self.ports.values().cloned().collect(),
             labels: labels.clone(),
             zone: self.zone.clone(),
-            ready: true,
+            ready: self.ready.unwrap_or(true),
             draining: false,
             health: Health::default(),
             admin: Some(SocketAddr::new(address, ADMIN)).filter(|admin| !admin.ip().is_unspecified()),

@@ -55,7 +55,7 @@ impl Port {
 
 pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
     let workloads = Workloads::new(inputs.registrations);
-    let known_pods = Known::new(inputs.objects, &inputs.mesh.trust_domain);
+    let known_pods = Known::new(inputs.objects, &inputs.mesh.trust_domain, inputs.scores);
     let mut pods = Collector::new(&known_pods, &zones(inputs.objects));
     let mut slices: BTreeMap<ServiceName, Vec<&crd::EndpointSlice>> = BTreeMap::new();
     for (name, slice) in &inputs.objects.endpoint_slices {

@@ -72,8 +72,23 @@ fn model_of(
     found_keys: &FoundKeys,
 ) -> Model {
     let registrations: Vec<_> = registrations.iter().cloned().map(Arc::new).collect();
-    let inputs = Inputs { objects, registrations: &registrations, found_keys, mesh: &mesh() };
+    let inputs = Inputs {
+        objects,
+        registrations: &registrations,
+        scores: &Scores::default(),
+        found_keys,
+        mesh: &mesh(),
+    };
     compile(&inputs, previous)
+}
+
+/// The model where pods have said how they fare.
+pub(super) fn model_with(text: &str, scores: &Scores) -> Model {
+    let found_keys = FoundKeys::new();
+    let objects = objects(text);
+    let inputs =
+        Inputs { objects: &objects, registrations: &[], scores, found_keys: &found_keys, mesh: &mesh() };
+    compile(&inputs, &Model::default())
 }
 
 pub(super) fn model(text: &str, registrations: &[Registration]) -> Model {

@@ -41,7 +41,7 @@ pub(crate) mod counter;
 mod desired;
 mod enforcement;
 mod peers;
-mod replicas;
+pub(crate) mod replicas;
 
 pub(crate) use desired::CONTROLLER;
 

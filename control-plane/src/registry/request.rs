@@ -11,6 +11,7 @@ use heddle_api::name::ServiceName;
 use crate::alerts::Reported;
 use crate::ca::Subject;
 use crate::model::{Health, RegisteredPort, Registration};
+use crate::reports::Report;
 
 /// Why a registration was refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +56,7 @@ pub(crate) fn read(request: v1::RegisterRequest, subject: &Subject) -> Result<Re
     }
     text("instance", &request.instance)?;
     text("zone", &request.zone)?;
-    let health = health(&request)?;
+    let health = health(request.health(), request.score, request.health_cause.clone())?;
     let address: IpAddr = request
         .address
         .parse()
@@ -125,14 +126,20 @@ pub(crate) fn alerts(reported: Vec<v1::FiringAlert>) -> Result<Vec<Reported>, Re
     reported.into_iter().map(read).collect()
 }
 
-fn health(request: &v1::RegisterRequest) -> Result<Health, Refused> {
-    text("health_cause", &request.health_cause)?;
-    if request.score > 100 {
-        let reason = format!("{} is more than 100", request.score);
-        return Err(Refused::Field { field: "score", reason });
-    }
+/// What a pod reports about itself.
+pub(crate) fn report(request: v1::ReportRequest) -> Result<Report, Refused> {
     // A state that only newer sidecars know is none.
-    Ok(Health { state: request.health(), score: request.score, cause: request.health_cause.clone() })
+    let state = request.health();
+    let health = health(state, request.score, request.health_cause)?;
+    Ok(Report { health, alerts: alerts(request.alerts)? })
+}
+
+fn health(state: v1::WorkloadHealth, score: u32, cause: String) -> Result<Health, Refused> {
+    text("health_cause", &cause)?;
+    if score > 100 {
+        return Err(Refused::Field { field: "score", reason: format!("{score} is more than 100") });
+    }
+    Ok(Health { state, score, cause })
 }
 
 fn text(field: &'static str, text: &str) -> Result<(), Refused> {
@@ -166,6 +173,7 @@ mod tests {
         Subject {
             identity: "spiffe://mesh.local/ns/shop/sa/users".parse().unwrap(),
             service: service.map(Into::into),
+            pod: None,
         }
     }
 

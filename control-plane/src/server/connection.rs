@@ -75,7 +75,11 @@ impl Connection {
         let (subject, allowed) = match session.peer_certificates().and_then(|chain| chain.first()) {
             None => (None, ANONYMOUS_LIFETIME),
             Some(leaf) => {
-                let subject = Subject { identity: spiffe_id(leaf)?, service: ca::registrable_service(leaf) };
+                let subject = Subject {
+                    identity: spiffe_id(leaf)?,
+                    service: ca::registrable_service(leaf),
+                    pod: ca::pod(leaf),
+                };
                 let end = ca::not_after(leaf).ok_or(PeerRefused::Expired)?;
                 let left = end.duration_since(SystemTime::now()).map_err(|_| PeerRefused::Expired)?;
                 (Some(Arc::new(subject)), left)
@@ -196,6 +200,7 @@ mod tests {
         let subject = Subject {
             identity: "spiffe://mesh.local/ns/shop/sa/users".parse().unwrap(),
             service: Some("users-v2".into()),
+            pod: None,
         };
         let credentials =
             || Credentials::new(TrustBundle::new(domain.clone(), vec![authority.root().clone()]).unwrap());

@@ -84,7 +84,8 @@ impl Identity {
             (Proofs::JoinTokens(key), Some(Presented::JoinToken(text))) => {
                 let token = JoinToken::verify(&text, key, SystemTime::now())
                     .map_err(|refused| Status::unauthenticated(refused.to_string()))?;
-                (Subject { identity: token.identity, service: Some(token.service) }, Proof::JoinToken)
+                let subject = Subject { identity: token.identity, service: Some(token.service), pod: None };
+                (subject, Proof::JoinToken)
             }
             (Proofs::JoinTokens(_), Some(Presented::ServiceAccountToken(_))) => {
                 return Err(Status::unauthenticated(
@@ -109,7 +110,7 @@ impl Identity {
                 let identity = SpiffeId::new(authority.domain(), &pod.namespace, &pod.account)
                     .map_err(|invalid| Status::unauthenticated(invalid.to_string()))?;
                 debug!(%identity, pod = pod.pod, uid = pod.uid, "the API server knows the pod");
-                (Subject { identity, service: None }, Proof::ServiceAccountToken)
+                (Subject { identity, service: None, pod: Some(pod.uid) }, Proof::ServiceAccountToken)
             }
             (Proofs::ServiceAccounts(_), Some(Presented::JoinToken(_)) | None) => {
                 return Err(Status::unauthenticated(

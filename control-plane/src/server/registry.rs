@@ -1,5 +1,6 @@
 //! Registration by live streams: each stream holds one workload in the
-//! [registry](crate::registry) for as long as it lives.
+//! [registry](crate::registry) for as long as it lives. Pods, which the cluster
+//! knows, only [report](super::report).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,11 +15,13 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::connection::Peer;
+use super::report::Listener;
 use crate::alerts::SharedAlerts;
 use crate::ca::Subject;
 use crate::metrics::Metrics;
 use crate::model::Registration;
 use crate::registry::{Hold, Registry, Update, request};
+use crate::reports::SharedReports;
 
 /// The registry as streams and the compiler share it.
 pub(crate) struct SharedRegistry {
@@ -47,13 +50,16 @@ impl SharedRegistry {
 /// The service; one for all connections.
 pub(crate) struct RegistryService {
     pub(crate) registry: Arc<SharedRegistry>,
+    pub(crate) reports: Arc<SharedReports>,
+    /// Whether the cluster says who serves, and nobody registers.
+    pub(crate) in_cluster: bool,
     pub(crate) alerts: Arc<SharedAlerts>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: watch::Receiver<bool>,
 }
 
-/// A stream is opened to register at once.
-const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stream is opened to register, or to report, at once.
+pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tonic::async_trait]
 impl registry_server::Registry for RegistryService {
@@ -64,6 +70,11 @@ impl registry_server::Registry for RegistryService {
         request: Request<Streaming<v1::RegisterRequest>>,
     ) -> Result<Response<Self::RegisterStream>, Status> {
         let subject = Peer::of(&request)?.proved()?.clone();
+        if self.in_cluster {
+            return Err(Status::failed_precondition(
+                "in Kubernetes nobody registers: EndpointSlices say who serves",
+            ));
+        }
         let requests = request.into_inner();
         // A response per request, and requests wait until the last one was taken.
         let (responses, receiver) = mpsc::channel(1);
@@ -84,6 +95,23 @@ impl registry_server::Registry for RegistryService {
             }
             let _ = tokio::time::timeout(FIRST_REQUEST_TIMEOUT, responses.send(Err(status))).await;
         });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type ReportStream = ReceiverStream<Result<v1::ReportResponse, Status>>;
+
+    async fn report(
+        &self,
+        request: Request<Streaming<v1::ReportRequest>>,
+    ) -> Result<Response<Self::ReportStream>, Status> {
+        let subject = Peer::of(&request)?.proved()?.clone();
+        let Some(uid) = subject.pod.clone() else {
+            return Err(Status::failed_precondition("a certificate that names no pod reports of none"));
+        };
+        let (responses, receiver) = mpsc::channel(1);
+        let pod = (subject.identity.clone(), uid);
+        let listener = Listener { reports: self.reports.clone(), pod, metrics: self.metrics.clone() };
+        tokio::spawn(listener.listen(request.into_inner(), responses, self.shutdown.clone()));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }

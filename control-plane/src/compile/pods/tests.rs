@@ -1,8 +1,9 @@
 use heddle_api::discovery::v1;
 use proptest::prelude::*;
 
-use super::super::tests::{model, policy, service};
-use crate::model::Model;
+use super::super::tests::{model, model_with, policy, service};
+use super::owner;
+use crate::model::{Model, Scores};
 
 const SERVICE: &str = "apiVersion: v1
 kind: Service
@@ -333,5 +334,69 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_pod_that_is_not_well_gets_less_by_what_it_says_itself() {
+    let text = [
+        SERVICE,
+        &pod("a", "1", "users", "{ip: 10.0.0.1}"),
+        &pod("b", "2", "users", "{ip: 10.0.0.2}"),
+        &slice(
+            "s",
+            "IPv4",
+            &[endpoint("10.0.0.1", "a", "1", ""), endpoint("10.0.0.2", "b", "2", "")].join(", "),
+        ),
+    ]
+    .concat();
+    let said = |account: &str, uid: &str, score| {
+        let identity = format!("spiffe://heddle.local/ns/shop/sa/{account}").parse().unwrap();
+        (uid.to_owned(), (identity, score))
+    };
+    let scores = |said: Vec<_>| {
+        let scores: Scores = said.into_iter().collect();
+        let users = service(&model_with(&text, &scores), "shop/users");
+        users.endpoints.iter().map(|endpoint| endpoint.score).collect::<Vec<_>>()
+    };
+    assert_eq!(scores(vec![]), [0, 0]);
+    assert_eq!(scores(vec![said("users", "1", 40), said("users", "9", 10)]), [40, 0]);
+    // Who is another does not speak for it.
+    assert_eq!(scores(vec![said("orders", "2", 10)]), [0, 0]);
+}
+
+#[test]
+fn a_pod_shows_whether_it_is_ready_and_who_made_it() {
+    let labelled = |text: String, label: &str| text.replace("app: users", &format!("app: users, {label}"));
+    let text = [
+        SERVICE,
+        &labelled(pod("cart-5d4f8c-x2x9z", "1", "users", "{ip: 10.0.0.1}"), "pod-template-hash: 5d4f8c"),
+        &pod("b", "2", "users", "{ip: 10.0.0.2}"),
+        &slice("s", "IPv4", &endpoint("10.0.0.2", "b", "2", ", conditions: {ready: false}")),
+    ]
+    .concat();
+    let model = model(&text, &[]);
+    let shown: Vec<_> =
+        model.pods.all().map(|shown| (shown.owner, shown.uid, shown.registration.ready)).collect();
+    assert_eq!(shown, [("b", "2", false), ("cart", "1", true)]);
+}
+
+#[test]
+fn the_owner_of_a_pod_shows_in_its_name_and_labels() {
+    for (pod, label, name) in [
+        ("web-5d4f8c-x2x9z", Some(("pod-template-hash", "5d4f8c")), "web"),
+        ("alone-x2x9z", Some(("pod-template-hash", "5d4f8c")), "alone"),
+        (
+            "backup-28713600-x2x9z",
+            Some(("batch.kubernetes.io/job-name", "backup-28713600")),
+            "backup-28713600",
+        ),
+        ("db-0", Some(("controller-revision-hash", "db-7b9c")), "db"),
+        ("agent-x2x9z", Some(("controller-revision-hash", "66f9")), "agent"),
+        ("bare-one", None, "bare-one"),
+        ("", Some(("pod-template-hash", "5d4f8c")), ""),
+    ] {
+        let labels = label.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        assert_eq!(owner(pod, &labels), name);
     }
 }

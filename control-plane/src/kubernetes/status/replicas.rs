@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REPLICAS: usize = 64;
 
 /// The replicas by the names of their pods, and where each answers.
-pub(super) type Places = BTreeMap<String, BTreeSet<SocketAddr>>;
+pub(crate) type Places = BTreeMap<String, BTreeSet<SocketAddr>>;
 
 /// All other replicas.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ pub(super) struct Told {
 }
 
 /// Where the replicas of the control plane in `namespace` are.
-pub(super) fn places<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, namespace: &str) -> Places {
+pub(crate) fn places<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, namespace: &str) -> Places {
     let mut places = Places::new();
     for slice in slices.filter(|slice| is_ours(slice, namespace)) {
         let Some(port) = slice.ports.iter().find(|port| port.name == PORT).and_then(|port| port.port) else {
