@@ -1,7 +1,9 @@
 //! A cluster's API server, asked by path: what commands read there is a few
 //! fields of many kinds, in versions that they do not choose.
 
+mod forward;
 pub(crate) mod kinds;
+mod websocket;
 
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, Request};
 use kube::Client;
 use serde_json::Value;
+
+pub(crate) use self::forward::{Forwards, Pod};
 
 /// Where the mesh's own objects are.
 pub(crate) const NAMESPACE: &str = "heddle-system";
@@ -31,6 +35,13 @@ pub(crate) struct ClusterArgs {
     /// The context of the kubeconfig [default: the current one]
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
+}
+
+impl ClusterArgs {
+    /// Whether a context was named.
+    pub(crate) fn is_named(&self) -> bool {
+        self.context.is_some()
+    }
 }
 
 /// A client of one cluster.

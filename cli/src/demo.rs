@@ -88,7 +88,7 @@ const CUSTOMERS_PER_SECOND: u32 = 20;
 
 /// Sends customers and prints a table now and then, for ever.
 async fn show(shop: &Shop) -> anyhow::Result<()> {
-    let admin = Admin::new(Location::at(shop.control_plane_admin()))?;
+    let admin = Admin::open(Location::at(shop.control_plane_admin())).await?;
     let customers = async {
         let mut pace = tokio::time::interval(Duration::from_secs(1) / CUSTOMERS_PER_SECOND);
         for customer in (1..=5).cycle() {
@@ -98,10 +98,11 @@ async fn show(shop: &Shop) -> anyhow::Result<()> {
         }
     };
     let tables = async {
-        let mut before = stat::observe(&admin).await?;
+        let all = stat::Selection::default();
+        let mut before = stat::observe(&admin, &all).await?;
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            let now = stat::observe(&admin).await?;
+            let now = stat::observe(&admin, &all).await?;
             print_table(&stat::render(&stat::rows(&before, &now)));
             before = now;
         }

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use futures_util::{StreamExt, stream};
 use heddle_api::crd::{GatewayDuration, field_paths_of_traffic_policy};
 use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
 use heddle_sidecar::explain::{
@@ -22,7 +23,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::report::{Buckets, Caller, Field, Found, Limit, Outcome, Report, Route, Target, TokensMet};
-use crate::control_plane::{Admin, Location, Workload};
+use crate::control_plane::{AT_ONCE, Admin, Location, Workload};
 
 /// Looks into policies
 #[derive(Args, Debug)]
@@ -118,7 +119,7 @@ async fn explain(args: ExplainArgs) -> anyhow::Result<Report> {
             .with_context(|| format!("{:?} is no name of a service", args.service))?,
     };
     let from = from.unwrap_or_else(|| Client { namespace: name.namespace().into(), service: None });
-    let admin = Admin::new(args.location)?;
+    let admin = Admin::open(args.location).await?;
     let service = known(&admin, &name).await?;
     let port = match (args.port, service.ports().collect::<Vec<_>>().as_slice()) {
         (Some(port), _) => port,
@@ -367,9 +368,9 @@ async fn ask_each<T>(
     let workloads = admin.workloads().await?.workloads.into_iter().filter(asked);
     let read = &read;
     let answers = workloads.map(|workload| async move {
-        let answer = admin.get(&format!("http://{}{path}", workload.admin)).await;
-        let told = answer.ok().and_then(|(_, text)| read(serde_json::from_str(&text).ok()?));
+        let answer = admin.of(&workload, path).await;
+        let told = answer.ok().and_then(|text| read(serde_json::from_str(&text).ok()?));
         told.map(|told| (workload, told))
     });
-    Ok(futures_util::future::join_all(answers).await.into_iter().flatten().collect())
+    Ok(stream::iter(answers).buffered(AT_ONCE).filter_map(std::future::ready).collect().await)
 }

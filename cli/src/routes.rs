@@ -22,7 +22,7 @@ pub(crate) struct RoutesArgs {
 /// Runs the command.
 #[allow(clippy::print_stdout)]
 pub(crate) async fn run(args: RoutesArgs) -> anyhow::Result<()> {
-    let admin = Admin::new(args.location)?;
+    let admin = Admin::open(args.location).await?;
     let answer = admin.ask("/routes").await?.context("this control plane tells of no routes")?;
     let routes: Value = serde_json::from_slice(&answer).context("the list of routes is no JSON")?;
     if args.json {

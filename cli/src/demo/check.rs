@@ -19,7 +19,7 @@ struct Finding {
 
 pub(super) async fn run() -> anyhow::Result<ExitCode> {
     let mut shop = Shop::start(0).await?;
-    let admin = Admin::new(Location::at(shop.control_plane_admin()))?;
+    let admin = Admin::open(Location::at(shop.control_plane_admin())).await?;
     let findings = vec![
         Finding {
             claim: "a request passes through three plain services",

@@ -66,7 +66,7 @@ impl Shop {
 
     /// Waits until everybody has joined and the shop answers.
     async fn opened(&self) -> anyhow::Result<Vec<Workload>> {
-        let admin = Admin::new(Location::at(self.control_plane_admin()))?;
+        let admin = Admin::open(Location::at(self.control_plane_admin())).await?;
         let wait = async {
             loop {
                 if let Ok(known) = admin.workloads().await

@@ -106,7 +106,7 @@ pub(crate) fn rows(before: &Observation, now: &Observation) -> Vec<Row> {
     let seconds = now.at.saturating_duration_since(before.at).as_secs_f64().max(0.001);
     let none = Totals::default();
     let row = |(service, totals): (&String, &Totals)| {
-        let earlier = before.services.get(service).unwrap_or(&none);
+        let earlier = before.lines.get(service).unwrap_or(&none);
         // A workload that left takes its counts along: less than before means none.
         let since = |now: f64, before: f64| (now - before).max(0.0);
         let requests = since(totals.requests, earlier.requests);
@@ -129,7 +129,7 @@ pub(crate) fn rows(before: &Observation, now: &Observation) -> Vec<Row> {
             mutual: share(since(totals.mutual, earlier.mutual)),
         }
     };
-    now.services.iter().map(row).collect()
+    now.lines.iter().map(row).collect()
 }
 
 /// The quantile by linear interpolation inside its bucket, as Prometheus does it.
