@@ -11,6 +11,7 @@
 //! It needs root, and the programs that `tests/kubernetes/build` builds.
 
 mod assets;
+mod bulk;
 mod certificates;
 mod images;
 mod kubectl;
@@ -25,9 +26,10 @@ use std::{fs, thread};
 use serde_json::{Value, json};
 
 use self::assets::Assets;
+pub use self::bulk::ApiRequest;
 pub use self::images::of_heddle;
 use self::namespaces::Namespaces;
-use self::parts::Part;
+use self::parts::{API_SERVER, ApiServer, Part, SECOND_API_SERVER};
 use crate::mesh::{is_root, missing};
 
 /// The longest that the parts of a cluster may take to be ready. Test machines are slow and shared.
@@ -44,11 +46,14 @@ pub struct Settings {
     /// What images stand for besides those of every cluster, by their names
     /// without tag, as `tests/kubernetes/README.md` describes them.
     pub images: BTreeMap<String, Value>,
+    /// Whether there is a second API server on the same etcd. `kubectl`, controllers and nodes use
+    /// that one, pods know the first only: it can be taken from them while all else goes on.
+    pub second_api_server: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { nodes: 1, images: BTreeMap::new() }
+        Self { nodes: 1, images: BTreeMap::new(), second_api_server: false }
     }
 }
 
@@ -57,7 +62,9 @@ pub struct Cluster {
     assets: Assets,
     namespaces: Namespaces,
     etcd: Part,
+    /// The one that pods know.
     api_server: Option<Part>,
+    second_api_server: Option<Part>,
     controller_manager: Part,
     scheduler: Part,
     node: Part,
@@ -89,7 +96,8 @@ impl Cluster {
             }
         };
         let namespaces = Namespaces::new();
-        certificates::write(&namespaces, settings.nodes);
+        let used = if settings.second_api_server { &SECOND_API_SERVER } else { &API_SERVER };
+        certificates::write(&namespaces, used, settings.nodes);
         let mut images = images::of_every_cluster(&assets);
         images.extend(settings.images.clone());
         let images = json!(images);
@@ -97,7 +105,9 @@ impl Cluster {
         let nodes = settings.nodes.to_string();
         namespaces.run(assets.program("node"), &["--network", "--nodes", &nodes]);
         let etcd = parts::etcd(&assets, &namespaces);
-        let api_server = parts::api_server(&assets, &namespaces);
+        let api_server = parts::api_server(&assets, &namespaces, &API_SERVER);
+        let second_api_server =
+            settings.second_api_server.then(|| parts::api_server(&assets, &namespaces, &SECOND_API_SERVER));
         let controller_manager = parts::controller_manager(&assets, &namespaces);
         let scheduler = parts::scheduler(&assets, &namespaces);
         let node = parts::node(&assets, &namespaces, settings.nodes);
@@ -106,15 +116,17 @@ impl Cluster {
             namespaces,
             etcd,
             api_server: Some(api_server),
+            second_api_server,
             controller_manager,
             scheduler,
             node,
         };
+        cluster.wait_for(&API_SERVER);
         cluster.wait_until_ready(settings.nodes);
         Some(cluster)
     }
 
-    /// Kills the API server. What else runs goes on without it.
+    /// Kills the API server that pods know. What else runs goes on without it.
     pub fn kill_api_server(&mut self) {
         if let Some(mut api_server) = self.api_server.take() {
             api_server.kill(&self.namespaces);
@@ -127,8 +139,20 @@ impl Cluster {
     /// If it does not in time.
     pub fn start_api_server(&mut self) {
         assert!(self.api_server.is_none(), "it runs");
-        self.api_server = Some(parts::api_server(&self.assets, &self.namespaces));
-        self.settle("the API server answers", || self.try_kubectl(&["get", "--raw", "/readyz"]).is_ok());
+        self.api_server = Some(parts::api_server(&self.assets, &self.namespaces, &API_SERVER));
+        self.wait_for(&API_SERVER);
+    }
+
+    /// The API server that everything but pods uses.
+    fn api_server_in_use(&self) -> String {
+        if self.second_api_server.is_some() { SECOND_API_SERVER.url() } else { API_SERVER.url() }
+    }
+
+    fn wait_for(&self, api_server: &ApiServer) {
+        let server = format!("--server={}", api_server.url());
+        self.settle("the API server answers", || {
+            self.try_kubectl(&[&server, "get", "--raw", "/readyz"]).is_ok()
+        });
     }
 
     /// The folder of the cluster's own files, as its processes see it.
@@ -198,7 +222,7 @@ impl Cluster {
     /// The end of what each part wrote.
     fn logs_of_parts(&self) -> String {
         let running = [&self.etcd, &self.controller_manager, &self.scheduler, &self.node];
-        let parts = running.into_iter().chain(&self.api_server);
+        let parts = running.into_iter().chain(&self.api_server).chain(&self.second_api_server);
         parts.map(|part| format!("--- {}:\n{}\n", part.name(), part.log())).collect()
     }
 }

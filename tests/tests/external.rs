@@ -297,6 +297,62 @@ fn tls_is_begun_for_applications_and_the_server_has_to_prove_its_name() {
     assert_eq!(client.metric(&handshakes), 1.0, "connections are kept");
 }
 
+/// As in Kubernetes a Service of type ExternalName is another name, and nothing more.
+#[test]
+fn an_alias_is_what_its_target_is() {
+    let authority = Authority::new("outside");
+    let outside = Server::start_tls(&authority.certificate(HOST), &["http/1.1"]);
+    let inside = Server::start("inside", ANYWHERE);
+    let ca = format!("caCertificates: {}", quoted(&authority.pem()));
+    let alias = |name: &str, target: &str| {
+        format!(
+            "
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: default}}
+spec: {{type: ExternalName, externalName: {target}}}
+---
+"
+        )
+    };
+    let service = format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: prices, namespace: other}}
+spec: {{ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: prices-1, namespace: other, labels: {{kubernetes.io/service-name: prices}}}}
+addressType: IPv4
+ports: [{{name: http, port: {}}}]
+endpoints: [{{addresses: [127.0.0.1]}}]
+---
+",
+        inside.port()
+    );
+    let aliases = [
+        service,
+        alias("pay", HOST),
+        alias("costs", "prices.other.svc.cluster.local"),
+        alias("nowhere", "www.payments.example"),
+    ];
+    let spec = originated(outside.port(), &ca);
+    let client = Client::start_with(&ControlPlane::start, &spec, &aliases.concat(), &[], &[]);
+    for host in ["pay", "pay.default", "pay.default.svc.cluster.local"] {
+        let (status, _, answer) = client.get(host);
+        assert_eq!(status, 200, "{host}: {answer}");
+        assert!(answer.contains(&format!("{HOST} http/1.1")), "the target's TLS: {answer}");
+    }
+    let counted = ["heddle_requests_total{", "service=\"payments\"", "tls=\"originated\"", "code=\"200\""];
+    assert_eq!(client.metric(&counted), 3.0);
+    let (status, _, answer) = client.get("costs");
+    assert!(status == 200 && answer.contains("inside"), "{answer}");
+    assert!(answer.contains("host: costs\r\n"), "the Host stays as it was: {answer}");
+    assert_eq!(client.get("nowhere").1, "unknown_service");
+}
+
 #[test]
 fn servers_that_prove_something_else_get_nothing() {
     let (authority, stranger) = (Authority::new("outside"), Authority::new("stranger"));

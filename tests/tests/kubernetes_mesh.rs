@@ -55,9 +55,13 @@ spec:
     format!("{namespace}\n{}{}", app("cart"), app("prices"))
 }
 
-/// A cluster with Heddle and the apps.
+/// A cluster of so many nodes with Heddle and the apps.
 fn meshed(nodes: usize, install: &[&str]) -> Option<Cluster> {
-    let cluster = Cluster::start_with(&Settings { nodes, images: of_heddle() })?;
+    meshed_with(&Settings { nodes, images: of_heddle(), ..Settings::default() }, install)
+}
+
+fn meshed_with(settings: &Settings, install: &[&str]) -> Option<Cluster> {
+    let cluster = Cluster::start_with(settings)?;
     cluster.install_gateway_api();
     cluster.install_heddle(install);
     cluster.apply(&apps());
@@ -396,4 +400,73 @@ fn nothing_fails_while_the_certificate_authority_is_replaced() {
         in_time("the old root goes", || roots(&cluster).is_some_and(|now| is_only(&now, &certificate)));
         deployed_anew(&cluster, "the old root was gone");
     }
+}
+
+/// How soon changes that were made while the API server was away have to be in effect when it is back.
+const SOON_AFTER: Duration = Duration::from_secs(10);
+
+/// What is changed meanwhile: a policy for a service that the client does not use, and a new service.
+const MEANWHILE: &str = r#"
+apiVersion: heddle.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  targetRefs: [{group: "", kind: Service, name: cart}]
+  abort: {status: 418, percent: 100}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: costs, namespace: shop}
+spec:
+  selector: {app: prices}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+"#;
+
+/// The pods of `prices` of which a field, if it is there, is not empty.
+fn prices(cluster: &Cluster, field: &str) -> Vec<String> {
+    let output = format!("jsonpath={{range .items[?({field})]}}{{.metadata.name}} {{end}}");
+    let names = cluster.kubectl(&["get", "pods", "-n", "shop", "-l", "app=prices", "-o", &output]);
+    names.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn changes_made_while_the_api_server_was_away_arrive_when_it_is_back() {
+    let settings = Settings { images: of_heddle(), second_api_server: true, ..Settings::default() };
+    let Some(mut cluster) = meshed_with(&settings, &[]) else { return };
+    shopper(&cluster, "node-0");
+    nothing_failed(&cluster, "something happened");
+
+    // The control plane has lost the cluster, and life goes on.
+    cluster.kill_api_server();
+    let first = prices(&cluster, "@.status.podIP");
+    cluster.apply(MEANWHILE);
+    cluster.kubectl(&["scale", "-n", "shop", "deploy/prices", "--replicas=4"]);
+    cluster.kubectl(&["delete", "-n", "shop", "pod", &first[0], "--wait=false"]);
+    eventually("there are more pods", || {
+        let now = prices(&cluster, "@.status.podIP");
+        (now.len() == 4 && !now.contains(&first[0])).then_some(())
+    });
+    nothing_failed(&cluster, "pods came and went without the control plane");
+    let cart = ask(&cluster, "http://cart/").expect("it runs");
+    assert!(cart.contains("StatusCode=200"), "nobody has told of the policy: {cart}");
+
+    cluster.start_api_server();
+    let back = Instant::now();
+    eventually("the policy is in effect", || {
+        ask(&cluster, "http://cart/").ok().filter(|answer| answer.contains("StatusCode=418"))
+    });
+    eventually("the new service is served", || {
+        let answer = ask(&cluster, "http://costs/").ok()?;
+        (answer.contains("StatusCode=200") && answer.contains("Hostname=prices-")).then_some(())
+    });
+    assert!(back.elapsed() < SOON_AFTER, "after {:?}", back.elapsed());
+    println!("a policy and a service were in effect {:?} after the API server was back", back.elapsed());
+    // New pods could not prove to anybody who they are; now they can.
+    cluster.rolled_out("shop", "deploy/prices");
+    println!("new pods were ready after {:?}", back.elapsed());
+    eventually("new pods are asked", || {
+        let answer = ask(&cluster, "http://prices/").ok()?;
+        (answer.contains("Hostname=prices-") && first.iter().all(|name| !answer.contains(name))).then_some(())
+    });
+    nothing_failed(&cluster, "the API server was back");
 }

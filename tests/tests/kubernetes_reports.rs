@@ -127,7 +127,7 @@ struct Shop {
 
 impl Shop {
     fn open() -> Option<Self> {
-        let cluster = Cluster::start_with(&Settings { nodes: 1, images: of_heddle() })?;
+        let cluster = Cluster::start_with(&Settings { images: of_heddle(), ..Settings::default() })?;
         cluster.install_heddle(&[]);
         cluster.kubectl(&["-n", "heddle-system", "scale", "deploy/heddle-control-plane", "--replicas=2"]);
         cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");

@@ -8,7 +8,7 @@ use heddle_tests::cluster::{Cluster, Settings, of_heddle};
 
 fn main() {
     let nodes = std::env::args().nth(1).and_then(|number| number.parse().ok()).unwrap_or(1);
-    let settings = Settings { nodes, images: of_heddle() };
+    let settings = Settings { nodes, images: of_heddle(), ..Settings::default() };
     let Some(cluster) = Cluster::start_with(&settings) else { return };
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
     println!(

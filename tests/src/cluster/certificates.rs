@@ -9,13 +9,13 @@ use rcgen::{
 use serde_json::json;
 
 use super::namespaces::Namespaces;
-use super::parts::API_SERVER;
+use super::parts::{API_SERVER, ApiServer};
 
-/// Writes all of them into the cluster's folder.
+/// Writes all of them into the cluster's folder, for clients that use that API server.
 ///
 /// # Panics
 /// If there is no room.
-pub(super) fn write(namespaces: &Namespaces, nodes: usize) {
+pub(super) fn write(namespaces: &Namespaces, used: &ApiServer, nodes: usize) {
     let save = |name: &str, text: String| fs::write(namespaces.path(name), text).expect("there is room");
     let mut params = CertificateParams::new(Vec::new()).expect("there are no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -44,8 +44,8 @@ pub(super) fn write(namespaces: &Namespaces, nodes: usize) {
         save(&format!("{file}.crt"), certificate.pem());
         save(&format!("{file}.key"), key.serialize_pem());
     };
-    let names =
-        [API_SERVER, "127.0.0.1", "10.96.0.1", "fd00:10:96::1", "localhost", "kubernetes"].map(String::from);
+    let names = [API_SERVER.address, "127.0.0.1", "10.96.0.1", "fd00:10:96::1", "localhost", "kubernetes"]
+        .map(String::from);
     let services =
         ["default", "default.svc", "default.svc.cluster.local"].map(|name| format!("kubernetes.{name}"));
     issue("api-server", "kube-apiserver", "", names.into_iter().chain(services).collect());
@@ -56,7 +56,7 @@ pub(super) fn write(namespaces: &Namespaces, nodes: usize) {
         issue(name, &format!("system:{name}"), "", Vec::new());
     }
     for name in ["admin", "kube-controller-manager", "kube-scheduler"] {
-        save(&format!("{name}.kubeconfig"), kubeconfig(namespaces, name));
+        save(&format!("{name}.kubeconfig"), kubeconfig(namespaces, used, name));
     }
     let accounts = key();
     save("service-accounts.key", accounts.serialize_pem());
@@ -67,14 +67,14 @@ fn key() -> KeyPair {
     KeyPair::generate().expect("there is randomness")
 }
 
-fn kubeconfig(namespaces: &Namespaces, user: &str) -> String {
+fn kubeconfig(namespaces: &Namespaces, used: &ApiServer, user: &str) -> String {
     let file = |name: String| namespaces.inside(&name);
     json!({
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "test",
         "clusters": [{"name": "test", "cluster": {
-            "server": format!("https://{API_SERVER}:6443"),
+            "server": used.url(),
             "certificate-authority": file("ca.crt".into()),
         }}],
         "users": [{"name": user, "user": {

@@ -7,8 +7,28 @@ use std::process::{Child, Stdio};
 use super::assets::Assets;
 use super::namespaces::Namespaces;
 
-/// Where the API server listens (`tests/kubernetes/internal/network`).
-pub(super) const API_SERVER: &str = "10.99.0.1";
+/// An API server, and where it listens.
+pub(super) struct ApiServer {
+    name: &'static str,
+    pub(super) address: &'static str,
+    port: u16,
+    /// Whether it is one of those behind the Service `kubernetes`.
+    reconciler: &'static str,
+}
+
+impl ApiServer {
+    pub(super) fn url(&self) -> String {
+        format!("https://{}:{}", self.address, self.port)
+    }
+}
+
+/// The one that pods know (`tests/kubernetes/internal/network`).
+pub(super) const API_SERVER: ApiServer =
+    ApiServer { name: "kube-apiserver", address: "10.99.0.1", port: 6443, reconciler: "lease" };
+
+/// One that only the machine itself reaches.
+pub(super) const SECOND_API_SERVER: ApiServer =
+    ApiServer { name: "second-kube-apiserver", address: "127.0.0.1", port: 6444, reconciler: "none" };
 
 /// How much of what a part wrote is shown when a test fails.
 const TAIL: usize = 1500;
@@ -75,12 +95,11 @@ pub(super) fn etcd(assets: &Assets, namespaces: &Namespaces) -> Part {
     Part::start(namespaces, "etcd", assets.program("etcd"), &flags)
 }
 
-pub(super) fn api_server(assets: &Assets, namespaces: &Namespaces) -> Part {
+pub(super) fn api_server(assets: &Assets, namespaces: &Namespaces, server: &ApiServer) -> Part {
     let mut flags = flags(
         namespaces,
         &[
             "--etcd-servers=http://127.0.0.1:2379",
-            "--secure-port=6443",
             "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112",
             "--authorization-mode=RBAC",
             "--allow-privileged=true",
@@ -97,9 +116,11 @@ pub(super) fn api_server(assets: &Assets, namespaces: &Namespaces) -> Part {
             "--profiling=false",
         ],
     );
-    flags.push(format!("--bind-address={API_SERVER}"));
-    flags.push(format!("--advertise-address={API_SERVER}"));
-    Part::start(namespaces, "kube-apiserver", assets.program("kube-apiserver"), &flags)
+    flags.push(format!("--bind-address={}", server.address));
+    flags.push(format!("--secure-port={}", server.port));
+    flags.push(format!("--advertise-address={}", API_SERVER.address));
+    flags.push(format!("--endpoint-reconciler-type={}", server.reconciler));
+    Part::start(namespaces, server.name, assets.program("kube-apiserver"), &flags)
 }
 
 pub(super) fn controller_manager(assets: &Assets, namespaces: &Namespaces) -> Part {
