@@ -3,10 +3,10 @@
 //!
 //! A control plane with a Kubernetes source keeps its certificate authority in
 //! a Secret (`authority`), believes pods by their tokens (`token_review`) and
-//! needs no disk. Several replicas tell each other what pods report ([`crate::replicas`]); one writes (`lease`): the mesh's roots into
-//! each namespace (`trust_bundle`), what became of policies and routes to their
-//! statuses (`status`), and the mesh itself (`mesh_object`). What is read from
-//! there is the business of [`crate::source`].
+//! needs no disk. Several replicas tell each other what pods report; one writes
+//! (`lease`): the mesh's roots into each namespace (`trust_bundle`), what became
+//! of policies and routes to their statuses (`status`), and the mesh itself
+//! (`mesh_object`). What is read from there is the business of [`crate::source`].
 
 use std::sync::Arc;
 use std::time::SystemTime;
