@@ -45,7 +45,7 @@ pub(super) fn write(retired: &[Retired]) -> String {
 /// The roots that the Secret names.
 ///
 /// # Errors
-/// If it is not as [`write`] writes it.
+/// If it is not as [`write()`] writes it.
 pub(super) fn read(text: &[u8]) -> Result<Vec<Retired>, String> {
     let written: Vec<Written> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let root = |Written { certificate, until }: Written| {
