@@ -125,7 +125,7 @@ impl ProxyArgs {
             dns::Answers::OfCluster,
             workload.service.namespace().to_owned(),
             addresses.clone(),
-            dns::Forwarder::new(self.sidecar.resolver.clone()),
+            dns::Forwarder::in_pod(self.sidecar.resolver.clone()),
         );
         let setup = Setup {
             workload,

@@ -4,11 +4,17 @@
 //! A query is passed on as it is, but for its identifier; an answer counts only
 //! if it repeats that identifier and the question. Truncated answers are passed
 //! back as they are: the client asks again by TCP, and that is forwarded by TCP.
+//!
+//! In a pod a resolver on loopback is a container beside us, and what it asks in turn
+//! is brought to us. A question that such a resolver is being asked is not asked again.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -38,12 +44,19 @@ pub(crate) struct Forwarder {
     /// Read from the host's `resolv.conf` at each query when `None`: it changes
     /// with the network that the machine is in.
     servers: Option<Vec<SocketAddr>>,
+    /// Questions that resolvers on loopback are being asked, where those may ask us in turn.
+    beside: Option<Arc<Mutex<HashSet<Box<[u8]>>>>>,
 }
 
 impl Forwarder {
     /// Asks these resolvers, or without any those of `/etc/resolv.conf` as it is at the time.
     pub(crate) fn new(servers: Vec<SocketAddr>) -> Self {
-        Self { servers: (!servers.is_empty()).then_some(servers) }
+        Self { servers: (!servers.is_empty()).then_some(servers), beside: None }
+    }
+
+    /// The same in a pod, whose resolvers' own queries come back to us.
+    pub(crate) fn in_pod(servers: Vec<SocketAddr>) -> Self {
+        Self { beside: Some(Arc::default()), ..Self::new(servers) }
     }
 
     /// The first answer of any resolver.
@@ -57,6 +70,15 @@ impl Forwarder {
         };
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for server in servers {
+            let beside = self.beside.as_deref().filter(|_| server.ip().to_canonical().is_loopback());
+            let asking = beside.map(|asked| Asking::of(query, asked));
+            if matches!(asking, Some(None)) {
+                last = io::Error::other(format!(
+                    "the resolver {server} asks itself by way of this sidecar: leave port 53 out of the mesh \
+                     (heddle.dev/skip-outbound-ports)"
+                ));
+                continue;
+            }
             let attempt = async {
                 match transport {
                     Transport::Udp => by_udp(query, server).await,
@@ -70,6 +92,28 @@ impl Forwarder {
             }
         }
         Err(last)
+    }
+}
+
+/// A question that is being asked, until dropped.
+struct Asking<'a> {
+    question: Box<[u8]>,
+    asked: &'a Mutex<HashSet<Box<[u8]>>>,
+}
+
+impl<'a> Asking<'a> {
+    /// `None` if it is being asked already.
+    fn of(query: &Query<'_>, asked: &'a Mutex<HashSet<Box<[u8]>>>) -> Option<Self> {
+        let question: Box<[u8]> = query.question().to_ascii_lowercase().into();
+        let is_new = asked.lock().insert(question.clone());
+        // One that was not made must not take back what another has noted.
+        is_new.then(|| Self { question, asked })
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.asked.lock().remove(&self.question);
     }
 }
 
@@ -124,10 +168,14 @@ async fn by_udp(query: &Query<'_>, server: SocketAddr) -> io::Result<Vec<u8>> {
     socket.connect(server).await?;
     let (bytes, id) = disguised(query)?;
     socket.send(&bytes).await?;
-    let mut reply = vec![0; LARGEST_DATAGRAM];
+    // One byte more, by which it is seen that there were even more.
+    let mut reply = vec![0; LARGEST_DATAGRAM + 1];
     loop {
         let length = socket.recv(&mut reply).await?;
         if query.is_answered_by(&reply[..length], id) {
+            if length > LARGEST_DATAGRAM {
+                return Ok(query.truncated());
+            }
             reply.truncate(length);
             return Ok(restored(query, reply));
         }
@@ -155,7 +203,7 @@ pub(crate) mod tests {
 
     impl Forwarder {
         pub(crate) fn to(servers: Vec<SocketAddr>) -> Self {
-            Self { servers: Some(servers) }
+            Self::new(servers)
         }
     }
 
@@ -186,5 +234,61 @@ pub(crate) mod tests {
         };
         let (reply, ()) = tokio::join!(forwarder.ask(&asked, Transport::Udp), answering);
         assert_eq!(reply.unwrap(), asked.reply(Code::NoError));
+    }
+
+    /// What did not fit was cut off and passed on as if it were whole.
+    #[tokio::test]
+    async fn an_answer_larger_than_any_that_is_taken_is_asked_for_again_by_tcp() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let forwarder = Forwarder::to(vec![server.local_addr().unwrap()]);
+        let bytes = query("example.com", TYPE_A);
+        let asked = Query::read(&bytes).unwrap();
+        let ask = async |length: usize| {
+            let answering = async {
+                let mut buffer = [0; 512];
+                let (received, from) = server.recv_from(&mut buffer).await.unwrap();
+                let mut reply = Query::read(&buffer[..received]).unwrap().reply(Code::NoError);
+                reply.resize(length, 0);
+                server.send_to(&reply, from).await.unwrap();
+            };
+            tokio::join!(forwarder.ask(&asked, Transport::Udp), answering).0.unwrap()
+        };
+        assert_eq!(ask(LARGEST_DATAGRAM).await.len(), LARGEST_DATAGRAM);
+        let cut = ask(LARGEST_DATAGRAM + 1).await;
+        assert_eq!(cut, asked.truncated());
+        assert!(cut[2] & 0x02 != 0 && cut.len() == bytes.len());
+    }
+
+    /// A pod with a resolver of its own, whose queries came to the sidecar, which asked that resolver,
+    /// and so on, as fast as the two could.
+    #[tokio::test]
+    async fn a_resolver_beside_us_that_asks_us_in_turn_is_asked_once() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let forwarder = Forwarder::in_pod(vec![server.local_addr().unwrap()]);
+        let bytes = query("Example.com", TYPE_A);
+        let asked = Query::read(&bytes).unwrap();
+        let other = query("example.org", TYPE_A);
+        let resolver = async {
+            let mut buffer = [0; 512];
+            let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+            let received = Query::read(&buffer[..length]).unwrap();
+            let in_turn = query("example.COM", TYPE_A);
+            let error = forwarder.ask(&Query::read(&in_turn).unwrap(), Transport::Udp).await.unwrap_err();
+            assert!(error.to_string().contains("skip-outbound-ports"), "{error}");
+            server.send_to(&received.reply(Code::ServFail), from).await.unwrap();
+        };
+        let (reply, ()) = tokio::join!(forwarder.ask(&asked, Transport::Udp), resolver);
+        assert_eq!(reply.unwrap(), asked.reply(Code::ServFail));
+        for bytes in [&bytes, &other] {
+            let asked = Query::read(bytes).unwrap();
+            let answering = async {
+                let mut buffer = [0; 512];
+                let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+                let reply = Query::read(&buffer[..length]).unwrap().reply(Code::NoError);
+                server.send_to(&reply, from).await.unwrap();
+            };
+            let (reply, ()) = tokio::join!(forwarder.ask(&asked, Transport::Udp), answering);
+            assert_eq!(reply.unwrap(), asked.reply(Code::NoError), "it is asked again, and others are");
+        }
     }
 }

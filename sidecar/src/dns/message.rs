@@ -89,6 +89,18 @@ impl<'a> Query<'a> {
         self.answer(code, &[], 0)
     }
 
+    /// An answer that tells the client to ask again by TCP.
+    pub(crate) fn truncated(&self) -> Vec<u8> {
+        let mut reply = self.reply(Code::NoError);
+        reply[2] |= 0x02;
+        reply
+    }
+
+    /// The question: name, type and class as they were asked.
+    pub(crate) fn question(&self) -> &'a [u8] {
+        &self.bytes[HEADER..self.end]
+    }
+
     /// An answer with the addresses, for `ttl` seconds.
     pub(crate) fn answer(&self, code: Code, addresses: &[IpAddr], ttl: u32) -> Vec<u8> {
         let mut reply = self.bytes[..self.end].to_vec();

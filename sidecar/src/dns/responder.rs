@@ -175,12 +175,12 @@ impl Responder {
         transport: Transport,
     ) -> Vec<u8> {
         let asks_for_address = query.asks_for(false) || query.asks_for(true);
-        let (name, ours) = match subject {
-            Subject::Service { name, ours } if asks_for_address => (name, ours),
-            // A single label is for the search list to complete.
-            _ => return self.forward(query, transport).await,
+        let Subject::Service { name, ours } = subject else {
+            return self.forward(query, transport).await;
         };
-        if ours {
+        // What else there is to ask about a name outside the cluster is not ours to say; but a name
+        // that has addresses exists, whatever is asked (RFC 8020).
+        if ours || !asks_for_address && query.name.contains('.') {
             let reply = self.forward(query, transport).await;
             let denied = code_of(&reply) == Some(Code::NxDomain as u8);
             if denied && self.existence(&name, CLUSTER_PATIENCE).await == Existence::Exists {
@@ -188,6 +188,7 @@ impl Responder {
             }
             return reply;
         }
+        // A single label is for the search list to complete.
         if !query.name.contains('.') {
             return self.forward(query, transport).await;
         }
@@ -441,6 +442,11 @@ mod tests {
         assert!(is_ours(code(&responder, "payments.example", TYPE_A).await));
         assert_eq!(code(&responder, "nobody.shop.svc.cluster.local", TYPE_A).await, (3, None));
         assert_eq!(code(&responder, "vm.shop.svc.cluster.local", TYPE_AAAA).await, (0, None));
+        // Clients that ask for HTTPS records (RFC 9460) first took the denial for one of the name.
+        for name in ["vm.shop.svc.cluster.local", "payments.example"] {
+            assert_eq!(code(&responder, name, 65).await, (0, None), "{name}");
+        }
+        assert_eq!(code(&responder, "nobody.shop.svc.cluster.local", 65).await, (3, None));
         assert_eq!(code(&responder, "www.unknown.example", TYPE_A).await, (3, None));
         assert_eq!(code(&responder, "1.0.0.10.in-addr.arpa", 12).await, (3, None));
         assert!(wants.try_recv().is_err(), "all of it was known");
