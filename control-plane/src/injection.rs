@@ -94,6 +94,9 @@ pub struct Candidate<'a> {
     /// Whether injection is wanted where the pod does not say: by the label of its
     /// namespace, or because someone typed `heddle inject`.
     pub wanted: bool,
+    /// What nobody on the network can guess, if there is such a thing: the kubelet's key for its
+    /// probes is made of it and of the pod.
+    pub nonce: &'a str,
 }
 
 /// What became of a pod.
@@ -174,6 +177,8 @@ impl Injector {
         if !violations.is_empty() {
             return Err(violations);
         }
+        // Whatever its probes are now: a container that comes later may have some.
+        let key = probes::key(candidate.pod, candidate.nonce);
         let sidecar = parts::sidecar(
             self,
             &options,
@@ -181,6 +186,7 @@ impl Injector {
                 native,
                 service: candidate.owner,
                 probes: probes.originals(Map::new()),
+                probe_key: &key,
                 pod: pod.spec,
             },
         );
@@ -190,7 +196,7 @@ impl Injector {
         add_texts(fields, "labels", MESHED, "true");
         add_texts(fields, "annotations", INJECTED, &self.version);
         if let Some(spec) = fields.get_mut("spec").and_then(Value::as_object_mut) {
-            probes.apply(spec);
+            probes.apply(spec, Some(&key));
             let init = parts::wants_init(&options).then(|| parts::init(self, &options, pod.spec));
             add_containers(spec, init, sidecar, native);
             list_of(spec, "volumes").push(parts::identity());

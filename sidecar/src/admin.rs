@@ -1,9 +1,9 @@
 //! The admin listener: what the sidecar is, knows and counts, and the two
 //! things one can tell it (drain, log filter).
 //!
-//! Always holds: only `/live`, `/ready`, `/metrics` and, in a pod, the probes of its
+//! Always holds: only `/live`, `/ready`, `/metrics` and, in a pod, the kubelet's probes of its
 //! application answer peers that are not on loopback, and pages of other sites cannot reach the rest through a
-//! browser; nobody holds the listener by being slow.
+//! browser; nobody holds the listener by being slow or many.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,7 +17,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::ConfigHandle;
 use crate::log;
@@ -28,10 +29,10 @@ use crate::settings::DEFAULT_ADMIN;
 use crate::telemetry::metrics::Registry;
 use crate::upstream::Checks;
 
-mod view;
+use self::visitors::Visitors;
 
-/// Connections at once: a scraper, a probe and a few people.
-const CONNECTIONS: usize = 64;
+mod view;
+mod visitors;
 
 /// Limit on a request's head, and on the silence between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,21 +96,29 @@ impl Admin {
     /// Serves for ever.
     pub(crate) async fn serve(self: Arc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
-        let free = Arc::new(Semaphore::new(CONNECTIONS));
+        let has_hooks = self.probes.as_ref().is_some_and(Prober::has_hooks);
+        let lifetime = if has_hooks { LIFETIME_WITH_HOOKS } else { LIFETIME };
+        let mut visitors: Visitors<AbortHandle> = Visitors::new();
+        let mut connections = JoinSet::new();
         loop {
-            let permit = free.clone().acquire_owned().await.map_err(io::Error::other)?;
-            match listener.accept().await {
-                Ok((stream, peer)) => {
-                    let admin = self.clone();
-                    tokio::spawn(async move {
-                        let has_hooks = admin.probes.as_ref().is_some_and(Prober::has_hooks);
-                        let lifetime = if has_hooks { LIFETIME_WITH_HOOKS } else { LIFETIME };
-                        let _ = tokio::time::timeout(lifetime, admin.connection(stream, peer.ip())).await;
-                        drop(permit);
-                    });
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        if let Some(leaves) = visitors.make_room() {
+                            leaves.abort();
+                        }
+                        let from = peer.ip().to_canonical();
+                        let connection = self.clone().connection(stream, from);
+                        let connection = connections.spawn(tokio::time::timeout(lifetime, connection));
+                        visitors.enter(from, connection);
+                    }
+                    // Out of file descriptors, most likely: accepting at once would spin.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                },
+                Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
+                    let id = ended.map_or_else(|error| error.id(), |(id, _)| id);
+                    visitors.leave(|connection| connection.id() == id);
                 }
-                // Out of file descriptors, most likely: accepting at once would spin.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
@@ -131,6 +140,9 @@ impl Admin {
         let path = request.uri().path();
         match self.probes.as_ref().filter(|probes| read && probes.knows(path)) {
             None => Some(self.page(request, peer).await),
+            Some(probes) if !peer.is_loopback() && !probes.admits(request.headers()) => {
+                Some(plain(StatusCode::FORBIDDEN, "this is answered to the kubelet only\n"))
+            }
             Some(probes) => match probes.probe(path).await {
                 Outcome::Good(said) => Some(plain(StatusCode::OK, format!("{said}\n"))),
                 Outcome::Bad(reason) => Some(plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"))),
@@ -144,7 +156,7 @@ impl Admin {
 
     async fn page(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
         let public = matches!(request.uri().path(), "/live" | "/ready" | "/metrics");
-        if !public && (!peer.to_canonical().is_loopback() || from_another_site(&request)) {
+        if !public && (!peer.is_loopback() || from_another_site(&request)) {
             return plain(StatusCode::FORBIDDEN, "this is answered on loopback only\n");
         }
         let method = request.method().clone();
@@ -304,6 +316,24 @@ mod tests {
         assert!(running.send("GET /drain HTTP/1.1\r\nHost: localhost").await.starts_with("HTTP/1.1 405"));
         assert!(running.send("POST /drain HTTP/1.1\r\nHost: localhost").await.starts_with("HTTP/1.1 202"));
         running.admin.drain.notified().await;
+    }
+
+    /// As many connections as there may be, from anywhere, kept the kubelet out until it killed the pod.
+    #[tokio::test]
+    async fn a_crowd_from_one_address_keeps_nobody_out() {
+        let running = start();
+        let mut crowd = Vec::new();
+        for _ in 0..2 * visitors::MOST {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            let mut stream = socket.connect(running.address).await.unwrap();
+            stream.write_all(b"GET /live HT").await.unwrap();
+            crowd.push(stream);
+        }
+        let answer = running.send("GET /live HTTP/1.1\r\nHost: x");
+        let answer = tokio::time::timeout(Duration::from_secs(1), answer).await;
+        assert!(answer.expect("a kubelet waits no longer").starts_with("HTTP/1.1 200"));
+        drop(crowd);
     }
 
     #[tokio::test(start_paused = true)]

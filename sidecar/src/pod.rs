@@ -11,16 +11,17 @@ pub(crate) mod probe;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Args;
 use heddle_api::name::ServiceName;
 use socket2::{Domain, Socket, Type};
 
-use self::probe::Probes;
+use self::probe::{ProbeKey, Probes};
 use crate::dns;
 use crate::listener::{AppDialer, Inbound, InboundKind, Outbound, OutboundKind, Plumbing};
-use crate::settings::WorkloadArgs;
+use crate::settings::{InvalidSpec, WorkloadArgs};
 use crate::sys;
 
 /// Where the application's own calls arrive, on loopback.
@@ -58,15 +59,38 @@ pub struct PodArgs {
     /// The pod's UID
     #[arg(long, value_name = "UID", env = "HEDDLE_POD_UID", default_value = "")]
     pub pod_uid: String,
-    /// The pod's addresses [default: those by which this host reaches others]
-    #[arg(long, value_name = "IP", env = "HEDDLE_POD_IPS", value_delimiter = ',')]
-    pub pod_ips: Vec<IpAddr>,
+    /// The pod's addresses, separated by commas [default: those by which this host reaches others]
+    #[arg(long, value_name = "IP", env = "HEDDLE_POD_IPS", default_value = "", hide_default_value = true)]
+    pub pod_ips: PodIps,
     /// The node that the pod is on
     #[arg(long, value_name = "NAME", env = "HEDDLE_NODE_NAME", default_value = "")]
     pub node_name: String,
     /// Probes of the application that the admin listener makes for the kubelet: a JSON object of probes by path
     #[arg(long, value_name = "JSON", env = "HEDDLE_PROBES", default_value = "")]
     pub probes: Probes,
+    /// What the kubelet shows with those probes, in the header heddle-probe; without it they are made for anybody
+    #[arg(long, value_name = "KEY", env = "HEDDLE_PROBE_KEY", default_value = "", hide_env_values = true)]
+    pub probe_key: ProbeKey,
+    /// The sidecar is a native one: it is told to end after the application has ended
+    #[arg(long, env = "HEDDLE_NATIVE_SIDECAR")]
+    pub native_sidecar: bool,
+}
+
+/// Addresses of a pod; an environment variable that the kubelet left empty has none.
+#[derive(Debug, Clone, Default)]
+pub struct PodIps(Vec<IpAddr>);
+
+impl FromStr for PodIps {
+    type Err = InvalidSpec;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSpec> {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let read = |item: &str| match item.parse::<IpAddr>() {
+            Ok(address) => Ok(address.to_canonical()),
+            Err(_) => Err(InvalidSpec(format!("{item:?} is no IP address"))),
+        };
+        items.map(read).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// The pod that a sidecar is in.
@@ -82,16 +106,28 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Probes of its containers.
     pub probes: Probes,
+    /// By what the kubelet is known.
+    pub probe_key: ProbeKey,
+    /// Whether the sidecar is told to end after the application has ended.
+    pub native: bool,
 }
 
 impl PodArgs {
     /// The pod, whose addresses are those told, or else `own`.
     pub(crate) fn resolve(self, own: impl FnOnce() -> IpAddr) -> Pod {
-        let mut addresses: Vec<IpAddr> = self.pod_ips.iter().map(IpAddr::to_canonical).collect();
+        let PodIps(mut addresses) = self.pod_ips;
         if addresses.is_empty() {
             addresses.push(own());
         }
-        Pod { name: self.pod_name, uid: self.pod_uid, node: self.node_name, addresses, probes: self.probes }
+        Pod {
+            name: self.pod_name,
+            uid: self.pod_uid,
+            node: self.node_name,
+            addresses,
+            probes: self.probes,
+            probe_key: self.probe_key,
+            native: self.native_sidecar,
+        }
     }
 }
 
@@ -246,8 +282,12 @@ mod tests {
     #[test]
     fn addresses_are_those_told_or_the_own_one() {
         let own = || IpAddr::from([10, 0, 0, 9]);
-        let told = PodArgs { pod_ips: vec!["::ffff:10.0.0.1".parse().unwrap()], ..PodArgs::default() };
-        assert_eq!(told.resolve(own).addresses, [IpAddr::from([10, 0, 0, 1])]);
-        assert_eq!(PodArgs::default().resolve(own).addresses, [own()]);
+        let told = |text: &str| PodArgs { pod_ips: text.parse().unwrap(), ..PodArgs::default() };
+        let both = [[10, 0, 0, 1].into(), "fd00::1".parse::<IpAddr>().unwrap()];
+        assert_eq!(told("::ffff:10.0.0.1, fd00::1").resolve(own).addresses, both);
+        for none in ["", ","] {
+            assert_eq!(told(none).resolve(own).addresses, [own()], "{none:?}");
+        }
+        assert!("10.0.0".parse::<PodIps>().is_err());
     }
 }

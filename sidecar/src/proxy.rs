@@ -131,7 +131,10 @@ async fn life(
         app_ready: is_app_ready.clone(),
         standing: standings.clone(),
         control_plane: control_plane.address().to_owned(),
-        probes: setup.pod.as_ref().map(|pod| AppProber::new(pod.probes.clone(), pod.addresses[0])),
+        probes: setup
+            .pod
+            .as_ref()
+            .map(|pod| AppProber::new(pod.probes.clone(), pod.probe_key.clone(), pod.addresses[0])),
         drain: Notify::new(),
     });
     announce(&setup.plumbing, admin_address)?;
@@ -153,6 +156,7 @@ async fn life(
     let mut stop = std::pin::pin!(stop);
 
     let in_pod = setup.pod.is_some();
+    let outlives_app = setup.pod.as_ref().is_none_or(|pod| pod.native);
     let deadline = (!in_pod).then(|| tokio::time::Instant::now() + START_TIMEOUT);
     let proofs = ProofSource::new(&setup.sidecar, &setup.workload)?;
     let identity = tokio::select! {
@@ -241,6 +245,7 @@ async fn life(
         delay: setup.sidecar.drain_delay,
         timeout: setup.sidecar.drain_timeout.unwrap_or(default),
         in_pod,
+        outlives_app,
     };
     tracing::info!(timeout = ?leave.timeout, "draining");
     phase.send_replace(Phase::Draining);
@@ -365,10 +370,13 @@ struct Leave {
     /// After so long it ends whatever is open.
     timeout: Duration,
     in_pod: bool,
+    /// When it is told to leave, the application is gone, as far as we can know. Others that have
+    /// sockets in the pod may then be sidecars themselves, which wait for our end in turn.
+    outlives_app: bool,
 }
 
 impl Leave {
-    /// Waits until nothing is open and, in a pod, the application is gone: a sidecar that the
+    /// Waits until nothing is open and the application is gone: a sidecar that the
     /// kubelet stops together with the application serves it to its end, one that it stops
     /// afterwards ends at once.
     async fn drain(&self, workers: &Workers) {
@@ -376,8 +384,8 @@ impl Leave {
         let begun = Instant::now();
         let (own_user, _) = sys::effective_ids();
         let mut quiet_since = begun;
-        // When the application was first seen to be gone; outside of pods it always is, as far as we know.
-        let mut gone_since = (!self.in_pod).then_some(begun);
+        // When the application was first seen to be gone.
+        let mut gone_since = self.outlives_app.then_some(begun);
         let mut look_at = begun;
         loop {
             let (now, open) = (Instant::now(), workers.connections());
@@ -385,7 +393,7 @@ impl Leave {
             if open > 0 {
                 quiet_since = now;
             }
-            if self.in_pod && now >= look_at {
+            if !self.outlives_app && now >= look_at {
                 look_at = now + PRESENCE_LOOK;
                 gone_since = (!others_are_present(own_user)).then(|| gone_since.unwrap_or(now));
             }

@@ -212,7 +212,7 @@ impl Work<'_> {
         object: &Value,
     ) -> Result<(Option<Value>, Done), Vec<Violation>> {
         let owner = if is_template { name } else { workload::owner(pod) };
-        match injector.inject(Candidate { pod, owner, wanted: true })? {
+        match injector.inject(Candidate { pod, owner, wanted: true, nonce: "" })? {
             Outcome::Injected { pod, mut notes } => {
                 if is_template {
                     notes.extend(misplaced(object));

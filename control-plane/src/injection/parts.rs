@@ -9,6 +9,9 @@ use super::{ADMIN_PORT, ADMIN_PORT_NAME, IDENTITY, INIT, Injector, SIDECAR, SIDE
 /// Carries the original probes.
 pub(super) const PROBES: &str = "HEDDLE_PROBES";
 
+/// Carries what the kubelet shows with them.
+pub(super) const PROBE_KEY: &str = "HEDDLE_PROBE_KEY";
+
 const IDENTITY_PATH: &str = "/var/run/secrets/heddle.dev";
 
 /// What the sidecar needs while idle, with room for some hundred requests per second.
@@ -90,6 +93,8 @@ pub(super) struct SidecarOf<'a> {
     /// The owner's name.
     pub(super) service: &'a str,
     pub(super) probes: Option<String>,
+    /// What the kubelet shows with them.
+    pub(super) probe_key: &'a str,
     /// The spec of the pod.
     pub(super) pod: &'a Map<String, Value>,
 }
@@ -186,9 +191,13 @@ fn environment(injector: &Injector, options: &Options, of: &SidecarOf<'_>) -> Va
     if let Some(delay) = drain_delay(options, of) {
         env.push(text("HEDDLE_DRAIN_DELAY", &delay));
     }
+    if of.native {
+        env.push(text("HEDDLE_NATIVE_SIDECAR", "true"));
+    }
     if let Some(probes) = &of.probes {
         env.push(text(PROBES, probes));
     }
+    env.push(text(PROBE_KEY, of.probe_key));
     env.into()
 }
 

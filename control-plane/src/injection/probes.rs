@@ -3,10 +3,14 @@
 //! Under strict mTLS the sidecar refuses them, so each is led to the sidecar's
 //! admin listener, which does the original against the application and
 //! answers in its place. The originals travel in one environment variable, from which
-//! they are restored when the sidecar is removed.
+//! they are restored when the sidecar is removed. The listener can be reached by anybody, so the
+//! kubelet shows a key, which the sidecar gets by another variable: nobody else may ask the application, or
+//! tell it to stop, by way of the sidecar.
 
 use std::fmt;
+use std::fmt::Write as _;
 
+use aws_lc_rs::digest;
 use heddle_api::crd::Violation;
 use serde_json::{Map, Value, json};
 
@@ -65,6 +69,25 @@ impl fmt::Display for Hook {
     }
 }
 
+/// The header in which the kubelet shows the key.
+const KEY_HEADER: &str = "heddle-probe";
+
+/// A key for the probes of `pod`: the same for the same pod and nonce, so that an unchanged
+/// manifest is injected into an unchanged one, and 128 bits of a digest, which says nothing about them.
+pub(super) fn key(pod: &Value, nonce: &str) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in ["heddle-probe", nonce, &pod.to_string()] {
+        context.update(part.as_bytes());
+        context.update(&[0]);
+    }
+    let digest = context.finish();
+    digest.as_ref()[..16].iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a text does not fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
 /// The requests of a pod that go to the sidecar.
 #[derive(Debug, Default)]
 pub(super) struct Rewritten {
@@ -109,10 +132,13 @@ impl Rewritten {
         (!entries.is_empty()).then(|| Value::Object(entries).to_string().replace('$', r"\u0024"))
     }
 
-    /// Leads them to the sidecar in the pod whose spec is `spec`.
-    pub(super) fn apply(&self, spec: &mut Map<String, Value>) {
+    /// Leads them to the sidecar in the pod whose spec is `spec`, with this key.
+    pub(super) fn apply(&self, spec: &mut Map<String, Value>, key: Option<&str>) {
         for moved in &self.moved {
-            let handler = json!({"path": moved.at(), "port": ADMIN_PORT});
+            let mut handler = json!({"path": moved.at(), "port": ADMIN_PORT});
+            if let Some(key) = key {
+                handler["httpHeaders"] = json!([{"name": KEY_HEADER, "value": key}]);
+            }
             if let Some(place) = handler_place(spec, &moved.container, moved.hook) {
                 replace(place, moved.handler, "httpGet", handler);
             }
@@ -227,7 +253,7 @@ pub(super) fn complete(
     spec: &mut Map<String, Value>,
 ) -> Result<(), Violation> {
     let Some(originals) = rewritten.originals(Carried::by(pod)?.originals) else { return Ok(()) };
-    rewritten.apply(spec);
+    rewritten.apply(spec, carried_key(pod));
     let Some(list) = pod.container(super::SIDECAR).map(|sidecar| sidecar.list.field()) else { return Ok(()) };
     let sidecar = spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
     for sidecar in sidecar.filter(|container| container["name"] == super::SIDECAR) {
@@ -241,6 +267,13 @@ pub(super) fn complete(
         }
     }
     Ok(())
+}
+
+/// The key that the pod's sidecar has: one that came before there were keys has none.
+fn carried_key<'a>(pod: &Pod<'a>) -> Option<&'a str> {
+    let sidecar = pod.container(super::SIDECAR)?;
+    let (_, key) = sidecar.objects("env").find(|(_, env)| text(env, "name") == Some(parts::PROBE_KEY))?;
+    text(key, "value")
 }
 
 /// Puts the originals back that `pod`, whose spec is `spec`, carries with its sidecar.

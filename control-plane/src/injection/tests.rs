@@ -7,7 +7,7 @@ fn injector() -> Injector {
 }
 
 fn inject(pod: &Value) -> Result<Outcome, Vec<Violation>> {
-    injector().inject(Candidate { pod, owner: "web", wanted: true })
+    injector().inject(Candidate { pod, owner: "web", wanted: true, nonce: "" })
 }
 
 fn injected(pod: &Value) -> Value {
@@ -24,11 +24,12 @@ fn web() -> Value {
 #[test]
 fn the_pods_own_word_wins() {
     let mut pod = web();
-    let decide = |pod: &Value, wanted| match injector().inject(Candidate { pod, owner: "web", wanted }) {
-        Ok(Outcome::Injected { .. }) => None,
-        Ok(Outcome::Skipped(skip)) => Some(skip),
-        Err(violations) => panic!("{violations:?}"),
-    };
+    let decide =
+        |pod: &Value, wanted| match injector().inject(Candidate { pod, owner: "web", wanted, nonce: "" }) {
+            Ok(Outcome::Injected { .. }) => None,
+            Ok(Outcome::Skipped(skip)) => Some(skip),
+            Err(violations) => panic!("{violations:?}"),
+        };
     assert_eq!((decide(&pod, true), decide(&pod, false)), (None, Some(Skip::NotWanted)));
     for place in ["labels", "annotations"] {
         pod["metadata"] = json!({place: {INJECT: "enabled"}});
@@ -147,15 +148,44 @@ fn probes_of_containers_that_come_later_are_led_to_the_sidecar_too() {
         let mut pod = injected(&json!({"spec": {"containers": [first]}}));
         pod["spec"]["containers"].as_array_mut().unwrap().push(late.clone());
         let completed = injected(&pod);
-        assert_eq!(
-            completed["spec"]["containers"][1]["readinessProbe"]["httpGet"]["path"],
-            "/probe/late/readiness"
-        );
+        let moved = &completed["spec"]["containers"][1]["readinessProbe"]["httpGet"];
+        assert_eq!(moved["path"], "/probe/late/readiness");
+        assert_eq!(moved["httpHeaders"][0]["name"], "heddle-probe");
         assert_eq!(inject(&completed), Ok(Outcome::Skipped(Skip::AlreadyInjected("1.2.3".into()))));
         let mut expected = both.clone();
         expected["spec"]["containers"][0] = first;
         assert_eq!(remove(&completed), Ok(Removed::Restored(expected)));
     }
+}
+
+/// Anybody could have the application stopped by way of its sidecar, which did hooks for whoever asked.
+#[test]
+fn the_kubelet_shows_a_key_that_the_sidecar_knows_and_nobody_can_guess() {
+    let pod = |path: &str| {
+        json!({"spec": {"containers": [{
+            "name": "web",
+            "readinessProbe": {"httpGet": {"path": path, "port": 80}},
+            "lifecycle": {"preStop": {"httpGet": {"path": "/stop", "port": 80}}},
+        }]}})
+    };
+    let key = |pod: &Value, nonce| {
+        let Ok(Outcome::Injected { pod, .. }) =
+            injector().inject(Candidate { pod, owner: "web", wanted: true, nonce })
+        else {
+            panic!("it is injected")
+        };
+        let env = pod["spec"]["initContainers"][1]["env"].as_array().unwrap();
+        let key = env.iter().find(|env| env["name"] == "HEDDLE_PROBE_KEY").unwrap()["value"].clone();
+        let web = &pod["spec"]["containers"][0];
+        for handler in [&web["readinessProbe"], &web["lifecycle"]["preStop"]] {
+            assert_eq!(handler["httpGet"]["httpHeaders"], json!([{"name": "heddle-probe", "value": key}]));
+        }
+        key
+    };
+    let one = key(&pod("/"), "1");
+    assert_eq!(one.as_str().unwrap().len(), 32);
+    assert_eq!(one, key(&pod("/"), "1"), "an unchanged manifest stays unchanged");
+    assert!(one != key(&pod("/"), "2") && one != key(&pod("/x"), "1"));
 }
 
 #[test]
@@ -164,7 +194,8 @@ fn a_request_of_the_pod_above_the_meshs_limit_is_refused() {
     injector.defaults.set("sidecar-cpu-limit", "100m").unwrap();
     let mut pod = web();
     pod["metadata"]["annotations"] = json!({"heddle.dev/sidecar-cpu-request": "1"});
-    let violations = injector.inject(Candidate { pod: &pod, owner: "web", wanted: true }).unwrap_err();
+    let violations =
+        injector.inject(Candidate { pod: &pod, owner: "web", wanted: true, nonce: "" }).unwrap_err();
     assert_eq!(violations[0].path, "metadata.annotations[heddle.dev/sidecar-cpu-limit]");
 }
 

@@ -25,7 +25,12 @@ pub(super) fn inject(request: &Request, rules: &Rules) -> Verdict {
     if !is_new_pod || NEVER.contains(&namespace) || namespace == rules.namespace {
         return Verdict::ALLOWED;
     }
-    match rules.injector.inject(Candidate { pod, owner: workload::owner(pod), wanted: true }) {
+    match rules.injector.inject(Candidate {
+        pod,
+        owner: workload::owner(pod),
+        wanted: true,
+        nonce: &request.uid,
+    }) {
         Ok(Outcome::Injected { pod: injected, notes }) => {
             Verdict::Allowed { patch: patch(pod, &injected), warnings: notes }
         }

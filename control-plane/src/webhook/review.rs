@@ -48,7 +48,7 @@ pub(super) struct Rules {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Request {
-    uid: String,
+    pub(super) uid: String,
     /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
     #[serde(default)]
     pub(super) operation: String,

@@ -7,16 +7,27 @@
 //! status from 200 to 399 is good, redirects are followed to the same host only,
 //! certificates are not verified. Hooks have no time limit but the kubelet's, and any
 //! answer of the application is good (`pkg/kubelet/lifecycle`).
+//!
+//! Anybody can reach the admin listener, so the injector gives the kubelet a [key](ProbeKey) to
+//! show: what stands behind mutual TLS for everybody else must not be asked, or told to
+//! stop, by way of us. Whoever asks while a probe is being made gets its outcome: no number of
+//! callers makes more than one.
 
 mod http;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::HeaderMap;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::Semaphore;
@@ -24,8 +35,11 @@ use tokio::sync::Semaphore;
 use crate::agent::probe as server;
 use crate::settings::InvalidSpec;
 
-/// Probes at once. A pod has a handful of containers with three each.
+/// Hooks at once. A pod has a handful of containers with two each.
 const AT_ONCE: usize = 32;
+
+/// The header in which the kubelet shows the key.
+const KEY_HEADER: &str = "heddle-probe";
 
 /// The last part of a probe's path; that of a hook is another.
 const PROBES: [&str; 3] = ["liveness", "readiness", "startup"];
@@ -35,7 +49,7 @@ const DEFAULT_TIMEOUT: u64 = 1;
 
 /// The probes by the path that stands for each.
 #[derive(Debug, Clone, Default)]
-pub struct Probes(Arc<HashMap<String, Probe>>);
+pub struct Probes(Arc<HashMap<String, Arc<Probe>>>);
 
 impl FromStr for Probes {
     type Err = InvalidSpec;
@@ -44,9 +58,10 @@ impl FromStr for Probes {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let mut probes: HashMap<String, Probe> = serde_json::from_str(text)
+        let told: HashMap<String, Probe> = serde_json::from_str(text)
             .map_err(|error| InvalidSpec(format!("these are no probes: {error}")))?;
-        for (path, probe) in &mut probes {
+        let mut probes = HashMap::with_capacity(told.len());
+        for (path, mut probe) in told {
             if !path.starts_with("/probe/") {
                 return Err(InvalidSpec(format!("{path:?} does not begin with /probe/")));
             }
@@ -54,8 +69,35 @@ impl FromStr for Probes {
                 probe.timeout_seconds.get_or_insert(DEFAULT_TIMEOUT);
             }
             probe.check().map_err(|reason| InvalidSpec(format!("{path}: {reason}")))?;
+            probes.insert(path, Arc::new(probe));
         }
         Ok(Self(Arc::new(probes)))
+    }
+}
+
+/// What the kubelet shows with each probe and hook, so that others who reach the
+/// listener are told from it. Empty: an injector that knows of none.
+#[derive(Clone, Default)]
+pub struct ProbeKey(Box<str>);
+
+impl FromStr for ProbeKey {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.trim().into()))
+    }
+}
+
+impl fmt::Debug for ProbeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "hidden" })
+    }
+}
+
+impl ProbeKey {
+    fn is_shown_in(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(KEY_HEADER).map_or(&[][..], |value| value.as_bytes());
+        aws_lc_rs::constant_time::verify_slices_are_equal(self.0.as_bytes(), shown).is_ok()
     }
 }
 
@@ -136,18 +178,24 @@ pub(crate) enum Outcome {
     Unanswered(String),
 }
 
+/// The attempt of a probe, for all who ask for it meanwhile.
+type Attempt = Shared<BoxFuture<'static, Outcome>>;
+
 /// Makes the probes of one pod.
 #[derive(Debug)]
 pub(crate) struct Prober {
     probes: Probes,
+    key: ProbeKey,
     /// Where the application is, unless a probe says otherwise.
     address: IpAddr,
-    free: Semaphore,
+    /// Probes that are being made, by path.
+    attempts: Mutex<HashMap<String, WeakShared<BoxFuture<'static, Outcome>>>>,
+    hooks: Semaphore,
 }
 
 impl Prober {
-    pub(crate) fn new(probes: Probes, address: IpAddr) -> Self {
-        Self { probes, address, free: Semaphore::new(AT_ONCE) }
+    pub(crate) fn new(probes: Probes, key: ProbeKey, address: IpAddr) -> Self {
+        Self { probes, key, address, attempts: Mutex::default(), hooks: Semaphore::new(AT_ONCE) }
     }
 
     /// Whether there is a probe with this path.
@@ -155,53 +203,73 @@ impl Prober {
         self.probes.0.contains_key(path)
     }
 
+    /// Whether a request with these headers is the kubelet's.
+    pub(crate) fn admits(&self, headers: &HeaderMap) -> bool {
+        self.key.0.is_empty() || self.key.is_shown_in(headers)
+    }
+
     /// Whether any of them is a hook, which may take as long as the kubelet lets it.
     pub(crate) fn has_hooks(&self) -> bool {
         self.probes.0.values().any(|probe| probe.timeout().is_none())
     }
 
-    /// Makes the probe with this path.
+    /// Makes the probe with this path, or waits for one that is being made.
     pub(crate) async fn probe(&self, path: &str) -> Outcome {
         let Some(probe) = self.probes.0.get(path) else {
             return Outcome::Bad("there is no such probe".into());
         };
-        let Ok(_slot) = self.free.try_acquire() else {
-            return Outcome::Bad(format!("{AT_ONCE} probes are being made already"));
+        if let Some(timeout) = probe.timeout() {
+            return self.attempt(path, probe, timeout).await;
+        }
+        let Ok(_slot) = self.hooks.try_acquire() else {
+            return Outcome::Unanswered(format!("{AT_ONCE} hooks are being made already"));
         };
-        let Some(timeout) = probe.timeout() else {
-            return match self.attempt(probe).await {
-                Ok(Said { text, .. }) => Outcome::Good(text),
-                Err(error) => Outcome::Unanswered(error.to_string()),
-            };
-        };
-        match tokio::time::timeout(timeout, self.attempt(probe)).await {
-            Ok(Ok(Said { text, good: true })) => Outcome::Good(text),
-            Ok(Ok(Said { text, good: false })) => Outcome::Bad(text),
-            Ok(Err(error)) => Outcome::Bad(error.to_string()),
-            Err(_) => Outcome::Bad(format!("no answer within {timeout:?}")),
+        match probe.make(self.address).await {
+            Ok(Said { text, .. }) => Outcome::Good(text),
+            Err(error) => Outcome::Unanswered(error.to_string()),
         }
     }
 
-    async fn attempt(&self, probe: &Probe) -> io::Result<Said> {
-        if let Some(get) = &probe.http_get {
-            return http::get(get, self.address).await;
+    fn attempt(&self, path: &str, probe: &Arc<Probe>, timeout: Duration) -> Attempt {
+        let mut attempts = self.attempts.lock();
+        // One that has ended may still be held by somebody who writes its outcome.
+        let running = attempts.get(path).and_then(WeakShared::upgrade).filter(|other| other.peek().is_none());
+        if let Some(running) = running {
+            return running;
         }
-        if let Some(TcpSocket { port, host }) = &probe.tcp_socket {
-            let stream = self.dial(host.as_deref(), *port).await?;
+        let (probe, address) = (probe.clone(), self.address);
+        let attempt = async move {
+            match tokio::time::timeout(timeout, probe.make(address)).await {
+                Ok(Ok(Said { text, good: true })) => Outcome::Good(text),
+                Ok(Ok(Said { text, good: false })) => Outcome::Bad(text),
+                Ok(Err(error)) => Outcome::Bad(error.to_string()),
+                Err(_) => Outcome::Bad(format!("no answer within {timeout:?}")),
+            }
+        };
+        let attempt = attempt.boxed().shared();
+        attempts.extend(attempt.downgrade().map(|weak| (path.to_owned(), weak)));
+        attempt
+    }
+}
+
+impl Probe {
+    /// Asks the application of the pod at `address`.
+    async fn make(&self, address: IpAddr) -> io::Result<Said> {
+        if let Some(get) = &self.http_get {
+            return http::get(get, address).await;
+        }
+        if let Some(TcpSocket { port, host }) = &self.tcp_socket {
+            let stream = dial(host.as_deref(), address, *port).await?;
             return Ok(Said::good(format!("{} accepts connections", stream.peer_addr()?)));
         }
-        let Some(Grpc { port, service }) = &probe.grpc else {
+        let Some(Grpc { port, service }) = &self.grpc else {
             return Err(io::Error::other("the probe asks for nothing"));
         };
-        let stream = self.dial(None, *port).await?;
-        let authority = SocketAddr::new(self.address, *port).to_string();
+        let stream = dial(None, address, *port).await?;
+        let authority = SocketAddr::new(address, *port).to_string();
         let app = server::Server { host: &authority, is_mesh: false };
         server::grpc(stream, app, service.as_deref().unwrap_or_default()).await?;
         Ok(Said::good("it is serving".into()))
-    }
-
-    async fn dial(&self, host: Option<&str>, port: u16) -> io::Result<TcpStream> {
-        dial(host, self.address, port).await
     }
 }
 

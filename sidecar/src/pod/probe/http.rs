@@ -8,7 +8,8 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
 use http::uri::{Authority, PathAndQuery};
 use http::{Request, StatusCode, Uri};
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -21,6 +22,10 @@ use super::{HttpGet, Said, Scheme, dial};
 
 /// Redirects that are followed; so many are what the kubelet's client follows.
 const REDIRECTS: usize = 10;
+
+/// As much of an answer is read as the kubelet reads. Who is cut off in the middle of a few bytes
+/// complains about it in the log, at every probe.
+const LONGEST_BODY: usize = 10 * 1024;
 
 /// Whether the probe can be made at all.
 pub(super) fn check(get: &HttpGet) -> Result<(), String> {
@@ -52,7 +57,7 @@ pub(super) async fn get(get: &HttpGet, pod: IpAddr) -> io::Result<Said> {
             }
         };
         let status = head.0;
-        if !status.is_redirection() || head.1.is_none() {
+        if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) || head.1.is_none() {
             return Ok(verdict(status));
         }
         let Some(next) = head.1.as_ref().and_then(|location| follow(location, scheme, &host, port, &path))
@@ -125,14 +130,30 @@ where
         let authority = HeaderValue::from_str(authority).map_err(io::Error::other)?;
         request.headers_mut().insert(HOST, authority);
     }
-    let mut exchange = std::pin::pin!(sender.send_request(request));
-    let response = tokio::select! {
-        response = &mut exchange => response,
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(io::Error::other)?;
+        let location = response.headers().get(LOCATION).cloned();
+        let status = response.status();
+        read(response.into_body()).await?;
+        Ok((status, location))
+    };
+    let mut exchange = std::pin::pin!(exchange);
+    tokio::select! {
+        done = &mut exchange => done,
         // A connection that ends, even in the same turn, has handed over the answer or what went wrong.
         _ = connection => exchange.await,
-    };
-    let response = response.map_err(io::Error::other)?;
-    Ok((response.status(), response.headers().get(LOCATION).cloned()))
+    }
+}
+
+/// Takes in a body, as far as it matters. One that breaks off before is no answer.
+async fn read(mut body: Incoming) -> io::Result<()> {
+    let mut taken = 0;
+    while taken < LONGEST_BODY
+        && let Some(frame) = body.frame().await
+    {
+        taken += frame.map_err(io::Error::other)?.data_ref().map_or(0, Bytes::len);
+    }
+    Ok(())
 }
 
 fn target(path: Option<&str>) -> Result<PathAndQuery, String> {

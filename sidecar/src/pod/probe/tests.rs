@@ -3,6 +3,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 
+const LIVENESS: &str = "/probe/a/liveness";
 const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// An application that answers each request for a path with a response, and keeps the heads.
@@ -35,12 +36,12 @@ fn moved(to: &str) -> String {
 }
 
 fn prober(path: &str, probe: &str) -> Prober {
-    Prober::new(format!("{{\"{path}\": {probe}}}").parse().unwrap(), POD)
+    Prober::new(format!("{{\"{path}\": {probe}}}").parse().unwrap(), ProbeKey::default(), POD)
 }
 
 /// Makes a probe.
 async fn probe(probe: &str) -> Result<String, String> {
-    match prober("/probe/a/liveness", probe).probe("/probe/a/liveness").await {
+    match prober(LIVENESS, probe).probe(LIVENESS).await {
         Outcome::Good(said) => Ok(said),
         Outcome::Bad(reason) => Err(reason),
         Outcome::Unanswered(reason) => panic!("it is no hook: {reason}"),
@@ -127,6 +128,85 @@ async fn a_hook_takes_any_answer_and_waits_for_it() {
     assert_eq!(done, Outcome::Good("answered with 500".into()));
     let closed = TcpListener::bind((POD, 0)).await.unwrap().local_addr().unwrap().port();
     assert!(matches!(hook(closed).probe(HOOK).await, Outcome::Unanswered(_)));
+}
+
+/// Callers who could make the application answer as often as they liked kept the kubelet from being answered.
+#[tokio::test]
+async fn whoever_asks_while_a_probe_is_made_gets_its_outcome() {
+    let (port, mut seen) = app(|_| status(200)).await;
+    let one = prober(LIVENESS, &format!("{{\"httpGet\": {{\"port\": {port}}}}}"));
+    let outcomes = futures_util::future::join_all((0..100).map(|_| one.probe(LIVENESS))).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Good("answered with 200".into())));
+    seen.recv().await.unwrap();
+    assert!(seen.try_recv().is_err(), "it was asked once");
+    one.probe(LIVENESS).await;
+    seen.recv().await.expect("the next is a new one");
+}
+
+#[tokio::test]
+async fn a_probe_goes_on_for_others_when_whoever_began_it_has_left() {
+    let (port, _seen) = app(|_| status(200)).await;
+    let one = prober(LIVENESS, &format!("{{\"httpGet\": {{\"port\": {port}}}}}"));
+    let mut first = Box::pin(one.probe(LIVENESS));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let mut second = Box::pin(one.probe(LIVENESS));
+    assert!(futures_util::poll!(&mut second).is_pending());
+    drop(first);
+    assert_eq!(second.await, Outcome::Good("answered with 200".into()));
+}
+
+#[test]
+fn the_kubelet_is_known_by_its_key() {
+    let headers = |value: Option<&str>| {
+        let value = value.map(|value| (::http::HeaderName::from_static(KEY_HEADER), value.parse().unwrap()));
+        value.into_iter().collect::<HeaderMap>()
+    };
+    let admits =
+        |key: &str, shown| Prober::new(Probes::default(), key.parse().unwrap(), POD).admits(&headers(shown));
+    assert!(admits("k1", Some("k1")) && admits("", None) && admits("", Some("k1")));
+    for wrong in [None, Some(""), Some("k"), Some("k12"), Some("K1")] {
+        assert!(!admits("k1", wrong), "{wrong:?}");
+    }
+}
+
+/// The kubelet reads bodies; an application that was cut off before said so in its log at every probe.
+#[tokio::test]
+async fn bodies_are_read_to_their_end_and_no_further_than_the_kubelet_reads() {
+    let listener = TcpListener::bind((POD, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let begun = |length: usize| format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+    let get = format!("{{\"httpGet\": {{\"port\": {port}}}}}");
+    let accept = async || {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).await.unwrap();
+        stream
+    };
+    let slow = async {
+        let mut stream = accept().await;
+        stream.write_all(begun(2).as_bytes()).await.unwrap();
+        // The rest of the request's head, and then nothing: the client waits for the body.
+        let mut more = [0; 512];
+        while let Ok(read) = tokio::time::timeout(Duration::from_millis(100), stream.read(&mut more)).await {
+            assert_ne!(read.unwrap(), 0, "it does not wait for the body");
+        }
+        stream.write_all(b"ok").await.unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await
+    };
+    let (said, end) = tokio::join!(probe(&get), slow);
+    assert_eq!(said.unwrap(), "answered with 200");
+    assert!(end.is_ok(), "it is closed in order: {end:?}");
+    let broken = async { accept().await.write_all(begun(2).as_bytes()).await };
+    let (said, _) = tokio::join!(probe(&get), broken);
+    assert!(said.is_err(), "{said:?}");
+    let endless = async {
+        let mut stream = accept().await;
+        stream.write_all(begun(usize::MAX >> 16).as_bytes()).await.unwrap();
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    };
+    let (said, ()) = tokio::join!(probe(&get), endless);
+    assert!(said.is_ok(), "{said:?}");
 }
 
 #[test]
