@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use heddle_api::spiffe::SpiffeId;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+use crate::pod;
 use crate::policy::alert::AlertRule;
 use crate::policy::balance::Balancing;
 use crate::policy::breaker::BreakerPolicy;
@@ -266,6 +268,17 @@ pub struct MeshPeer {
     pub inbound: Option<SocketAddr>,
     /// What it must prove.
     pub identity: SpiffeId,
+    /// Ports of the application that it does not stand before: those that its pod's rules leave alone.
+    pub left_alone: Box<[RangeInclusive<u16>]>,
+}
+
+impl MeshPeer {
+    /// Whether what is sent to this port of the application meets it. In a pod nothing stands
+    /// before the port of the admin listener either.
+    pub fn takes(&self, port: u16) -> bool {
+        self.inbound.is_some()
+            || (port != pod::ADMIN_PORT && !self.left_alone.iter().any(|range| range.contains(&port)))
+    }
 }
 
 /// How traffic to one service, or one of its ports, is treated, defaults filled in.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -219,7 +220,40 @@ pub struct PodSpec {
     pub host_network: bool,
     /// The node that it runs on; absent until it was given one.
     pub node_name: Option<String>,
+    /// The ports at which its rules leave connections alone, as the container that makes the rules is told.
+    #[serde(default, rename = "initContainers", deserialize_with = "left_alone")]
+    pub left_alone: Box<[RangeInclusive<u16>]>,
 }
+
+/// The init container that makes the rules of a pod with a sidecar.
+pub const INIT_CONTAINER: &str = "heddle-init";
+
+/// Its argument that names ports of the pod to be left alone: PORT or FIRST-LAST, separated by commas.
+const SKIP_INBOUND_PORTS: &str = "--skip-inbound-ports=";
+
+fn left_alone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[RangeInclusive<u16>]>, D::Error> {
+    #[derive(Deserialize)]
+    struct Container {
+        name: String,
+        #[serde(default)]
+        args: Option<Vec<String>>,
+    }
+
+    let containers: Option<Vec<Container>> = Option::deserialize(deserializer)?;
+    let init = containers.into_iter().flatten().find(|container| container.name == INIT_CONTAINER);
+    let args = init.and_then(|init| init.args).unwrap_or_default();
+    let ports = args.iter().find_map(|arg| arg.strip_prefix(SKIP_INBOUND_PORTS)).unwrap_or_default();
+    // What is no range of ports keeps the container, and with it the pod, from starting.
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let range = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+        Some(range).filter(|range| !range.is_empty() && !range.contains(&0))
+    };
+    Ok(ports.split(',').filter_map(range).take(MOST_LEFT_ALONE).collect())
+}
+
+/// As many ranges as the container takes.
+const MOST_LEFT_ALONE: usize = 64;
 
 /// Where a pod runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

@@ -236,6 +236,7 @@ impl Endpoints<'_> {
                 identity: meshed.map_or_else(String::new, |pod| pod.identity.as_str().into()),
                 intercepted: meshed.is_some(),
                 score: meshed.map_or(0, |pod| pod.score),
+                left_alone: meshed.map(Meshed::left_alone).unwrap_or_default(),
                 ..v1::Endpoint::default()
             },
             health,

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use heddle_api::crd::{EndpointTarget, Pod, ZONE_LABEL};
@@ -37,6 +38,19 @@ impl Meshed<'_> {
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.pod.value.addresses()
     }
+
+    /// The ports at which it is outside the mesh.
+    pub(super) fn left_alone(&self) -> Vec<v1::PortRange> {
+        left_alone(&self.pod.value)
+    }
+}
+
+fn left_alone(pod: &Pod) -> Vec<v1::PortRange> {
+    let range = |range: &RangeInclusive<u16>| v1::PortRange {
+        first: (*range.start()).into(),
+        last: (*range.end()).into(),
+    };
+    pod.spec.left_alone.iter().map(range).collect()
 }
 
 /// All pods with a sidecar.
@@ -277,6 +291,7 @@ impl Pods {
             bindings: facts.ports.keys().map(binding).collect(),
             identity: facts.identity.as_str().into(),
             intercepted: true,
+            left_alone: left_alone(&facts.pod.value),
             zone: facts.zone.clone(),
             ..v1::Endpoint::default()
         };

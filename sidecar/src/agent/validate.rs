@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use heddle_api::discovery::v1;
@@ -230,12 +231,33 @@ fn service_port(wire: &v1::ServicePort, others: &[Port], former: &[Port]) -> Res
     })
 }
 
+/// The most ranges of ports that a pod's rules leave alone.
+const MOST_LEFT_ALONE: usize = 64;
+
+fn left_alone(wire: &v1::Endpoint) -> Result<Box<[RangeInclusive<u16>]>, Invalid> {
+    if !wire.intercepted && !wire.left_alone.is_empty() {
+        return Err(Invalid::new("left_alone", "it is no pod with a sidecar"));
+    }
+    if wire.left_alone.len() > MOST_LEFT_ALONE {
+        let reason =
+            format!("these are {} ranges; at most {MOST_LEFT_ALONE} are understood", wire.left_alone.len());
+        return Err(Invalid::new("left_alone", reason));
+    }
+    let range = |(index, range): (usize, &v1::PortRange)| {
+        let at = |end| format!("left_alone[{index}].{end}");
+        let (first, last) = (port(&at("first"), range.first)?, port(&at("last"), range.last)?);
+        if first > last { Err(Invalid::new(at("last"), "it is before the first")) } else { Ok(first..=last) }
+    };
+    wire.left_alone.iter().enumerate().map(range).collect()
+}
+
 fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
     if wire.id.is_empty() {
         return Err(Invalid::new("id", "it is empty"));
     }
     let address = ip("address", &wire.address)?;
     let bindings = bindings(&wire.bindings, ports)?;
+    let left_alone = left_alone(&wire)?;
     let mesh = match (wire.identity.as_str(), wire.mesh_port, wire.intercepted) {
         ("", 0, false) => None,
         ("", ..) => return Err(Invalid::new("identity", "it is empty, but there is a sidecar")),
@@ -245,6 +267,7 @@ fn endpoint(wire: v1::Endpoint, ports: &[Port]) -> Result<Endpoint, Invalid> {
                 false => Some(SocketAddr::new(address, port("mesh_port", inbound)?)),
             },
             identity: identity.parse::<SpiffeId>().map_err(|e| Invalid::new("identity", e.to_string()))?,
+            left_alone,
         }),
     };
     if let Some(position) = wire.for_zones.iter().position(String::is_empty) {
@@ -393,6 +416,23 @@ mod tests {
                 "endpoints[0].identity: ",
             ),
             (|s| s.endpoints[0].for_zones.push(String::new()), "endpoints[0].for_zones[0]: "),
+            (|s| s.endpoints[0].left_alone.push(range(1, 2)), "endpoints[0].left_alone: "),
+            (
+                |s| {
+                    let pod = &mut s.endpoints[0];
+                    (pod.mesh_port, pod.intercepted) = (0, true);
+                    pod.left_alone = vec![range(1, 2), range(80, 70)];
+                },
+                "endpoints[0].left_alone[1].last: ",
+            ),
+            (
+                |s| {
+                    let pod = &mut s.endpoints[0];
+                    (pod.mesh_port, pod.intercepted) = (0, true);
+                    pod.left_alone = vec![range(1, 2); 65];
+                },
+                "endpoints[0].left_alone: ",
+            ),
             (|s| s.endpoints[0].health = 9, "endpoints[0].health: "),
             (|s| s.endpoints[0].score = 101, "endpoints[0].score: "),
             (|s| s.ports[0].tls = Some(v1::TlsOrigination::default()), "ports[0].tls.server_name: "),
@@ -424,6 +464,37 @@ mod tests {
         let target = crate::upstream::Target::of(&service.endpoints[0], &service.ports[0]).unwrap();
         assert_eq!(target.address(), "10.0.0.7:8080".parse().ok());
         assert!(matches!(target, crate::upstream::Target::Mesh { port: 8080, .. }));
+    }
+
+    fn range(first: u32, last: u32) -> v1::PortRange {
+        v1::PortRange { first, last }
+    }
+
+    /// What a pod's rules leave alone was dialled with TLS, which the application itself then met.
+    #[test]
+    fn a_pod_is_outside_the_mesh_at_the_ports_that_its_rules_leave_alone() {
+        let target_at = |target_port: u32, left_alone: Vec<v1::PortRange>| {
+            let (service, _) = check(|s| {
+                let pod = &mut s.endpoints[0];
+                (pod.mesh_port, pod.intercepted) = (0, true);
+                pod.bindings[0].target_port = target_port;
+                pod.left_alone = left_alone;
+            })
+            .unwrap();
+            crate::upstream::Target::of(&service.endpoints[0], &service.ports[0]).unwrap()
+        };
+        use crate::upstream::Target::{Mesh, Plain};
+        let skipped = || vec![range(22, 22), range(9000, 9001)];
+        for port in [22, 9000, 9001, 7190] {
+            assert!(
+                matches!(target_at(port, skipped()), Plain(to) if u32::from(to.port()) == port),
+                "{port}"
+            );
+        }
+        for port in [21, 8080, 9002, 7102] {
+            assert!(matches!(target_at(port, skipped()), Mesh { .. }), "{port}");
+        }
+        assert!(matches!(target_at(9000, Vec::new()), Mesh { .. }));
     }
 
     #[test]

@@ -54,7 +54,8 @@ impl Target {
     pub fn of(endpoint: &config::Endpoint, declared: &config::Port) -> Option<Self> {
         let port = endpoint.bindings.iter().find(|(service, _)| *service == declared.number)?.1;
         let address = SocketAddr::new(endpoint.address, port);
-        Some(match (&endpoint.mesh, &declared.tls) {
+        let peer = endpoint.mesh.as_ref().filter(|peer| peer.takes(port));
+        Some(match (peer, &declared.tls) {
             (Some(peer), _) => {
                 let inbound = peer.inbound.unwrap_or(address);
                 Self::Mesh { inbound, identity: peer.identity.clone(), port }

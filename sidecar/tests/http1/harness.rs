@@ -56,7 +56,11 @@ impl Sidecar {
         let identities = Identities::new();
         let server =
             Self::start(identities.issue("web"), vec![(app, None)], TrafficPolicy::default(), limits);
-        let peer = MeshPeer { inbound: Some(server.inbound), identity: identities.id("web") };
+        let peer = MeshPeer {
+            inbound: Some(server.inbound),
+            identity: identities.id("web"),
+            left_alone: Box::default(),
+        };
         let client = Self::start(identities.issue("client"), vec![(app, Some(peer))], policy, Vec::new());
         (client, server)
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use heddle_api::crd::{self, Violation, WEIGHT_LABEL};
+use heddle_api::crd::{self, INIT_CONTAINER, Violation, WEIGHT_LABEL};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -17,6 +17,9 @@ use super::super::tree::Node;
 use super::super::{Location, RefusedObject, SourceError};
 use super::kinds::Watched;
 use crate::kubernetes::watch::Versioned;
+
+/// Of a pod's containers, the only ones of which something is read.
+const INITIAL: &str = "initContainers";
 
 /// An object of any kind.
 #[derive(Debug, Clone, Default)]
@@ -160,8 +163,11 @@ impl Raw {
             // Its spec is the bulk of all that is watched.
             if let Some(Value::Object(spec)) = self.content.get_mut("spec") {
                 spec.retain(|key, _| {
-                    matches!(key.as_str(), "serviceAccountName" | "hostNetwork" | "nodeName")
+                    matches!(key.as_str(), "serviceAccountName" | "hostNetwork" | "nodeName" | INITIAL)
                 });
+                if let Some(Value::Array(containers)) = spec.get_mut(INITIAL) {
+                    containers.retain(|container| container["name"] == INIT_CONTAINER);
+                }
             }
             return;
         }

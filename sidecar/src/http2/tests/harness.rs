@@ -112,7 +112,11 @@ impl Mesh {
     pub(super) fn pair(app: SocketAddr, policy: TrafficPolicy) -> Self {
         let authority = Authority::new();
         let server = Sidecar::start("app", &authority, snapshot("app", &[app], None, policy.clone()));
-        let peer = MeshPeer { inbound: Some(server.inbound), identity: authority.identity("app") };
+        let peer = MeshPeer {
+            inbound: Some(server.inbound),
+            identity: authority.identity("app"),
+            left_alone: Box::default(),
+        };
         let client = Sidecar::start("web", &authority, snapshot("web", &[app], Some(peer), policy));
         Self { client, server: Some(server) }
     }
