@@ -205,11 +205,12 @@ fn hash_key(hash: &ConsistentHash) -> v1::HashKey {
 
 /// Reasons and statuses; what provably reached no application is always among the reasons.
 fn conditions(on: &[RetryOn]) -> (Vec<i32>, Vec<u32>) {
-    let mut reasons = vec![v1::RetryReason::ConnectFailure.into(), v1::RetryReason::RefusedStream.into()];
+    let mut reasons =
+        vec![RetryReason::ConnectFailure.wire().into(), RetryReason::RefusedStream.wire().into()];
     let mut statuses = Vec::new();
     for condition in on {
         match condition {
-            RetryOn::Reason(reason) => reasons.push(wire_reason(*reason).into()),
+            RetryOn::Reason(reason) => reasons.push(reason.wire().into()),
             RetryOn::Status(status) => statuses.push(u32::from(*status)),
             RetryOn::Class(class) => statuses.push(u32::from(*class)),
         }
@@ -219,20 +220,6 @@ fn conditions(on: &[RetryOn]) -> (Vec<i32>, Vec<u32>) {
     statuses.sort_unstable();
     statuses.dedup();
     (reasons, statuses)
-}
-
-fn wire_reason(reason: RetryReason) -> v1::RetryReason {
-    match reason {
-        RetryReason::ConnectFailure => v1::RetryReason::ConnectFailure,
-        RetryReason::RefusedStream => v1::RetryReason::RefusedStream,
-        RetryReason::Reset => v1::RetryReason::Reset,
-        RetryReason::GatewayError => v1::RetryReason::GatewayError,
-        RetryReason::PerTryTimeout => v1::RetryReason::PerTryTimeout,
-        RetryReason::GrpcCancelled => v1::RetryReason::GrpcCancelled,
-        RetryReason::GrpcDeadlineExceeded => v1::RetryReason::GrpcDeadlineExceeded,
-        RetryReason::GrpcResourceExhausted => v1::RetryReason::GrpcResourceExhausted,
-        RetryReason::GrpcUnavailable => v1::RetryReason::GrpcUnavailable,
-    }
 }
 
 /// A backoff is one field: its parts have a meaning only together.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use heddle_api::crd::{ByteSize, GatewayDuration};
+use heddle_api::crd::{ByteSize, GatewayDuration, RetryReason};
 use serde_json::{Value, json};
 
 use crate::config::{Limits, TrafficPolicy};
@@ -17,7 +17,7 @@ use crate::policy::budget::BudgetPolicy;
 use crate::policy::concurrency::ConcurrencyPolicy;
 use crate::policy::fallback::{FallbackPolicy, FixedResponse, StaleCache, Step, Trigger};
 use crate::policy::health_check::{HealthCheckPolicy, Probe};
-use crate::policy::retry::{Cause, RetryPolicy};
+use crate::policy::retry::RetryPolicy;
 
 /// A field's path, and what is in force; null: nothing.
 pub type Field = (&'static str, Value);
@@ -143,23 +143,13 @@ fn retries(policy: &RetryPolicy, fields: &mut Vec<Field>) {
         buffer_bytes,
         backoff,
         max_elapsed,
+        max_elapsed_is_default: _,
         max_retry_after,
         hedge,
         budget: BudgetPolicy { percent, min_per_second },
     } = policy;
-    const CAUSES: [(Cause, &str); 9] = [
-        (Cause::ConnectFailure, "ConnectFailure"),
-        (Cause::RefusedStream, "RefusedStream"),
-        (Cause::Reset, "Reset"),
-        (Cause::GatewayError, "GatewayError"),
-        (Cause::PerTryTimeout, "PerTryTimeout"),
-        (Cause::GrpcCancelled, "GrpcCancelled"),
-        (Cause::GrpcDeadlineExceeded, "GrpcDeadlineExceeded"),
-        (Cause::GrpcResourceExhausted, "GrpcResourceExhausted"),
-        (Cause::GrpcUnavailable, "GrpcUnavailable"),
-    ];
-    let causes = CAUSES.into_iter().filter(|(cause, _)| on.contains(*cause));
-    let mut on: Vec<Value> = causes.map(|(_, name)| json!(name)).collect();
+    let reasons = RetryReason::all().filter(|reason| on.contains(*reason));
+    let mut on: Vec<Value> = reasons.map(|reason| json!(reason.name())).collect();
     on.extend((100..600).filter(|status| statuses.contains(*status)).map(|status| json!(status.to_string())));
     fields.extend([
         ("retry.attempts", json!(attempts)),

@@ -14,8 +14,10 @@ mod named;
 
 use std::time::{Duration, Instant};
 
+pub use heddle_api::crd::RetryReason;
+
 pub use self::advice::Advice;
-pub use self::named::{Cause, Causes, Methods, StatusSet};
+pub use self::named::{Methods, RetryReasons, StatusSet};
 use crate::policy::backoff::Backoff;
 use crate::policy::budget::{BudgetPolicy, RetryBudget};
 use crate::policy::rng::Rng;
@@ -35,7 +37,7 @@ pub struct RetryPolicy {
     /// Retries after the first try; 0 disables.
     pub attempts: u32,
     /// The kinds of failure that are repeated.
-    pub on: Causes,
+    pub on: RetryReasons,
     /// Response statuses that are repeated besides, classes such as "5xx" included.
     pub statuses: StatusSet,
     /// Methods that may be repeated when the request may have been processed.
@@ -46,6 +48,8 @@ pub struct RetryPolicy {
     pub backoff: Backoff,
     /// No try starts later than this after the request's begin; `None`: no limit.
     pub max_elapsed: Option<Duration>,
+    /// Whether nothing says so: it is the default, which gives way to a route that says its own retries.
+    pub max_elapsed_is_default: bool,
     /// The longest pause that an answer may ask for; one that asks for more is not repeated.
     pub max_retry_after: Duration,
     /// When a second try races one that has not answered; `None`: none does.
@@ -58,12 +62,13 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: 2,
-            on: Causes::NOT_PROCESSED,
+            on: RetryReasons::NOT_PROCESSED,
             statuses: StatusSet::default(),
             methods: Methods::default(),
             buffer_bytes: 64 * 1024,
             backoff: Backoff::default(),
             max_elapsed: Some(Duration::from_secs(10)),
+            max_elapsed_is_default: true,
             max_retry_after: Duration::from_secs(1),
             hedge: None,
             budget: BudgetPolicy::default(),
@@ -190,7 +195,7 @@ impl RetryPolicy {
     /// The largest body, in bytes, of a response that is passed on only when it is whole, so that
     /// it can be had elsewhere should it break off; `None`: that would not be tried.
     pub fn holds(&self) -> Option<usize> {
-        let retried = self.on.contains(Cause::Reset) && self.attempts > 0;
+        let retried = self.on.contains(RetryReason::Reset) && self.attempts > 0;
         retried.then_some(self.buffer_bytes.min(LARGEST_HELD))
     }
 
@@ -278,15 +283,16 @@ impl RetryPolicy {
 
     /// Whether the policy asks for a failure to be repeated.
     fn names(&self, failure: Failure) -> bool {
-        let gateway_error = |status| self.on.contains(Cause::GatewayError) && matches!(status, 502..=504);
+        let gateway_error =
+            |status| self.on.contains(RetryReason::GatewayError) && matches!(status, 502..=504);
         match failure {
             Failure::StaleConnection => false,
             Failure::Status(status) => gateway_error(status) || self.statuses.contains(status),
-            Failure::Grpc(status) => Cause::of_grpc(status).is_some_and(|cause| self.on.contains(cause)),
+            Failure::Grpc(status) => named::of_grpc(status).is_some_and(|cause| self.on.contains(cause)),
             Failure::Mesh(reason) if reason.not_processed() => {
                 let cause = match reason {
-                    Reason::RefusedStream => Cause::RefusedStream,
-                    _ => Cause::ConnectFailure,
+                    Reason::RefusedStream => RetryReason::RefusedStream,
+                    _ => RetryReason::ConnectFailure,
                 };
                 self.on.contains(cause)
                     || gateway_error(reason.status())
@@ -294,8 +300,8 @@ impl RetryPolicy {
             }
             Failure::Mesh(reason) => {
                 let named = match reason {
-                    Reason::Reset => self.on.contains(Cause::Reset),
-                    Reason::PerTryTimeout => self.on.contains(Cause::PerTryTimeout),
+                    Reason::Reset => self.on.contains(RetryReason::Reset),
+                    Reason::PerTryTimeout => self.on.contains(RetryReason::PerTryTimeout),
                     Reason::BadResponse | Reason::Overloaded | Reason::RateLimited => false,
                     // The same request would fail the same way, or no time is left.
                     _ => return false,

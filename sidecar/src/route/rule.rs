@@ -10,7 +10,7 @@ use crate::config::TrafficPolicy;
 use crate::policy::backoff::Backoff;
 use crate::policy::fault::Fault;
 use crate::policy::jwt::Cache;
-use crate::policy::retry::{Cause, RetryPolicy, StatusSet};
+use crate::policy::retry::{RetryPolicy, RetryReason, StatusSet};
 use crate::policy::rng::Rng;
 use crate::route::backend::{Backend, Backends, NoBackend, UserKey};
 use crate::route::filter::Filters;
@@ -120,18 +120,27 @@ pub struct RuleRetry {
 impl RuleRetry {
     /// The policy for the rule's requests, given that of the service. Besides the
     /// codes, failures of the connection and of a try's time are tried again,
-    /// as the GEP asks; methods, budget and bounds stay the policy's.
+    /// as the GEP asks; methods, budget and bounds stay the policy's. A bound on
+    /// time that nobody asked for does not take tries away that the rule asks for.
     pub fn over(&self, policy: &RetryPolicy) -> RetryPolicy {
-        const CONNECTION: [Cause; 4] =
-            [Cause::ConnectFailure, Cause::RefusedStream, Cause::Reset, Cause::PerTryTimeout];
+        const CONNECTION: [RetryReason; 4] = [
+            RetryReason::ConnectFailure,
+            RetryReason::RefusedStream,
+            RetryReason::Reset,
+            RetryReason::PerTryTimeout,
+        ];
         let mut merged = policy.clone();
         merged.attempts = self.attempts.unwrap_or(policy.attempts);
         merged.on = CONNECTION.into_iter().collect();
         merged.statuses = self.codes;
+        if policy.max_elapsed_is_default {
+            merged.max_elapsed = None;
+        }
         if let Some(shortest) = self.backoff {
             // Jitter shrinks delays: what it shrinks is lengthened before.
             let jitter = policy.backoff.jitter.clamp(0.0, 0.5);
-            let base = shortest.div_f64(1.0 - jitter);
+            let base = Duration::try_from_secs_f64(shortest.as_secs_f64() / (1.0 - jitter));
+            let base = base.unwrap_or(Duration::MAX).max(shortest);
             merged.backoff = Backoff { base, max: policy.backoff.max.max(base), jitter, ..policy.backoff };
         }
         merged
@@ -161,7 +170,11 @@ mod tests {
         let rng = Rng::new(1);
         assert!((0..4).all(|retries| merged.backoff.delay(retries, &rng) >= shortest));
         assert_eq!((merged.attempts, merged.statuses), (4, codes));
-        assert!(merged.on.contains(Cause::Reset) && !merged.on.contains(Cause::GatewayError));
+        assert!(merged.on.contains(RetryReason::Reset) && !merged.on.contains(RetryReason::GatewayError));
+        assert_eq!(merged.max_elapsed, None, "nobody asked for a bound");
+        let ten = Some(Duration::from_secs(10));
+        let bound = RetryPolicy { max_elapsed_is_default: false, max_elapsed: ten, ..RetryPolicy::default() };
+        assert_eq!(retry.over(&bound).max_elapsed, ten);
         let plain = RuleRetry::default().over(&RetryPolicy::default());
         assert_eq!((plain.attempts, plain.backoff), (2, Backoff::default()));
         assert_eq!(plain.backoff.growth, Growth::Exponential { multiplier: 2.0 });

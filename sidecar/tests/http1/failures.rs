@@ -8,7 +8,7 @@ use heddle_sidecar::config::{PortLimits, TrafficPolicy};
 use heddle_sidecar::policy::balance::{Algorithm, Balancing};
 use heddle_sidecar::policy::hash_key::HashOn;
 use heddle_sidecar::policy::rate_limit::{Buckets, Probes, Quota, RateLimit};
-use heddle_sidecar::policy::retry::{Cause, RetryPolicy};
+use heddle_sidecar::policy::retry::{RetryPolicy, RetryReason};
 
 use crate::harness::{Peer, Sidecar, Upstream};
 
@@ -16,8 +16,8 @@ const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 3\r\n\r\nabc";
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-fn retry_on(causes: &[Cause]) -> TrafficPolicy {
-    let retry = RetryPolicy { on: causes.iter().copied().collect(), ..RetryPolicy::default() };
+fn retry_on(reasons: &[RetryReason]) -> TrafficPolicy {
+    let retry = RetryPolicy { on: reasons.iter().copied().collect(), ..RetryPolicy::default() };
     TrafficPolicy { retry, ..TrafficPolicy::default() }
 }
 
@@ -164,7 +164,7 @@ fn a_response_that_breaks_off_is_never_passed_on_as_complete() {
 fn a_short_response_that_breaks_off_is_had_elsewhere_where_resets_may_be_retried() {
     let cut = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc";
     let upstream = Upstream::new();
-    let sidecar = Sidecar::with_policy(&[upstream.address()], retry_on(&[Cause::Reset]));
+    let sidecar = Sidecar::with_policy(&[upstream.address()], retry_on(&[RetryReason::Reset]));
     let mut client = sidecar.connect();
     client.send(GET);
     let mut server = upstream.accept();
@@ -264,7 +264,7 @@ fn a_pooled_connection_that_died_is_no_reason_to_repeat_a_post() {
 #[test]
 fn a_body_that_was_held_is_sent_again_and_a_larger_one_is_not() {
     let upstream = Upstream::new();
-    let sidecar = Sidecar::with_policy(&[upstream.address()], retry_on(&[Cause::Reset]));
+    let sidecar = Sidecar::with_policy(&[upstream.address()], retry_on(&[RetryReason::Reset]));
     let mut client = sidecar.connect();
     client.send("PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n");
     let mut server = upstream.accept();
@@ -287,7 +287,7 @@ fn a_body_that_was_held_is_sent_again_and_a_larger_one_is_not() {
 #[test]
 fn a_response_that_the_policy_names_is_asked_for_again() {
     let upstream = Upstream::new();
-    let sidecar = Sidecar::with_policy(&[upstream.address()], retry_on(&[Cause::GatewayError]));
+    let sidecar = Sidecar::with_policy(&[upstream.address()], retry_on(&[RetryReason::GatewayError]));
     let mut client = sidecar.connect();
     client.send(GET);
     let mut server = upstream.accept();
@@ -334,7 +334,7 @@ fn a_try_that_takes_too_long_is_made_elsewhere() {
     let (slow, fast) = (Upstream::new(), Upstream::new());
     let policy = TrafficPolicy {
         per_try_timeout: Some(Duration::from_millis(50)),
-        ..retry_on(&[Cause::PerTryTimeout])
+        ..retry_on(&[RetryReason::PerTryTimeout])
     };
     let addresses = [
         slow.address(),

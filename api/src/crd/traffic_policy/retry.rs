@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::Violations;
 use crate::crd::rule::Rule;
 use crate::crd::{GatewayDuration, Multiplier, Percent, Ratio};
+use crate::discovery::v1;
 
 /// When and how a failed try is repeated.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,7 +38,7 @@ pub struct Retry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Backoff>,
     /// No retry begins later than this after the first try; `0s`: no limit but the request's.
-    /// Default: 10s.
+    /// Default: 10s, save for retries that a route itself asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_elapsed: Option<GatewayDuration>,
     /// The longest pause that an answer may ask for, by `retry-after` or gRPC's pushback: one that
@@ -183,7 +184,7 @@ pub enum RetryOn {
     Class(u8),
 }
 
-/// How a try failed.
+/// How a try failed: the same in manifests, on the wire and where sidecars decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RetryReason {
     /// No connection could be made.
@@ -206,17 +207,40 @@ pub enum RetryReason {
     GrpcUnavailable,
 }
 
-const REASONS: [(&str, RetryReason); 9] = [
-    ("ConnectFailure", RetryReason::ConnectFailure),
-    ("RefusedStream", RetryReason::RefusedStream),
-    ("Reset", RetryReason::Reset),
-    ("GatewayError", RetryReason::GatewayError),
-    ("PerTryTimeout", RetryReason::PerTryTimeout),
-    ("GrpcCancelled", RetryReason::GrpcCancelled),
-    ("GrpcDeadlineExceeded", RetryReason::GrpcDeadlineExceeded),
-    ("GrpcResourceExhausted", RetryReason::GrpcResourceExhausted),
-    ("GrpcUnavailable", RetryReason::GrpcUnavailable),
+/// Each with its name in manifests and its value on the wire, in the order of the type.
+const REASONS: [(RetryReason, &str, v1::RetryReason); 9] = [
+    (RetryReason::ConnectFailure, "ConnectFailure", v1::RetryReason::ConnectFailure),
+    (RetryReason::RefusedStream, "RefusedStream", v1::RetryReason::RefusedStream),
+    (RetryReason::Reset, "Reset", v1::RetryReason::Reset),
+    (RetryReason::GatewayError, "GatewayError", v1::RetryReason::GatewayError),
+    (RetryReason::PerTryTimeout, "PerTryTimeout", v1::RetryReason::PerTryTimeout),
+    (RetryReason::GrpcCancelled, "GrpcCancelled", v1::RetryReason::GrpcCancelled),
+    (RetryReason::GrpcDeadlineExceeded, "GrpcDeadlineExceeded", v1::RetryReason::GrpcDeadlineExceeded),
+    (RetryReason::GrpcResourceExhausted, "GrpcResourceExhausted", v1::RetryReason::GrpcResourceExhausted),
+    (RetryReason::GrpcUnavailable, "GrpcUnavailable", v1::RetryReason::GrpcUnavailable),
 ];
+
+impl RetryReason {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        REASONS.into_iter().map(|(reason, ..)| reason)
+    }
+
+    /// Its name in manifests.
+    pub const fn name(self) -> &'static str {
+        REASONS[self as usize].1
+    }
+
+    /// Its value on the wire.
+    pub const fn wire(self) -> v1::RetryReason {
+        REASONS[self as usize].2
+    }
+
+    /// The one with this value on the wire; `None` if there is none in this version.
+    pub fn from_wire(value: i32) -> Option<Self> {
+        Self::all().find(|reason| reason.wire() as i32 == value)
+    }
+}
 
 /// A text that names nothing that can be retried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -231,8 +255,8 @@ impl FromStr for RetryOn {
     type Err = InvalidRetryOn;
 
     fn from_str(text: &str) -> Result<Self, InvalidRetryOn> {
-        if let Some((_, reason)) = REASONS.iter().find(|(name, _)| *name == text) {
-            return Ok(Self::Reason(*reason));
+        if let Some(reason) = RetryReason::all().find(|reason| reason.name() == text) {
+            return Ok(Self::Reason(reason));
         }
         match text.as_bytes() {
             [class @ (b'4' | b'5'), b'x', b'x'] => Ok(Self::Class(class - b'0')),
@@ -247,10 +271,7 @@ impl FromStr for RetryOn {
 impl fmt::Display for RetryOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Reason(reason) => {
-                let (name, _) = REASONS[*reason as usize];
-                f.write_str(name)
-            }
+            Self::Reason(reason) => f.write_str(reason.name()),
             Self::Status(status) => write!(f, "{status}"),
             Self::Class(class) => write!(f, "{class}xx"),
         }
@@ -279,7 +300,7 @@ impl JsonSchema for RetryOn {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names: Vec<&str> = REASONS.iter().map(|(name, _)| *name).collect();
+        let names: Vec<&str> = RetryReason::all().map(RetryReason::name).collect();
         let pattern = format!("^({}|[45]xx|[45][0-9]{{2}})$", names.join("|"));
         json_schema!({ "type": "string", "pattern": pattern })
     }

@@ -301,3 +301,14 @@ fn a_namespace_is_ones_own_and_the_mesh_that_of_its_own_namespace() {
     assert_eq!(on("heddle.dev", "MeshConfig", "mesh", "shop"), ["spec.targetRefs[0]"]);
     assert_eq!(on("heddle.dev", "MeshConfig", "other", "heddle-system"), ["spec.targetRefs[0].name"]);
 }
+
+/// A reason is one thing by three names, which are looked up by its place.
+#[test]
+fn each_reason_for_a_retry_has_a_place_a_name_and_a_value_on_the_wire() {
+    for (place, reason) in RetryReason::all().enumerate() {
+        assert_eq!(reason as usize, place);
+        assert_eq!(reason.name().parse::<RetryOn>().unwrap(), RetryOn::Reason(reason));
+        assert_eq!(RetryReason::from_wire(reason.wire().into()), Some(reason));
+    }
+    assert_eq!((RetryReason::from_wire(0), RetryReason::from_wire(99)), (None, None));
+}

@@ -7,13 +7,14 @@ mod health_check;
 use std::sync::Arc;
 use std::time::Duration;
 
+use heddle_api::crd::RetryReason;
 use heddle_api::discovery::v1;
 
 use crate::config::{Limits, TrafficPolicy};
 use crate::policy::backoff::{Backoff, Growth};
 use crate::policy::breaker::BreakerPolicy;
 use crate::policy::budget::BudgetPolicy;
-use crate::policy::retry::{Cause, Causes, Methods, RetryPolicy, StatusSet};
+use crate::policy::retry::{Methods, RetryPolicy, RetryReasons, StatusSet};
 
 use super::balancing::balancing;
 use super::{Invalid, unknown};
@@ -61,9 +62,9 @@ pub(super) fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, I
 
 fn retry(wire: v1::Retry) -> Result<RetryPolicy, Invalid> {
     let default = RetryPolicy::default();
-    let mut causes = Vec::with_capacity(wire.on.len());
+    let mut reasons = Vec::with_capacity(wire.on.len());
     for (index, value) in wire.on.iter().enumerate() {
-        causes.push(cause(*value).ok_or_else(|| unknown(&format!("on[{index}]"), *value))?);
+        reasons.push(RetryReason::from_wire(*value).ok_or_else(|| unknown(&format!("on[{index}]"), *value))?);
     }
     let mut statuses = StatusSet::default();
     for (index, value) in wire.statuses.iter().enumerate() {
@@ -96,7 +97,7 @@ fn retry(wire: v1::Retry) -> Result<RetryPolicy, Invalid> {
     }
     Ok(RetryPolicy {
         attempts: wire.attempts.unwrap_or(default.attempts),
-        on: if causes.is_empty() { default.on } else { causes.into_iter().collect::<Causes>() },
+        on: if reasons.is_empty() { default.on } else { reasons.into_iter().collect::<RetryReasons>() },
         statuses,
         methods: if wire.methods.is_empty() {
             default.methods
@@ -106,6 +107,7 @@ fn retry(wire: v1::Retry) -> Result<RetryPolicy, Invalid> {
         buffer_bytes,
         backoff: wire.backoff.map_or(Ok(default.backoff), backoff).map_err(|e| e.within("backoff"))?,
         max_elapsed: limit("max_elapsed", wire.max_elapsed, default.max_elapsed)?,
+        max_elapsed_is_default: wire.max_elapsed.is_none(),
         max_retry_after: wire
             .max_retry_after
             .map_or(Ok(default.max_retry_after), |value| duration("max_retry_after", value))?,
@@ -122,21 +124,6 @@ fn hedge(wire: v1::Hedge) -> Result<Duration, Invalid> {
         Some(after) if !after.is_zero() => Ok(after),
         _ => Err(Invalid::new("hedge.after", "a second try needs a time at which it begins")),
     }
-}
-
-fn cause(value: i32) -> Option<Cause> {
-    Some(match v1::RetryReason::try_from(value).ok()? {
-        v1::RetryReason::Unspecified => return None,
-        v1::RetryReason::ConnectFailure => Cause::ConnectFailure,
-        v1::RetryReason::RefusedStream => Cause::RefusedStream,
-        v1::RetryReason::Reset => Cause::Reset,
-        v1::RetryReason::GatewayError => Cause::GatewayError,
-        v1::RetryReason::PerTryTimeout => Cause::PerTryTimeout,
-        v1::RetryReason::GrpcCancelled => Cause::GrpcCancelled,
-        v1::RetryReason::GrpcDeadlineExceeded => Cause::GrpcDeadlineExceeded,
-        v1::RetryReason::GrpcResourceExhausted => Cause::GrpcResourceExhausted,
-        v1::RetryReason::GrpcUnavailable => Cause::GrpcUnavailable,
-    })
 }
 
 fn backoff(wire: v1::Backoff) -> Result<Backoff, Invalid> {
@@ -234,7 +221,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(retry.attempts, 0);
-        assert!(retry.on.contains(Cause::Reset) && !retry.on.contains(Cause::ConnectFailure));
+        assert!(retry.on.contains(RetryReason::Reset) && !retry.on.contains(RetryReason::ConnectFailure));
         assert!(
             retry.statuses.contains(429) && retry.statuses.contains(503) && !retry.statuses.contains(404)
         );

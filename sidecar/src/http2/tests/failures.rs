@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::harness::{Mesh, SERVICE, app, collect, drink, next, nowhere, policy, send_all};
 use crate::config::TrafficPolicy;
-use crate::policy::retry::Cause;
+use crate::policy::retry::RetryReason;
 
 fn grpc(path: &str) -> http::request::Builder {
     Request::post(format!("{SERVICE}{path}"))
@@ -93,7 +93,7 @@ async fn a_short_response_that_breaks_off_is_had_again_where_resets_may_be_retri
     })
     .await;
     let mut policy = policy();
-    policy.retry.on = [Cause::Reset].into_iter().collect();
+    policy.retry.on = [RetryReason::Reset].into_iter().collect();
     let mesh = Mesh::pair(app, policy);
     let (head, body, _) = mesh.get("/").await;
     assert_eq!((head.status(), body.as_slice()), (StatusCode::OK, &b"somemore"[..]));

@@ -2,59 +2,37 @@
 
 use std::borrow::Cow;
 
-/// A kind of failure that a policy may name in `on`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Cause {
-    /// No usable connection, or the peer's sidecar did not take the request.
-    ConnectFailure,
-    /// The upstream refused the stream before processing it.
-    RefusedStream,
-    /// The upstream broke off before it answered completely.
-    Reset,
-    /// Status 502, 503 or 504.
-    GatewayError,
-    /// A try took longer than `perTry`.
-    PerTryTimeout,
-    /// gRPC status 1.
-    GrpcCancelled,
-    /// gRPC status 4.
-    GrpcDeadlineExceeded,
-    /// gRPC status 8.
-    GrpcResourceExhausted,
-    /// gRPC status 14.
-    GrpcUnavailable,
-}
+use heddle_api::crd::RetryReason;
 
-impl Cause {
-    pub(super) const fn of_grpc(status: u8) -> Option<Self> {
-        match status {
-            1 => Some(Self::GrpcCancelled),
-            4 => Some(Self::GrpcDeadlineExceeded),
-            8 => Some(Self::GrpcResourceExhausted),
-            14 => Some(Self::GrpcUnavailable),
-            _ => None,
-        }
+/// The reason that a gRPC status is, if a policy can name it.
+pub(super) const fn of_grpc(status: u8) -> Option<RetryReason> {
+    match status {
+        1 => Some(RetryReason::GrpcCancelled),
+        4 => Some(RetryReason::GrpcDeadlineExceeded),
+        8 => Some(RetryReason::GrpcResourceExhausted),
+        14 => Some(RetryReason::GrpcUnavailable),
+        _ => None,
     }
 }
 
-/// A set of causes.
+/// A set of reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Causes(pub(super) u16);
+pub struct RetryReasons(pub(super) u16);
 
-impl Causes {
+impl RetryReasons {
     /// What provably reached no application: the default.
-    pub const NOT_PROCESSED: Self = Self(1 << Cause::ConnectFailure as u8 | 1 << Cause::RefusedStream as u8);
+    pub const NOT_PROCESSED: Self =
+        Self(1 << RetryReason::ConnectFailure as u8 | 1 << RetryReason::RefusedStream as u8);
 
-    /// Whether `cause` is in the set.
-    pub const fn contains(self, cause: Cause) -> bool {
-        self.0 & (1 << cause as u8) != 0
+    /// Whether `reason` is in the set.
+    pub const fn contains(self, reason: RetryReason) -> bool {
+        self.0 & (1 << reason as u8) != 0
     }
 }
 
-impl FromIterator<Cause> for Causes {
-    fn from_iter<I: IntoIterator<Item = Cause>>(causes: I) -> Self {
-        Self(causes.into_iter().fold(0, |set, cause| set | 1 << cause as u8))
+impl FromIterator<RetryReason> for RetryReasons {
+    fn from_iter<I: IntoIterator<Item = RetryReason>>(reasons: I) -> Self {
+        Self(reasons.into_iter().fold(0, |set, reason| set | 1 << reason as u8))
     }
 }
 

@@ -6,8 +6,8 @@ use super::*;
 use crate::policy::rng::Rng;
 
 /// A policy without delays, so that tests read simply.
-fn policy(on: &[Cause]) -> RetryPolicy {
-    let on = if on.is_empty() { Causes::NOT_PROCESSED } else { on.iter().copied().collect() };
+fn policy(on: &[RetryReason]) -> RetryPolicy {
+    let on = if on.is_empty() { RetryReasons::NOT_PROCESSED } else { on.iter().copied().collect() };
     let backoff = Backoff { base: Duration::ZERO, ..Backoff::default() };
     RetryPolicy { on, backoff, ..RetryPolicy::default() }
 }
@@ -53,12 +53,12 @@ fn opted_in_failures_are_repeated_for_permitted_methods_only() {
     let now = Instant::now();
     let other_method = Progress { method_permitted: false, ..fresh(now) };
     for (cause, failure) in [
-        (Cause::Reset, Failure::Mesh(Reason::Reset)),
-        (Cause::GatewayError, Failure::Mesh(Reason::Reset)),
-        (Cause::GatewayError, Failure::Mesh(Reason::Overloaded)),
-        (Cause::GatewayError, Failure::Status(502)),
-        (Cause::GatewayError, Failure::Status(504)),
-        (Cause::PerTryTimeout, Failure::Mesh(Reason::PerTryTimeout)),
+        (RetryReason::Reset, Failure::Mesh(Reason::Reset)),
+        (RetryReason::GatewayError, Failure::Mesh(Reason::Reset)),
+        (RetryReason::GatewayError, Failure::Mesh(Reason::Overloaded)),
+        (RetryReason::GatewayError, Failure::Status(502)),
+        (RetryReason::GatewayError, Failure::Status(504)),
+        (RetryReason::PerTryTimeout, Failure::Mesh(Reason::PerTryTimeout)),
     ] {
         assert_eq!(decide(&policy(&[cause]), fresh(now), failure), AGAIN, "{failure:?}");
         assert_eq!(
@@ -73,10 +73,10 @@ fn opted_in_failures_are_repeated_for_permitted_methods_only() {
 fn grpc_statuses_are_repeated_although_their_method_is_post() {
     let progress = Progress { method_permitted: false, ..fresh(Instant::now()) };
     let causes = [
-        (Cause::GrpcCancelled, 1),
-        (Cause::GrpcDeadlineExceeded, 4),
-        (Cause::GrpcResourceExhausted, 8),
-        (Cause::GrpcUnavailable, 14),
+        (RetryReason::GrpcCancelled, 1),
+        (RetryReason::GrpcDeadlineExceeded, 4),
+        (RetryReason::GrpcResourceExhausted, 8),
+        (RetryReason::GrpcUnavailable, 14),
     ];
     for (cause, status) in causes {
         for other in 0..=16 {
@@ -140,7 +140,7 @@ fn tries_are_bounded_by_number_time_and_budget() {
 #[test]
 fn an_answer_that_asks_for_a_pause_gets_it_within_what_the_policy_allows() {
     let now = Instant::now();
-    let mut policy = policy(&[Cause::GatewayError]);
+    let mut policy = policy(&[RetryReason::GatewayError]);
     policy.max_retry_after = Duration::from_secs(2);
     let advised = |progress: Progress, advice| {
         let (mut budget, failure) = (RetryBudget::new(now), Failure::Status(503));

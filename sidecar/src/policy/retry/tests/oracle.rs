@@ -23,19 +23,19 @@ const WORTH_A_TRY: [Reason; 11] = [
 /// What provably reached no application.
 const NOT_PROCESSED: &[Reason] = WORTH_A_TRY.split_at(6).0;
 
-const CAUSES: [Cause; 9] = [
-    Cause::ConnectFailure,
-    Cause::RefusedStream,
-    Cause::Reset,
-    Cause::GatewayError,
-    Cause::PerTryTimeout,
-    Cause::GrpcCancelled,
-    Cause::GrpcDeadlineExceeded,
-    Cause::GrpcResourceExhausted,
-    Cause::GrpcUnavailable,
+const CAUSES: [RetryReason; 9] = [
+    RetryReason::ConnectFailure,
+    RetryReason::RefusedStream,
+    RetryReason::Reset,
+    RetryReason::GatewayError,
+    RetryReason::PerTryTimeout,
+    RetryReason::GrpcCancelled,
+    RetryReason::GrpcDeadlineExceeded,
+    RetryReason::GrpcResourceExhausted,
+    RetryReason::GrpcUnavailable,
 ];
 
-fn is_named(causes: &[Cause], statuses: &[u16], failure: Failure) -> bool {
+fn is_named(causes: &[RetryReason], statuses: &[u16], failure: Failure) -> bool {
     if let Failure::Mesh(reason) = failure
         && !WORTH_A_TRY.contains(&reason)
     {
@@ -47,17 +47,17 @@ fn is_named(causes: &[Cause], statuses: &[u16], failure: Failure) -> bool {
         Failure::Grpc(_) | Failure::StaleConnection => 0,
     };
     let by_cause = causes.iter().any(|cause| match cause {
-        Cause::ConnectFailure => {
+        RetryReason::ConnectFailure => {
             matches!(failure, Failure::Mesh(reason) if NOT_PROCESSED.contains(&reason) && reason != Reason::RefusedStream)
         }
-        Cause::RefusedStream => failure == Failure::Mesh(Reason::RefusedStream),
-        Cause::Reset => failure == Failure::Mesh(Reason::Reset),
-        Cause::PerTryTimeout => failure == Failure::Mesh(Reason::PerTryTimeout),
-        Cause::GatewayError => [502, 503, 504].contains(&status),
-        Cause::GrpcCancelled => failure == Failure::Grpc(1),
-        Cause::GrpcDeadlineExceeded => failure == Failure::Grpc(4),
-        Cause::GrpcResourceExhausted => failure == Failure::Grpc(8),
-        Cause::GrpcUnavailable => failure == Failure::Grpc(14),
+        RetryReason::RefusedStream => failure == Failure::Mesh(Reason::RefusedStream),
+        RetryReason::Reset => failure == Failure::Mesh(Reason::Reset),
+        RetryReason::PerTryTimeout => failure == Failure::Mesh(Reason::PerTryTimeout),
+        RetryReason::GatewayError => [502, 503, 504].contains(&status),
+        RetryReason::GrpcCancelled => failure == Failure::Grpc(1),
+        RetryReason::GrpcDeadlineExceeded => failure == Failure::Grpc(4),
+        RetryReason::GrpcResourceExhausted => failure == Failure::Grpc(8),
+        RetryReason::GrpcUnavailable => failure == Failure::Grpc(14),
     });
     by_cause || statuses.contains(&status)
 }
