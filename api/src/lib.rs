@@ -8,6 +8,7 @@ pub mod discovery;
 pub mod join_token;
 pub mod jwk;
 pub mod name;
+pub mod pattern;
 pub mod runtime_file;
 pub mod spiffe;
 pub mod tls;

@@ -120,7 +120,7 @@ async fn explain(args: ExplainArgs) -> anyhow::Result<Report> {
     };
     let from = from.unwrap_or_else(|| Client { namespace: name.namespace().into(), service: None });
     let admin = Admin::open(args.location).await?;
-    let service = known(&admin, &name).await?;
+    let service = known(&admin, &name, &from.namespace).await?;
     let port = match (args.port, service.ports().collect::<Vec<_>>().as_slice()) {
         (Some(port), _) => port,
         (None, [only]) => *only,
@@ -156,10 +156,11 @@ async fn explain(args: ExplainArgs) -> anyhow::Result<Report> {
     Ok(Report { service: name, question, route, outcome, targets })
 }
 
-async fn known(admin: &Admin, name: &ServiceName) -> anyhow::Result<Service> {
+/// A service, as the clients of a namespace know it.
+async fn known(admin: &Admin, name: &ServiceName, namespace: &str) -> anyhow::Result<Service> {
     let bytes = admin.ask(&format!("/service?name={name}")).await?;
     let bytes = bytes.with_context(|| format!("the control plane knows no service {name}"))?;
-    Ok(Service::decode(name, &bytes)?)
+    Ok(Service::decode(name, namespace, &bytes)?)
 }
 
 /// The request, and whom to ask about it.
@@ -242,7 +243,7 @@ impl Asked<'_> {
         total: u64,
     ) -> anyhow::Result<Target> {
         let routed = way.map(|(routed, _)| routed);
-        let service = known(self.admin, name).await?;
+        let service = known(self.admin, name, &self.question.namespace).await?;
         let in_force = fields(&service.policy(port, routed));
         let mut query = format!(
             "/explain?service={}&port={}&backend={name}&backendPort={port}",

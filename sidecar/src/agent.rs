@@ -32,6 +32,6 @@ pub(crate) use proof::ProofSource;
 pub(crate) use reconnect::Reconnect;
 pub(crate) use registration::Registration;
 pub(crate) use standing::Observer;
-pub(crate) use validate::{service as valid_service, workload as valid_workload};
+pub(crate) use validate::{for_clients_of, service as valid_service, workload as valid_workload};
 
 pub(crate) use health::watch as watch_health;

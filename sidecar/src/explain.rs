@@ -120,13 +120,14 @@ pub struct Backend {
 }
 
 impl Service {
-    /// From the bytes of the discovery resource.
+    /// From the bytes of the discovery resource, as a client of a namespace reads them.
     ///
     /// # Errors
-    /// If a sidecar would refuse them.
-    pub fn decode(name: &ServiceName, bytes: &[u8]) -> Result<Self, Unanswered> {
+    /// If its sidecar would refuse them.
+    pub fn decode(name: &ServiceName, namespace: &str, bytes: &[u8]) -> Result<Self, Unanswered> {
         let refused = |why: String| Unanswered::Refused { service: name.clone(), why };
-        let message = v1::Service::decode(bytes).map_err(|error| refused(error.to_string()))?;
+        let mut message = v1::Service::decode(bytes).map_err(|error| refused(error.to_string()))?;
+        agent::for_clients_of(&mut message, namespace);
         let told =
             agent::valid_service(name, message, None).map_err(|invalid| refused(invalid.to_string()))?;
         Ok(Self(told.service))

@@ -170,7 +170,12 @@ async fn life(
         control_plane,
         credentials: credentials.clone(),
         node: node(&description.instance, setup.workload.service.name(), &setup.workload.zone),
-        knowledge: Knowledge::new(identity.trust_domain(), setup.addresses, Instant::now()),
+        knowledge: Knowledge::new(
+            identity.trust_domain(),
+            setup.workload.service.namespace(),
+            setup.addresses,
+            Instant::now(),
+        ),
         wants,
         publisher,
         names,

@@ -31,7 +31,7 @@ mod tests;
 
 pub(crate) use backend::cookies;
 pub use backend::{Backend, Backends, ClaimKey, NoBackend, Target, UserKey};
-pub use cors::{Allowed, BadName, Cors, DEFAULT_MAX_AGE, OriginPattern, list as header_list};
+pub use cors::{Allowed, BadName, Cors, DEFAULT_MAX_AGE, OriginPattern};
 pub use edit::{EditFields, EditHead, Http1Request, Http1Response, Places, TooLong};
 pub use filter::{
     BadEdit, Early, Filter, Filters, HeaderEdits, Mirror, Noted, Reply, Rewrite, RewrittenHost, may_edit,
@@ -41,8 +41,9 @@ pub(crate) use hash::{ConfiguredMap, stable as stable_hash};
 pub(crate) use head::fields;
 pub use head::{Head, Http1Head};
 pub(crate) use head::{field_value, lines, split_line};
+pub use heddle_api::pattern::Pattern;
 pub use http::{HttpMatch, HttpTable, PathMatch};
-pub use matching::{BadPattern, NameMatch, Pattern, Test};
+pub use matching::{NameMatch, Test};
 pub use path::{BadRoutePath, PathEdit, normal as normal_path};
 pub(crate) use query::{first as query_parameter, values as query_values, without as query_without};
 pub use redirect::{Front, Redirect, RedirectStatus, Scheme};

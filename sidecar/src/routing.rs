@@ -89,8 +89,14 @@ impl Routing {
             None => match backend(rule, head, rng, &self.tokens) {
                 Ok((place, session)) => {
                     let filters = &rule.backends.list()[place].filters;
+                    let answered = answer(filters, head, front).map(|mut turn| {
+                        if let Turn::Reply(reply) = &mut turn {
+                            rule.filters.edit_response(&noted, &mut reply.headers);
+                        }
+                        turn
+                    });
                     noted = noted.or(filters.note(head));
-                    answer(filters, head, front).unwrap_or(Turn::Backend(place, session))
+                    answered.unwrap_or(Turn::Backend(place, session))
                 }
                 Err(none) => Turn::Refused(none.to_string()),
             },

@@ -30,6 +30,8 @@ use super::validate;
 /// Everything that is known, and what was asked for.
 pub(crate) struct Knowledge {
     domain: TrustDomain,
+    /// Our own: routes may be for the clients of one alone.
+    namespace: String,
     subscriptions: Subscriptions,
     mesh: Option<Arc<Mesh>>,
     workload: Option<Arc<Workload>>,
@@ -60,9 +62,10 @@ impl Applied {
 }
 
 impl Knowledge {
-    /// Nothing but the permanent subscriptions of a sidecar in `domain`.
-    pub(crate) fn new(domain: TrustDomain, synthetic: Addresses, now: Instant) -> Self {
+    /// Nothing but the permanent subscriptions of a sidecar in a namespace of `domain`.
+    pub(crate) fn new(domain: TrustDomain, namespace: &str, synthetic: Addresses, now: Instant) -> Self {
         Self {
+            namespace: namespace.into(),
             subscriptions: Subscriptions::new(domain.clone(), now),
             domain,
             mesh: None,
@@ -274,7 +277,8 @@ impl Knowledge {
                     (None, Some(Lookup::Found(held))) => Some(&*held.service),
                     _ => None,
                 };
-                let (message, unknown) = decode(body)?;
+                let (mut message, unknown) = decode(body)?;
+                validate::for_clients_of(&mut message, &self.namespace);
                 let mut told = validate::service(service, message, before).map_err(text)?;
                 // Should the table be full, the service is still reached by its other addresses.
                 told.addresses.extend(self.synthetic.assign(service).map(IpAddr::from));

@@ -25,6 +25,8 @@ mod policy;
 mod rate_limit;
 mod route;
 
+pub(crate) use route::for_clients_of;
+
 /// A resource that this version cannot put into force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}")]

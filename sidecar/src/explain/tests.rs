@@ -49,7 +49,7 @@ fn service() -> Service {
         }],
         ..v1::Service::default()
     };
-    Service::decode(&name(), &message.encode_to_vec()).unwrap()
+    Service::decode(&name(), "shop", &message.encode_to_vec()).unwrap()
 }
 
 fn question(port: u16, headers: &[(&str, &str)]) -> Question {
@@ -100,7 +100,7 @@ fn what_cannot_be_asked_is_said_with_its_reason() {
     let bad = Question { path: "/a%2fb".into(), ..question(80, &[]) };
     assert!(refused(&bad).starts_with("a sidecar refuses this request: "));
     let wrong = v1::Service { namespace: "shop".into(), name: "orders".into(), ..v1::Service::default() };
-    let error = Service::decode(&name(), &wrong.encode_to_vec()).unwrap_err().to_string();
+    let error = Service::decode(&name(), "shop", &wrong.encode_to_vec()).unwrap_err().to_string();
     assert!(error.contains("name: it is shop/orders"), "{error}");
 }
 
@@ -209,7 +209,7 @@ fn the_limits_are_those_of_the_request_as_the_rule_sends_it() {
         }],
         ..v1::Service::default()
     };
-    let service = Service::decode(&name(), &message.encode_to_vec()).unwrap();
+    let service = Service::decode(&name(), "shop", &message.encode_to_vec()).unwrap();
     let Decision::Routed(by_rule) = service.decide(&question(80, &[])).unwrap() else { panic!() };
     let limits = limits(vec![
         limit("inner", "/inner", ""),

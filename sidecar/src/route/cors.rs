@@ -24,8 +24,8 @@ pub struct Cors {
     pub methods: Allowed,
     /// With which headers.
     pub headers: Allowed,
-    /// Which headers of the answer they may read, ready to be sent.
-    pub expose: Option<HeaderValue>,
+    /// Which headers of the answer they may read.
+    pub expose: Allowed,
     /// How long a browser may remember.
     pub max_age: Duration,
 }
@@ -54,7 +54,7 @@ impl Allowed {
         if names.iter().any(|name| name.as_ref() == "*") {
             return Ok(Self::Any);
         }
-        Ok(list(names)?.map_or(Self::None, Self::List))
+        list(names)
     }
 
     /// What to answer, given what was asked for. With credentials browsers take
@@ -74,11 +74,8 @@ impl Allowed {
 #[error("{0:?} is no name")]
 pub struct BadName(String);
 
-/// A list of names as a header has it; `None` if it is empty.
-///
-/// # Errors
-/// If a name is no token.
-pub fn list<S: AsRef<str>>(names: &[S]) -> Result<Option<HeaderValue>, BadName> {
+/// A list of names as a header has it.
+fn list<S: AsRef<str>>(names: &[S]) -> Result<Allowed, BadName> {
     let mut joined = String::new();
     for name in names.iter().map(AsRef::as_ref) {
         if !crate::sanitize::headers::is_valid_name(name.as_bytes()) {
@@ -89,7 +86,8 @@ pub fn list<S: AsRef<str>>(names: &[S]) -> Result<Option<HeaderValue>, BadName> 
         }
         joined.push_str(name);
     }
-    Ok(HeaderValue::try_from(joined).ok().filter(|list| !list.is_empty()))
+    let list = HeaderValue::try_from(joined).ok().filter(|list| !list.is_empty());
+    Ok(list.map_or(Allowed::None, Allowed::List))
 }
 
 /// Which pages are meant.
@@ -182,7 +180,8 @@ impl Cors {
         let method = (head.method() == b"OPTIONS").then(|| head.first(&ASKED_METHOD)).flatten()?;
         let origin = HeaderValue::from_bytes(head.first(&ORIGIN)?).ok()?;
         let mut headers = HeaderMap::with_capacity(8);
-        self.allow(&origin, &mut headers);
+        let exposed = self.expose.answer(self.credentials, None);
+        self.allow(&origin, exposed, &mut headers);
         if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
             let methods = self.methods.answer(self.credentials, Some(method));
             let names = self.headers.answer(self.credentials, head.first(&ASKED_HEADERS));
@@ -205,15 +204,19 @@ impl Cors {
             // Caches must not give this answer to a page.
             return self.vary(response);
         };
+        let exposed = match &self.expose {
+            Allowed::Any if self.credentials => every_name(response),
+            expose => expose.answer(self.credentials, None),
+        };
         for name in
             [ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_EXPOSE_HEADERS]
         {
             response.remove(&name);
         }
-        self.allow(origin, response);
+        self.allow(origin, exposed, response);
     }
 
-    fn allow(&self, origin: &HeaderValue, to: &mut impl EditFields) {
+    fn allow(&self, origin: &HeaderValue, exposed: Option<HeaderValue>, to: &mut impl EditFields) {
         self.vary(to);
         if !self.origins.iter().any(|pattern| pattern.covers(origin.as_bytes())) {
             return;
@@ -226,8 +229,8 @@ impl Cors {
         if self.credentials {
             to.set(&ACCESS_CONTROL_ALLOW_CREDENTIALS, &HeaderValue::from_static("true"));
         }
-        if let Some(names) = &self.expose {
-            to.set(&ACCESS_CONTROL_EXPOSE_HEADERS, names);
+        if let Some(names) = exposed {
+            to.set(&ACCESS_CONTROL_EXPOSE_HEADERS, &names);
         }
     }
 
@@ -241,6 +244,28 @@ impl Cors {
     fn answers_all_alike(&self) -> bool {
         !self.credentials && self.origins.contains(&OriginPattern::Any)
     }
+}
+
+/// No more of a response's names are listed than fit into so many bytes.
+const MAX_NAMES: usize = 4096;
+
+/// The names of a response's headers, for browsers that take a `*` for a name. Cookies are never
+/// shown to pages.
+fn every_name(response: &impl EditFields) -> Option<HeaderValue> {
+    let mut names: Vec<u8> = Vec::new();
+    response.each_name(&mut |name| {
+        let name = name.to_ascii_lowercase();
+        let known = || names.split(|&byte| byte == b',').any(|other| other.trim_ascii_start() == name);
+        let own = name.starts_with(b"access-control-") || name == b"set-cookie" || name == b"vary";
+        if own || names.len() + name.len() > MAX_NAMES || known() {
+            return;
+        }
+        if !names.is_empty() {
+            names.extend_from_slice(b", ");
+        }
+        names.extend_from_slice(&name);
+    });
+    HeaderValue::from_bytes(&names).ok().filter(|names| !names.is_empty())
 }
 
 #[cfg(test)]

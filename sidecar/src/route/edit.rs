@@ -27,6 +27,9 @@ pub trait EditFields {
 
     /// Removes all values.
     fn remove(&mut self, name: &HeaderName);
+
+    /// Shows the name of each field, in any case; one that is repeated perhaps more than once.
+    fn each_name(&self, see: &mut dyn FnMut(&[u8]));
 }
 
 /// A request's head that can be changed.
@@ -71,6 +74,10 @@ impl EditFields for HeaderMap {
     fn remove(&mut self, name: &HeaderName) {
         Self::remove(self, name);
     }
+
+    fn each_name(&self, see: &mut dyn FnMut(&[u8])) {
+        self.keys().for_each(|name| see(name.as_str().as_bytes()));
+    }
 }
 
 impl EditFields for Parts {
@@ -84,6 +91,10 @@ impl EditFields for Parts {
 
     fn remove(&mut self, name: &HeaderName) {
         EditFields::remove(&mut self.headers, name);
+    }
+
+    fn each_name(&self, see: &mut dyn FnMut(&[u8])) {
+        self.headers.each_name(see);
     }
 }
 
@@ -190,6 +201,15 @@ impl EditFields for Lines<'_> {
     fn remove(&mut self, name: &HeaderName) {
         self.fields.retain(|line| !line.is(name));
     }
+
+    fn each_name(&self, see: &mut dyn FnMut(&[u8])) {
+        for line in &self.fields {
+            match line {
+                Line::Original(line) => see(&line[..memchr(b':', line).unwrap_or(line.len())]),
+                Line::New(name, _) => see(name.as_str().as_bytes()),
+            }
+        }
+    }
 }
 
 /// The head of an HTTP/1 request as [`crate::http1::request`] wrote it, to be changed.
@@ -256,6 +276,10 @@ impl EditFields for Http1Request<'_> {
     fn remove(&mut self, name: &HeaderName) {
         self.lines.remove(name);
     }
+
+    fn each_name(&self, see: &mut dyn FnMut(&[u8])) {
+        self.lines.each_name(see);
+    }
 }
 
 impl EditHead for Http1Request<'_> {
@@ -318,6 +342,10 @@ impl EditFields for Http1Response<'_> {
 
     fn remove(&mut self, name: &HeaderName) {
         self.lines.remove(name);
+    }
+
+    fn each_name(&self, see: &mut dyn FnMut(&[u8])) {
+        self.lines.each_name(see);
     }
 }
 

@@ -122,13 +122,21 @@ impl Filters {
         self.edits_response
     }
 
-    /// The answer that the first filter gives which has one.
+    /// The answer that the first filter gives which has one, as those for responses change it.
     pub fn answer<H: Head>(&self, head: &H, front: Front) -> Option<Early<'_>> {
         self.list.iter().find_map(|filter| match filter {
-            Filter::Redirect(redirect) => Some(reply_to(redirect, head, front)),
-            Filter::Cors(cors) => {
-                cors.preflight(head).map(|headers| Early::Reply(Reply { status: 204, headers }))
+            Filter::Redirect(redirect) => {
+                let mut early = reply_to(redirect, head, front);
+                if let Early::Reply(reply) = &mut early {
+                    self.edit_response(&self.note(head), &mut reply.headers);
+                }
+                Some(early)
             }
+            Filter::Cors(cors) => cors.preflight(head).map(|mut headers| {
+                // It says what the page may do already.
+                self.edit_headers(&mut headers);
+                Early::Reply(Reply { status: 204, headers })
+            }),
             Filter::Unresolved(why) => Some(Early::Refuse(why)),
             Filter::RequestHeaders(_)
             | Filter::ResponseHeaders(_)
@@ -167,6 +175,15 @@ impl Filters {
                 Filter::ResponseHeaders(edits) => edits.apply(head),
                 Filter::Cors(cors) => cors.edit_response(noted.origin.as_ref(), head),
                 _ => {}
+            }
+        }
+    }
+
+    /// Changes a response as filters about headers alone say.
+    fn edit_headers(&self, head: &mut impl EditFields) {
+        for filter in self.list.iter().filter(|_| self.edits_response) {
+            if let Filter::ResponseHeaders(edits) = filter {
+                edits.apply(head);
             }
         }
     }

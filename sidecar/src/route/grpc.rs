@@ -27,6 +27,17 @@ pub struct GrpcMatch {
     pub headers: Vec<(HeaderName, Test)>,
 }
 
+impl GrpcMatch {
+    /// What its expressions take, in bytes.
+    pub fn size(&self) -> usize {
+        let names = [&self.service, &self.method].into_iter().map(|name| match name {
+            Some(NameMatch::Regex(pattern)) => pattern.size(),
+            Some(NameMatch::Exact(_)) | None => 0,
+        });
+        names.chain(self.headers.iter().map(|(_, test)| test.size())).sum()
+    }
+}
+
 /// The rules of all GRPCRoutes that hold for a port, compiled.
 #[derive(Debug)]
 pub struct GrpcTable {

@@ -9,11 +9,12 @@
 
 use std::sync::Arc;
 
+use heddle_api::pattern::Pattern;
 use http::HeaderName;
 
 use crate::route::hash::ConfiguredMap;
 use crate::route::head::Head;
-use crate::route::matching::{Bucket, Candidate, Lookup, PathTest, Pattern, Subject, Subjects, Test};
+use crate::route::matching::{Bucket, Candidate, Lookup, PathTest, Subject, Subjects, Test};
 use crate::route::prefix::Prefixes;
 use crate::route::rule::Rule;
 
@@ -39,6 +40,18 @@ pub enum PathMatch {
     Prefix(Box<[u8]>),
     /// A path that the expression matches as a whole.
     Regex(Pattern),
+}
+
+impl HttpMatch {
+    /// What its expressions take, in bytes.
+    pub fn size(&self) -> usize {
+        let path = match &self.path {
+            PathMatch::Regex(pattern) => pattern.size(),
+            PathMatch::Exact(_) | PathMatch::Prefix(_) => 0,
+        };
+        let headers = self.headers.iter().map(|(_, test)| test.size());
+        path + headers.chain(self.query.iter().map(|(_, test)| test.size())).sum::<usize>()
+    }
 }
 
 impl Default for PathMatch {

@@ -11,59 +11,15 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use heddle_api::pattern::Pattern;
 use http::HeaderName;
+use http::header::COOKIE;
 use memchr::memchr;
-use regex::bytes::{Regex, RegexBuilder};
 
 use crate::route::hash::ConfiguredMap;
 use crate::route::head::Head;
 use crate::route::query;
 use crate::route::rule::Rule;
-
-/// A regular expression that must match the whole of a value, byte by byte.
-#[derive(Debug, Clone)]
-pub struct Pattern(Regex);
-
-/// A regular expression that is malformed or too large to compile.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadPattern(String);
-
-/// The most memory that one compiled expression may take, in bytes: ten of what
-/// people write fit, a repetition of repetitions does not.
-const PATTERN_SIZE: usize = 256 * 1024;
-
-/// The most memory that the search of one expression may keep per thread, in
-/// bytes; beyond it the search starts its cache again.
-const PATTERN_CACHE: usize = 64 * 1024;
-
-impl Pattern {
-    /// Compiles an expression of RE2's syntax, as Gateway API's other
-    /// implementations have it: linear in time, without look-around and
-    /// back-references, `\d`, `\s` and `\w` for ASCII.
-    ///
-    /// # Errors
-    /// If it is malformed or too large.
-    pub fn new(expression: &str) -> Result<Self, BadPattern> {
-        // Alone first: `a)|(b` is an expression only inside the parentheses.
-        let compile = |expression: &str| {
-            RegexBuilder::new(expression)
-                .unicode(false)
-                .size_limit(PATTERN_SIZE)
-                .dfa_size_limit(PATTERN_CACHE)
-                .build()
-                .map_err(|error| BadPattern(error.to_string()))
-        };
-        compile(expression)?;
-        compile(&format!(r"\A(?:{expression})\z")).map(Self)
-    }
-
-    /// Whether it matches the whole value. A search takes its scratch memory
-    /// from a pool that it fills once per thread; nothing is allocated after.
-    pub fn matches(&self, value: &[u8]) -> bool {
-        self.0.is_match(value)
-    }
-}
 
 /// What a header's or a query parameter's value must be.
 #[derive(Debug, Clone)]
@@ -87,6 +43,14 @@ impl Test {
             Self::Regex(pattern) => value.is_some_and(|value| pattern.matches(value)),
             Self::In(values) => among(values),
             Self::NotIn(values) => !among(values),
+        }
+    }
+
+    /// What its expression takes, in bytes, if it has one.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Regex(pattern) => pattern.size(),
+            Self::Exact(_) | Self::In(_) | Self::NotIn(_) => 0,
         }
     }
 
@@ -115,10 +79,11 @@ impl Subject {
                 let first = values.next()?;
                 let mut value = Cow::Borrowed(first);
                 // Several fields are one list (RFC 9110, section 5.3), as the
-                // specification recommends; rare, so that it may allocate.
+                // specification recommends; rare, so that it may allocate. Those of cookies, which
+                // HTTP/2 may take apart, are put together as HTTP/1 has them (RFC 9113, section 8.2.3).
                 for further in values {
                     let list = value.to_mut();
-                    list.push(b',');
+                    list.extend_from_slice(if *name == COOKIE { b"; ".as_slice() } else { b"," });
                     list.extend_from_slice(further);
                 }
                 Some(value)
@@ -365,25 +330,6 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pattern_matches_the_whole_value_or_not_at_all() {
-        let pattern = Pattern::new("a|bc+").unwrap();
-        for (value, expected) in
-            [("a", true), ("bccc", true), ("ab", false), ("xa", false), ("a\n", false), ("", false)]
-        {
-            assert_eq!(pattern.matches(value.as_bytes()), expected, "{value:?}");
-        }
-        assert!(Pattern::new(".*").unwrap().matches(&[0xFF]));
-    }
-
-    #[test]
-    fn malformed_and_huge_patterns_are_refused() {
-        for bad in ["(", "a)|(b", "(?=a)", r"(a)\1", "((a{1000}){1000}){1000}"] {
-            assert!(Pattern::new(bad).is_err(), "{bad}");
-        }
-        assert!(Pattern::new("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?").is_ok());
-    }
 
     #[test]
     fn absence_is_in_no_list() {

@@ -317,6 +317,19 @@ fn a_query_parameter_is_matched_decoded_and_by_its_first_value() {
     }
 }
 
+/// HTTP/2 may take cookies apart (RFC 9113, section 8.2.3), and they were put together as a list then.
+#[test]
+fn cookies_are_one_field_in_both_versions() {
+    let test = Test::Exact(b"a=1; b=2".as_slice().into());
+    let matches = HttpMatch { headers: vec![(::http::header::COOKIE, test)], ..HttpMatch::default() };
+    let table = HttpTable::new([(vec![matches], rule(0))]);
+    let one = b"GET / HTTP/1.1\r\nhost: users\r\ncookie: a=1; b=2\r\n";
+    assert!(table.select(&Http1Head::new(one)).is_some());
+    let two = Request::get("http://users/").header("cookie", "a=1").header("cookie", "b=2");
+    let (two, ()) = two.body(()).unwrap().into_parts();
+    assert!(table.select(&two).is_some());
+}
+
 /// A service's or a method's expression takes the whole name and no more.
 #[test]
 fn an_expression_for_a_service_does_not_match_its_method() {

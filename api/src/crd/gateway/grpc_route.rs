@@ -110,7 +110,17 @@ impl RouteSpec for GrpcRouteSpec {
         for (index, rule) in self.rules.iter().enumerate() {
             rule.validate(&format!("spec.rules[{index}]"), &mut violations);
         }
+        let matches = self.rules.iter().flat_map(|rule| &rule.matches);
+        text::expressions(matches.flat_map(GrpcMatch::expressions), &mut violations);
         violations
+    }
+}
+
+impl GrpcMatch {
+    fn expressions(&self) -> impl Iterator<Item = &str> {
+        let method = self.method.iter().flat_map(|method| [&method.service, &method.method]).flatten();
+        let headers = self.headers.iter().map(|header| &header.value);
+        method.chain(headers).filter_map(TextMatch::expression)
     }
 }
 

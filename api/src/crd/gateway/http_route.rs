@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::filter::{self, Filter};
 use super::matching::{self, HeaderMatch, PathMatch, QueryMatch};
-use super::{BackendRef, MAX_ENTRIES, MAX_MATCHES, ParentRef, RouteSpec, SessionPersistence, backend};
+use super::{BackendRef, MAX_ENTRIES, MAX_MATCHES, ParentRef, RouteSpec, SessionPersistence, backend, text};
 use crate::crd::{GatewayDuration, Violation};
 
 /// What an `HTTPRoute` says.
@@ -113,6 +113,8 @@ impl RouteSpec for HttpRouteSpec {
         for (index, rule) in self.rules.iter().enumerate() {
             rule.validate(&format!("spec.rules[{index}]"), &mut violations);
         }
+        let matches = self.rules.iter().flat_map(|rule| &rule.matches);
+        text::expressions(matches.flat_map(HttpMatch::expressions), &mut violations);
         violations
     }
 }
@@ -165,6 +167,12 @@ pub(super) fn is_method(method: &str) -> bool {
 }
 
 impl HttpMatch {
+    fn expressions(&self) -> impl Iterator<Item = &str> {
+        let path = self.path.iter().filter_map(PathMatch::expression);
+        let headers = self.headers.iter().filter_map(|header| header.value.expression());
+        path.chain(headers).chain(self.query_params.iter().filter_map(|query| query.value.expression()))
+    }
+
     fn validate(&self, path: &str, violations: &mut Vec<Violation>) {
         if let Some(condition) = &self.path {
             condition.validate(&format!("{path}.path"), violations);

@@ -45,6 +45,14 @@ impl From<WirePath> for PathMatch {
 }
 
 impl PathMatch {
+    /// The expression, if it is one.
+    pub(super) fn expression(&self) -> Option<&str> {
+        match self {
+            Self::Exact(_) | Self::Prefix(_) => None,
+            Self::Regex(expression) => Some(expression),
+        }
+    }
+
     pub(super) fn validate(&self, path: &str, violations: &mut Vec<Violation>) {
         let path = format!("{path}.value");
         match self {
@@ -77,6 +85,14 @@ pub(super) enum TextType {
 }
 
 impl TextMatch {
+    /// The expression, if it is one.
+    pub(super) fn expression(&self) -> Option<&str> {
+        match self {
+            Self::Exact(_) => None,
+            Self::Regex(expression) => Some(expression),
+        }
+    }
+
     pub(super) fn new(kind: TextType, value: String) -> Self {
         match kind {
             TextType::Exact => Self::Exact(value),

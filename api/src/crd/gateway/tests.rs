@@ -264,6 +264,23 @@ fn parents_and_rules_are_distinct() {
     assert_eq!(paths(&http(json!({"rules": vec![json!({}); 17]})).unwrap()), ["spec.rules"]);
 }
 
+/// Each within its own bound, they would have taken hundreds of megabytes in every sidecar.
+#[test]
+fn the_expressions_of_a_route_have_a_bound_together() {
+    let many = |expression: &str, count: usize| {
+        let headers: Vec<Value> = (0..16)
+            .map(|n| json!({"type": "RegularExpression", "name": format!("x-{n}"), "value": expression}))
+            .collect();
+        let matches = vec![json!({"headers": headers}); count];
+        paths(&http(json!({"rules": [{"matches": matches}]})).unwrap())
+    };
+    assert!(many("v[0-9]+", 32).is_empty());
+    assert_eq!(many("[a-z]{500}", 64), ["spec.rules[*].matches"]);
+    let method = json!({"type": "RegularExpression", "service": "[a-z]{500}", "method": "[a-z]{500}"});
+    let spec = grpc(json!({"matches": vec![json!({"method": method}); 64]})).unwrap();
+    assert_eq!(paths(&spec), ["spec.rules[*].matches"]);
+}
+
 #[test]
 fn an_expression_is_refused_with_its_reason() {
     let spec = rule(json!({"matches": [{"path": {"type": "RegularExpression", "value": "/a("}}]})).unwrap();

@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use regex::bytes::RegexBuilder;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::crd::Violation;
+use crate::pattern::Pattern;
 
 /// A header's name (RFC 9110, section 5.1), in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,28 +120,31 @@ pub(in crate::crd) fn header_value(path: &str, value: &str, violations: &mut Vec
     }
 }
 
-/// What one compiled expression may take in a sidecar, in bytes: ten of what
-/// people write fit, a repetition of repetitions does not.
-const EXPRESSION_SIZE: usize = 256 * 1024;
-
-/// An expression of RE2's syntax that is meant to match the whole of a text. It
-/// is tried as sidecars compile it: over bytes, with classes of ASCII.
+/// An expression that is meant to match the whole of a text, as sidecars compile it.
 pub(super) fn expression(path: &str, expression: &str, limit: usize, violations: &mut Vec<Violation>) {
     if expression.is_empty() || expression.len() > limit {
         let message = format!("has to have between 1 and {limit} characters");
         violations.push(Violation::new(path, message));
-        return;
-    }
-    let compile = |expression: &str| {
-        RegexBuilder::new(expression).unicode(false).size_limit(EXPRESSION_SIZE).build().map(drop)
-    };
-    // Alone first: `a)|(b` is an expression only inside the parentheses.
-    let compiled = compile(expression).and_then(|()| compile(&format!(r"\A(?:{expression})\z")));
-    if let Err(error) = compiled {
-        let reason = error.to_string();
-        // A syntax error comes with a picture of the place; its last line says what is wrong.
-        let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
+    } else if let Err(reason) = Pattern::new(expression) {
         violations.push(Violation::new(path, format!("{expression:?} is no regular expression: {reason}")));
+    }
+}
+
+/// What the expressions of one route may take together in each sidecar that calls its
+/// parents, in bytes: thirty-two of the largest, five hundred of those that people write.
+const EXPRESSIONS_SIZE: usize = 4 << 20;
+
+/// Judges what the expressions of a route take together.
+pub(super) fn expressions<'a>(expressions: impl Iterator<Item = &'a str>, violations: &mut Vec<Violation>) {
+    let sizes = expressions.filter_map(|expression| Some(Pattern::new(expression).ok()?.size()));
+    let size: usize = sizes.sum();
+    if size > EXPRESSIONS_SIZE {
+        let message = format!(
+            "has expressions that take {} KiB when they are compiled; {} KiB at most are allowed",
+            size >> 10,
+            EXPRESSIONS_SIZE >> 10
+        );
+        violations.push(Violation::new("spec.rules[*].matches", message));
     }
 }
 

@@ -108,7 +108,7 @@ async fn sidecar() -> (Played, ConfigHandle) {
         control_plane: ControlPlane::new("played"),
         credentials: Credentials::new(TrustBundle::new(domain.clone(), Vec::new()).unwrap()),
         node: node("web-1", "web", ""),
-        knowledge: Knowledge::new(domain, Addresses::default(), Instant::now()),
+        knowledge: Knowledge::new(domain, "shop", Addresses::default(), Instant::now()),
         wants,
         publisher,
         names,

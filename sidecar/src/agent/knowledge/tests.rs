@@ -4,7 +4,7 @@ use super::*;
 use crate::agent::subscriptions::{ABSENT, IDLE};
 
 fn fresh(now: Instant) -> Knowledge {
-    let mut knowledge = Knowledge::new("mesh.local".parse().unwrap(), Addresses::default(), now);
+    let mut knowledge = Knowledge::new("mesh.local".parse().unwrap(), "shop", Addresses::default(), now);
     knowledge.connected(now);
     knowledge
 }
@@ -151,6 +151,26 @@ fn nothing_is_made_of_a_resource_whose_vital_field_is_not_known() {
     assert!(applied.refused() && applied.shortfalls[0].reason.starts_with("1000: "), "{applied:?}");
     let address: IpAddr = [10, 0, 0, 1].into();
     assert_eq!(found(&knowledge.snapshot()).endpoints[0].address, address);
+}
+
+/// Who may write routes in a namespace could have kept all others from any news of a service.
+#[test]
+fn what_clients_of_other_namespaces_are_told_is_nothing_to_us() {
+    let now = Instant::now();
+    let mut knowledge = fresh(now);
+    let _ = knowledge.want(Want::Service(name("shop/users")), now);
+    let broken = |namespace: &str| {
+        let mut service = users("10.0.0.1");
+        service.ports.push(v1::ServicePort { port: 80, ..v1::ServicePort::default() });
+        let set = v1::RouteSet { port: 80, client_namespace: namespace.into(), rules: None };
+        service.routes.push(set);
+        push(vec![resource("shop/users", namespace, &service)], &[])
+    };
+    let applied = knowledge.apply(Kind::Service, broken("bank"), now);
+    assert!(applied.changed && applied.shortfalls.is_empty(), "{applied:?}");
+    assert!(found(&knowledge.snapshot()).routes.is_empty());
+    let applied = knowledge.apply(Kind::Service, broken("shop"), now);
+    assert!(applied.refused() && applied.shortfalls[0].reason.contains("routes[0].rules"), "{applied:?}");
 }
 
 #[test]

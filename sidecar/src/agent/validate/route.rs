@@ -22,6 +22,16 @@ mod filter;
 /// The largest weight of a backend (Gateway API, `BackendRef`).
 const MAX_WEIGHT: u32 = 1_000_000;
 
+/// What the expressions of one set may take together, in bytes. More than any route may
+/// ask for alone (`heddle_api::crd`), less than would be missed.
+const MAX_EXPRESSIONS: usize = 32 << 20;
+
+/// Leaves out what is for the clients of other namespaces than `namespace`: nothing that they are
+/// told costs memory here, and nothing that is wrong with it keeps the service from being known.
+pub(crate) fn for_clients_of(message: &mut v1::Service, namespace: &str) {
+    message.routes.retain(|set| set.client_namespace.is_empty() || set.client_namespace == namespace);
+}
+
 /// The routes of all ports; tables of `before` are kept where nothing about them changed.
 pub(super) fn routes(
     wire: Vec<v1::RouteSet>,
@@ -61,13 +71,34 @@ fn set(mut wire: v1::RouteSet, ports: &[Port], before: &[PortRoutes]) -> Result<
     if let Some(same) = before.iter().find(|before| before.encoded == encoded) {
         return Ok(same.clone());
     }
+    let mut left = MAX_EXPRESSIONS;
+    // Counted while they are compiled: what is too much is not there when it is refused.
+    let mut spend = |sizes: &mut dyn Iterator<Item = usize>| match left.checked_sub(sizes.sum()) {
+        Some(rest) => {
+            left = rest;
+            Ok(())
+        }
+        None => {
+            let most = MAX_EXPRESSIONS >> 20;
+            Err(Invalid::new("matches", format!("the expressions up to here take more than {most} MiB")))
+        }
+    };
     let table = match wire.rules {
         Some(v1::route_set::Rules::Http(wire)) => {
-            let rules = each("rules", wire.rules, http_rule).map_err(|e| e.within("http"))?;
-            Table::Http(HttpTable::new(rules.into_iter().flatten()))
+            let rules = each("rules", wire.rules, |wire| {
+                let rules = http_rule(wire)?;
+                spend(&mut rules.iter().flat_map(|(matches, _)| matches).map(HttpMatch::size))?;
+                Ok(rules)
+            });
+            Table::Http(HttpTable::new(rules.map_err(|e| e.within("http"))?.into_iter().flatten()))
         }
         Some(v1::route_set::Rules::Grpc(wire)) => {
-            Table::Grpc(GrpcTable::new(each("rules", wire.rules, grpc_rule).map_err(|e| e.within("grpc"))?))
+            let rules = each("rules", wire.rules, |wire| {
+                let rule = grpc_rule(wire)?;
+                spend(&mut rule.0.iter().map(GrpcMatch::size))?;
+                Ok(rule)
+            });
+            Table::Grpc(GrpcTable::new(rules.map_err(|e| e.within("grpc"))?))
         }
         Some(v1::route_set::Rules::Tcp(wire)) => {
             let rule = wire.rule.ok_or_else(|| Invalid::new("tcp.rule", "there is none"))?;

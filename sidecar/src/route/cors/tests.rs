@@ -8,7 +8,7 @@ fn cors(origins: &[&str]) -> Cors {
         credentials: false,
         methods: Allowed::None,
         headers: Allowed::None,
-        expose: None,
+        expose: Allowed::None,
         max_age: DEFAULT_MAX_AGE,
     }
 }
@@ -84,7 +84,7 @@ fn a_preflight_is_answered_with_what_is_configured() {
     let configured = Cors {
         methods: Allowed::new(&["GET", "PUT"]).unwrap(),
         headers: Allowed::new(&["X-A", "X-B"]).unwrap(),
-        expose: list(&["X-C"]).unwrap(),
+        expose: Allowed::new(&["X-C"]).unwrap(),
         credentials: true,
         max_age: Duration::from_secs(60),
         ..cors(&["https://a.org"])
@@ -144,7 +144,7 @@ fn only_options_with_an_origin_and_a_method_is_a_preflight() {
 
 #[test]
 fn an_answer_says_what_the_rule_says_and_not_what_the_application_does() {
-    let configured = Cors { expose: list(&["X-C"]).unwrap(), ..cors(&["https://a.org"]) };
+    let configured = Cors { expose: Allowed::new(&["X-C"]).unwrap(), ..cors(&["https://a.org"]) };
     let response = |origin: Option<&'static str>| {
         let mut headers = HeaderMap::new();
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -165,10 +165,39 @@ fn an_answer_says_what_the_rule_says_and_not_what_the_application_does() {
     is(&response(None), &[("allow-origin", "*"), ("vary", "accept"), ("vary", "origin")]);
 }
 
+/// Browsers take a `*` for a name where credentials are, so that nothing would be exposed.
+#[test]
+fn with_credentials_every_name_of_the_answer_is_exposed() {
+    let all = Cors { expose: Allowed::Any, ..cors(&["https://a.org"]) };
+    let exposed = |cors: &Cors| {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-total", "7"), ("set-cookie", "a=1"), ("etag", "b"), ("vary", "accept")] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers.append("x-total", HeaderValue::from_static("8"));
+        cors.edit_response(Some(&HeaderValue::from_static("https://a.org")), &mut headers);
+        headers.get(ACCESS_CONTROL_EXPOSE_HEADERS).map(|names| names.to_str().unwrap().to_owned())
+    };
+    assert_eq!(exposed(&all).as_deref(), Some("*"));
+    let all = Cors { credentials: true, ..all };
+    let names = exposed(&all).unwrap();
+    let mut names: Vec<_> = names.split(", ").collect();
+    names.sort_unstable();
+    assert_eq!(names, ["etag", "x-total"]);
+    let preflight = preflight(&all, "https://a.org", None);
+    assert!(preflight.iter().all(|(name, _)| name != "expose-headers"), "{preflight:?}");
+    let head = b"HTTP/1.1 200 OK\r\nX-Total: 7\r\nETag: b\r\n";
+    let mut one = crate::route::Http1Response::new(head);
+    all.edit_response(Some(&HeaderValue::from_static("https://a.org")), &mut one);
+    let mut out = Vec::new();
+    one.write(&mut out);
+    let out = String::from_utf8(out).unwrap();
+    assert!(out.contains("access-control-expose-headers: x-total, etag\r\n"), "{out}");
+}
+
 #[test]
 fn lists_are_lists_of_names() {
-    assert_eq!(list::<&str>(&[]), Ok(None));
     assert_eq!(Allowed::new::<&str>(&[]), Ok(Allowed::None));
     assert_eq!(Allowed::new(&["GET", "*"]), Ok(Allowed::Any));
-    assert!(Allowed::new(&["a b"]).is_err() && list(&["a,b"]).is_err());
+    assert!(Allowed::new(&["a b"]).is_err() && Allowed::new(&["a,b"]).is_err());
 }

@@ -142,7 +142,7 @@ fn a_preflight_is_answered_and_its_request_served() {
         credentials: false,
         methods: crate::route::Allowed::Any,
         headers: crate::route::Allowed::None,
-        expose: None,
+        expose: crate::route::Allowed::None,
         max_age: crate::route::DEFAULT_MAX_AGE,
     };
     let filters: Filters = [Filter::Cors(cors)].into_iter().collect();
@@ -159,6 +159,45 @@ fn a_preflight_is_answered_and_its_request_served() {
     let mut headers = HeaderMap::new();
     filters.edit_response(&filters.note(&then), &mut headers);
     assert_eq!(headers["access-control-allow-origin"], "https://a.org");
+}
+
+/// A page that was sent elsewhere could not follow, and what is set on every answer was not on these.
+#[test]
+fn what_a_rule_answers_itself_passes_its_filters_for_responses() {
+    let cors = Cors {
+        origins: [crate::route::OriginPattern::new("https://a.org").unwrap()].into(),
+        credentials: false,
+        methods: crate::route::Allowed::Any,
+        headers: crate::route::Allowed::None,
+        expose: crate::route::Allowed::None,
+        max_age: crate::route::DEFAULT_MAX_AGE,
+    };
+    let filters: Filters = [
+        Filter::Cors(cors),
+        Filter::Redirect(Redirect::default()),
+        Filter::ResponseHeaders(edits(&[("x-by", "mesh")], &[], &[])),
+    ]
+    .into_iter()
+    .collect();
+    let answer = |fields: &str| {
+        let head = format!("{fields}\r\n");
+        match filters.answer(&Http1Head::new(head.as_bytes()), FRONT) {
+            Some(Early::Reply(reply)) => reply,
+            other => panic!("{other:?}"),
+        }
+    };
+    let redirect = answer("GET /a HTTP/1.1\r\nhost: users\r\norigin: https://a.org");
+    assert_eq!(
+        (redirect.status, &redirect.headers["location"]),
+        (302, &HeaderValue::from_static("http://users/a"))
+    );
+    assert_eq!(redirect.headers["access-control-allow-origin"], "https://a.org");
+    assert_eq!(redirect.headers["x-by"], "mesh");
+    let preflight = answer(
+        "OPTIONS / HTTP/1.1\r\nhost: users\r\norigin: https://a.org\r\naccess-control-request-method: PUT",
+    );
+    assert_eq!((preflight.status, &preflight.headers["x-by"]), (204, &HeaderValue::from_static("mesh")));
+    assert_eq!(preflight.headers.get_all("vary").iter().count(), 1);
 }
 
 #[test]

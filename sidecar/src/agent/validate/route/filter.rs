@@ -7,7 +7,7 @@ use super::super::{Invalid, policy, port};
 use super::{each, header_name, target, unknown_kind};
 use crate::route::{
     Allowed, Cors, DEFAULT_MAX_AGE, Filter, HeaderEdits, Mirror, OriginPattern, PathEdit, Redirect,
-    RedirectStatus, Rewrite, RewrittenHost, Scheme, header_list, may_edit,
+    RedirectStatus, Rewrite, RewrittenHost, Scheme, may_edit,
 };
 
 /// What kind of rule a filter is of, which decides what it may do.
@@ -142,13 +142,12 @@ fn cors(wire: v1::Cors) -> Result<Cors, Invalid> {
     };
     let names =
         |field: &str, names: &[String]| Allowed::new(names).map_err(|e| Invalid::new(field, e.to_string()));
-    let expose = header_list(&wire.expose_headers);
     Ok(Cors {
         origins: wire.allow_origins.iter().enumerate().map(origin).collect::<Result<_, _>>()?,
         credentials: wire.allow_credentials,
         methods: names("allow_methods", &wire.allow_methods)?,
         headers: names("allow_headers", &wire.allow_headers)?,
-        expose: expose.map_err(|e| Invalid::new("expose_headers", e.to_string()))?,
+        expose: names("expose_headers", &wire.expose_headers)?,
         max_age: match wire.max_age {
             None => DEFAULT_MAX_AGE,
             Some(age) => policy::duration("max_age", age)?,

@@ -400,6 +400,27 @@ fn connections_fall_to_the_tcp_rule() {
 }
 
 #[test]
+fn the_expressions_of_a_set_have_a_bound_together() {
+    let rule = |index: usize| {
+        let value = Some(v1::header_match::Value::Regex("[a-z]{500}".into()));
+        let header = v1::HeaderMatch { name: "x-a".into(), value };
+        v1::HttpRule {
+            name: index.to_string(),
+            matches: vec![v1::HttpMatch { headers: vec![header; 16], ..v1::HttpMatch::default() }],
+            filters: Vec::new(),
+            ..http_wire()
+        }
+    };
+    let check = |rules: usize| {
+        let rules = v1::HttpRoutes { rules: (0..rules).map(rule).collect() };
+        routes(vec![set_wire(v1::route_set::Rules::Http(rules))], &PORTS, &[]).map_err(|e| e.to_string())
+    };
+    assert!(check(8).is_ok());
+    let error = check(500).unwrap_err();
+    assert!(error.starts_with("routes[0].http.rules[") && error.contains("more than 32 MiB"), "{error}");
+}
+
+#[test]
 fn a_table_is_kept_where_nothing_about_its_routes_changed() {
     let sets = |name: &str| {
         let other = v1::RouteSet {
