@@ -47,7 +47,7 @@ pub use gateway::{
     HttpRoute, HttpRouteSpec, HttpRule, InvalidHeaderName, LocalObject, MethodMatch, Mirror, ParentRef,
     PathMatch, PathModifier, QueryMatch, Redirect, ReferenceGrant, ReferenceGrantSpec, Route, RouteSpec,
     RuleRetry, RuleTimeouts, SessionCarrier, SessionPersistence, TcpRoute, TcpRouteSpec, TcpRule, TextMatch,
-    UrlRewrite,
+    UrlRewrite, is_core_group,
 };
 pub use jwt_policy::{ClaimHeader, Jwks, JwtPolicySpec, JwtProvider, TokenHeader, TokenLocation};
 pub use kubernetes::{

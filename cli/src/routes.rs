@@ -50,6 +50,11 @@ fn write_route(out: &mut String, route: &Value) -> std::fmt::Result {
         let why = format!("{}: {}", word(&refusal["field"]), word(&refusal["message"]));
         writeln!(out, "{kind:<10} {name:<32} {:<28} {:<10} {why}", "-", "False")?;
     }
+    if list(&route["parents"]).is_empty() && list(&route["refusals"]).is_empty() {
+        let others: Vec<String> = list(&route["unresolved"]).iter().map(word).collect();
+        let others = if others.is_empty() { "-".into() } else { others.join(", ") };
+        writeln!(out, "{kind:<10} {name:<32} {others:<28} {:<10} no parent is a Service", "-")?;
+    }
     for parent in list(&route["parents"]) {
         let own = &parent["parentRef"];
         let namespace =
@@ -74,13 +79,60 @@ fn write_route(out: &mut String, route: &Value) -> std::fmt::Result {
             Some(why) => format!("invalid ({why}) weight {}", backend["weight"]),
             None => format!("{}:{} weight {}", word(&backend["service"]), backend["port"], backend["weight"]),
         });
-        let backends = backends.collect::<Vec<_>>().join(", ");
-        let backends = if backends.is_empty() { "no backend".into() } else { backends };
-        writeln!(out, "  rule {}: {backends}", word(&rule["name"]))?;
+        let filters = list(&rule["filters"]).iter().map(word);
+        let parts: Vec<String> = filters.chain(backends).collect();
+        let parts = if parts.is_empty() { "no backend".into() } else { parts.join(", ") };
+        writeln!(out, "  rule {}: {parts}", word(&rule["name"]))?;
     }
     Ok(())
 }
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_route_says_where_it_leads_and_what_keeps_it_from_there() {
+        let shown = text(&json!({"routes": [
+            {
+                "kind": "HTTPRoute", "namespace": "shop", "name": "users", "refusals": [], "unresolved": [],
+                "parents": [{
+                    "parentRef": {"name": "users", "port": 80},
+                    "conditions": [
+                        {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "in force"},
+                        {"type": "ResolvedRefs", "status": "False", "reason": "BackendNotFound", "message": "gone"},
+                    ],
+                }],
+                "rules": [
+                    {"name": "moved", "filters": ["RequestRedirect"], "backends": []},
+                    {"name": "1", "filters": ["CORS"],
+                        "backends": [{"service": "shop/users", "port": 80, "weight": 1, "invalid": null}]},
+                    {"name": "2", "filters": [], "backends": []},
+                ],
+            },
+            {
+                "kind": "HTTPRoute", "namespace": "shop", "name": "edge", "refusals": [], "parents": [],
+                "unresolved": ["Gateway shop/edge"], "rules": [],
+            },
+        ]}));
+        let lines: Vec<String> =
+            shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "KIND ROUTE PARENT ACCEPTED WHY NOT",
+                "HTTPRoute shop/users shop/users:80 True BackendNotFound: gone",
+                "rule moved: RequestRedirect",
+                "rule 1: CORS, shop/users:80 weight 1",
+                "rule 2: no backend",
+                "HTTPRoute shop/edge Gateway shop/edge - no parent is a Service",
+            ]
+        );
+    }
 }

@@ -194,7 +194,7 @@ async fn statuses(State(admin): State<Admin>) -> Json<Value> {
 }
 
 fn route_status(status: &PolicyStatus) -> Value {
-    let parents = status.parents.iter().map(|ParentStatus { parent, conditions }| {
+    let parents = status.parents.iter().map(|ParentStatus { parent, conditions, last_good: _ }| {
         let conditions = conditions.iter().map(|condition| {
             json!({
                 "type": condition.kind,

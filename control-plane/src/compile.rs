@@ -44,6 +44,7 @@ pub(crate) use pods::{Pods, Shown as ShownPod};
 pub(crate) use policies::Accepted;
 pub(crate) use rate_limits::Limited;
 use rate_limits::RateLimits;
+pub(crate) use routes::told;
 pub(crate) use services::Declared;
 pub(crate) use telemetry::{AlertRules, Rule as AlertRule, Target as AlertTarget, Telemetry};
 pub(crate) use traffic::Attachments;

@@ -291,6 +291,8 @@ pub struct ParentStatus {
     pub parent: ParentRef,
     /// `Accepted` and `ResolvedRefs`, and `PartiallyInvalid` where it is true.
     pub conditions: Vec<Condition>,
+    /// The generation of the older version that is accepted in place of the judged one, if one is.
+    pub last_good: Option<i64>,
 }
 
 /// A statement about a route (meta/v1 `Condition`).

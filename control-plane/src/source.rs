@@ -84,10 +84,12 @@ pub(crate) fn violations(object: serde_json::Value) -> Vec<Violation> {
     errors.into_iter().map(|error| Violation { path: error.field, message: error.message }).collect()
 }
 
-#[cfg(test)]
 impl Objects {
     /// The objects that `text` would be in a file named `file`.
-    pub(crate) fn parse(file: &Path, text: &str) -> Result<Self, Vec<SourceError>> {
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<SourceError>> {
         let mut objects = Self::default();
         for object in document::read(&file.into(), text)?.objects {
             objects.insert(&object).map_err(|error| vec![error])?;

@@ -92,6 +92,12 @@ pub struct ParentRef {
     pub port: Option<PortNumber>,
 }
 
+/// Whether a reference's group is that of Services: it has no name, and examples
+/// all over the Gateway API's own documentation call it `core`.
+pub fn is_core_group(group: &str) -> bool {
+    matches!(group, "" | "core")
+}
+
 fn gateway_group() -> String {
     GATEWAY_GROUP.into()
 }
@@ -103,7 +109,7 @@ fn gateway_kind() -> String {
 impl ParentRef {
     /// Whether it is a Service, which makes it a matter of the mesh (GAMMA).
     pub fn is_service(&self) -> bool {
-        self.group.is_empty() && self.kind == "Service"
+        is_core_group(&self.group) && self.kind == "Service"
     }
 
     fn selects_same_object(&self, other: &Self) -> bool {

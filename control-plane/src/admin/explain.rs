@@ -1,6 +1,8 @@
 //! What `heddle policy explain` and `heddle routes` ask for: a service as
 //! sidecars get it, where the fields of its policies come from, and the routes.
 
+use std::collections::BTreeMap;
+
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -13,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Admin, route_status};
+use crate::compile::told::{self, ToldRule};
 use crate::compile::{FieldOrigin, PortRef};
 use crate::model::{Model, Registration};
 use crate::source::ObjectName;
@@ -161,76 +164,66 @@ async fn all_routes(State(admin): State<Admin>) -> Json<Value> {
     };
     let in_force = rules(model);
     let routes = model.statuses.iter().filter(|status| status.kind.ends_with("Route")).map(|status| {
-        let name = status.object.to_string();
         let mut shown = route_status(status);
-        let own = in_force.iter().filter(|rule| rule.kind == status.kind && rule.route == name);
-        shown["rules"] = own.map(Rule::shown).collect();
+        let own = in_force.get(&(status.kind, status.object.to_string()));
+        shown["rules"] = own.into_iter().flat_map(BTreeMap::values).cloned().collect();
         shown
     });
     Json(json!({"routes": routes.collect::<Vec<_>>()}))
 }
 
-/// A rule in force.
-#[derive(PartialEq)]
-struct Rule {
-    kind: &'static str,
-    route: String,
-    name: String,
-    backends: Vec<v1::Backend>,
-}
+/// A route by its kind and `namespace/name`.
+type RouteKey = (&'static str, String);
 
-impl Rule {
-    fn shown(&self) -> Value {
-        let backends = self.backends.iter().map(|backend| {
-            json!({
-                "service": format!("{}/{}", backend.namespace, backend.name),
-                "port": backend.port,
-                "weight": backend.weight,
-                "invalid": Some(&backend.invalid).filter(|why| !why.is_empty()),
-            })
-        });
-        json!({"name": self.name, "backends": backends.collect::<Vec<_>>()})
-    }
-}
-
-/// The rules that sidecars are told, each once: a route may attach to several ports.
-fn rules(model: &Model) -> Vec<Rule> {
-    use v1::route_set::Rules;
-    let mut all: Vec<Rule> = Vec::new();
+/// The rules that sidecars are told, of each route in its order and each once: a route may attach
+/// to several ports.
+fn rules(model: &Model) -> BTreeMap<RouteKey, BTreeMap<usize, Value>> {
+    let mut all: BTreeMap<RouteKey, BTreeMap<usize, Value>> = BTreeMap::new();
     let services = model.resources.iter().filter(|(key, _)| key.type_url == v1::Service::TYPE_URL);
     let services = services.filter_map(|(_, resource)| v1::Service::decode(resource.bytes.clone()).ok());
     for set in services.flat_map(|service| service.routes) {
-        let rules: Vec<Rule> = match set.rules {
-            Some(Rules::Http(routes)) => {
-                let rule = |v1::HttpRule { route, name, backends, .. }| Rule {
-                    kind: "HTTPRoute",
-                    route,
-                    name,
-                    backends,
-                };
-                routes.rules.into_iter().map(rule).collect()
-            }
-            Some(Rules::Grpc(routes)) => {
-                let rule = |v1::GrpcRule { route, name, backends, .. }| Rule {
-                    kind: "GRPCRoute",
-                    route,
-                    name,
-                    backends,
-                };
-                routes.rules.into_iter().map(rule).collect()
-            }
-            Some(Rules::Tcp(routes)) => {
-                let rule =
-                    |v1::TcpRule { route, name, backends }| Rule { kind: "TCPRoute", route, name, backends };
-                routes.rule.into_iter().map(rule).collect()
-            }
-            None => Vec::new(),
-        };
-        for rule in rules {
-            if !all.contains(&rule) {
-                all.push(rule);
-            }
+        // The rules of one route stand together and are all there.
+        let mut before = None;
+        for rule in told::rules(&set) {
+            let key = (rule.kind, rule.route.to_owned());
+            let place = match before {
+                Some((ref route, place)) if *route == key => place + 1,
+                _ => 0,
+            };
+            before = Some((key.clone(), place));
+            all.entry(key).or_default().entry(place).or_insert_with(|| shown(rule));
         }
     }
     all
+}
+
+fn shown(rule: ToldRule<'_>) -> Value {
+    let backends = rule.backends.iter().map(|backend| {
+        json!({
+            "service": format!("{}/{}", backend.namespace, backend.name),
+            "port": backend.port,
+            "weight": backend.weight,
+            "invalid": Some(&backend.invalid).filter(|why| !why.is_empty()),
+        })
+    });
+    let filters = rule.filters.iter().filter_map(|filter| filter.filter.as_ref()).map(filter);
+    json!({
+        "name": rule.name,
+        "filters": filters.collect::<Vec<_>>(),
+        "backends": backends.collect::<Vec<_>>(),
+    })
+}
+
+/// A filter's type, as manifests write it.
+fn filter(filter: &v1::http_filter::Filter) -> &'static str {
+    use v1::http_filter::Filter;
+    match filter {
+        Filter::RequestHeaders(_) => "RequestHeaderModifier",
+        Filter::ResponseHeaders(_) => "ResponseHeaderModifier",
+        Filter::Redirect(_) => "RequestRedirect",
+        Filter::Rewrite(_) => "URLRewrite",
+        Filter::Mirror(_) => "RequestMirror",
+        Filter::Cors(_) => "CORS",
+        Filter::Unresolvable(_) => "ExtensionRef",
+    }
 }

@@ -132,7 +132,10 @@ pub(super) fn add(accepted: &Versions, services: &mut Services) {
             Some((name, service))
         })
         .collect();
-    services.resources.extend(made);
+    for (name, service) in made {
+        let before = services.resources.insert(name.clone(), service);
+        services.external.insert(name, before.is_some());
+    }
 }
 
 /// `None` if the roots of a port cannot be read, which its validation has excluded: without them

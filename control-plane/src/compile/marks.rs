@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
+use super::routes::told::{self, ToldRule};
 use super::traffic::RuleRef;
 use crate::source::ObjectName;
 
@@ -47,27 +48,14 @@ pub(super) struct Led {
 pub(super) fn each(
     sets: &BTreeMap<ServiceName, Vec<v1::RouteSet>>,
 ) -> impl Iterator<Item = (&str, Marked<'_>, Led)> {
-    sets.values().flatten().flat_map(rules).flat_map(|(mark, backends)| {
+    let marked = sets.values().flatten().flat_map(told::rules).filter(|rule| !rule.mark.is_empty());
+    marked.flat_map(|ToldRule { mark, backends, .. }| {
         backends.iter().filter_map(move |backend| {
             // One that is invalid is no service.
             let service = ServiceName::new(&backend.namespace, &backend.name).ok()?;
             Some((mark, Marked::read(mark)?, Led { service, port: backend.port }))
         })
     })
-}
-
-/// The rules of a set that have a mark, with their backends.
-fn rules(set: &v1::RouteSet) -> Vec<(&str, &[v1::Backend])> {
-    let rules: Vec<(&str, &[v1::Backend])> = match &set.rules {
-        Some(v1::route_set::Rules::Http(routes)) => {
-            routes.rules.iter().map(|rule| (rule.mark.as_str(), rule.backends.as_slice())).collect()
-        }
-        Some(v1::route_set::Rules::Grpc(routes)) => {
-            routes.rules.iter().map(|rule| (rule.mark.as_str(), rule.backends.as_slice())).collect()
-        }
-        Some(v1::route_set::Rules::Tcp(_)) | None => Vec::new(),
-    };
-    rules.into_iter().filter(|(mark, _)| !mark.is_empty()).collect()
 }
 
 #[cfg(test)]

@@ -7,20 +7,24 @@
 //! others is decided in the sidecar, from the order that is kept here.
 
 mod filters;
+mod matches;
 mod references;
 mod rules;
 mod status;
+pub(crate) mod told;
 
 use std::collections::BTreeMap;
 
-use heddle_api::crd::{ParentRef, TcpRoute, Violation};
+use heddle_api::crd::{
+    Filter, GrpcRouteSpec, HttpRouteSpec, ParentRef, Route, RouteSpec, TcpRouteSpec, Violation,
+};
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
 use super::faults::Faults;
 use super::jwt::Jwt;
 use super::marks;
-use super::policies::{Accepted, Judged, Versions, oldest_first};
+use super::policies::{Accepted, Versions, oldest_first};
 use super::rate_limits::RateLimits;
 use super::services::Services;
 use super::traffic::{Attachments, RuleRef};
@@ -29,6 +33,7 @@ use crate::source::{ObjectName, Objects, Sourced};
 
 pub(super) use filters::unsupported as unsupported_filters;
 use references::{Problem, References};
+use rules::{AtPort, Rules, WireRule};
 
 /// What routes make of the services.
 pub(super) struct Bound {
@@ -76,24 +81,22 @@ struct Outcome {
     /// For each of its parents that is a Service, whether it is accepted there.
     parents: Vec<(ParentRef, Condition)>,
     resolved: Condition,
+    /// That of the version in force.
+    generation: i64,
 }
 
-/// A kind of route that can be in a mesh. The first wins a port that several claim.
-pub(super) trait RouteKind: Judged + Sized {
-    /// Its rank among the kinds.
+/// What a kind of route says, as far as a mesh reads it. The first kind wins a port that several claim.
+pub(super) trait MeshSpec: RouteSpec {
+    /// Its rank among the kinds (GEP-1294).
     const PRECEDENCE: u8;
     /// The kind as sidecars are told.
     const PROTOCOL: Protocol;
-
-    fn parents(&self) -> &[ParentRef];
-
-    fn rule_names(&self) -> Vec<Option<&str>>;
 
     /// Its rules without what belongs to a port.
     fn rules(&self, name: &ObjectName, references: &mut References<'_>, policies: &Attachments) -> Rules;
 
     /// The filters of each rule, with their paths.
-    fn filters(&self) -> Vec<(String, &[heddle_api::crd::Filter])>;
+    fn filters(&self) -> Vec<(String, &[Filter])>;
 }
 
 /// What a route speaks.
@@ -112,24 +115,28 @@ impl Protocol {
     }
 }
 
-/// The rules of one route, in its order.
-#[derive(Debug, Clone)]
-pub(super) enum Rules {
-    Http(Vec<v1::HttpRule>),
-    Grpc(Vec<v1::GrpcRule>),
-    Tcp(v1::TcpRule),
-}
-
 /// A route that is in force.
-struct Route<'a> {
+struct Member<'a> {
     kind: &'static str,
     name: &'a ObjectName,
+    generation: i64,
     protocol: Protocol,
     precedence: u8,
     parents: Vec<&'a ParentRef>,
     rule_names: Vec<Option<&'a str>>,
     rules: Rules,
     problems: Vec<Problem>,
+}
+
+/// A route, and one of its parents that are Services, by their places.
+type Claim = (usize, usize);
+
+/// What came of a claim, over all ports that it means.
+#[derive(Default)]
+struct Verdict {
+    won: bool,
+    /// Why not, at some of the ports or at all of them.
+    lost: Vec<String>,
 }
 
 /// Binds the routes in force to `services`.
@@ -139,114 +146,124 @@ pub(super) fn bind(accepted: &Accepted, services: &Services, policies: &Policies
     collect(&accepted.http_routes, services, policies.traffic, &mut routes);
     collect(&accepted.tcp_routes, services, policies.traffic, &mut routes);
     let (mut audiences, mut refused) = (BTreeMap::new(), BTreeMap::new());
-    for (route, parent, index) in each_parent(&routes) {
-        match ports(&routes[route], parent, services) {
+    for (claim, route, parent) in each_parent(&routes) {
+        match ports(route, parent, services) {
             Ok((service, ports)) => {
-                let consumer = routes[route].name.namespace != service.namespace();
-                let client = if consumer { routes[route].name.namespace.as_str() } else { "" };
+                let consumer = route.name.namespace != service.namespace();
+                let client = if consumer { route.name.namespace.as_str() } else { "" };
                 for port in ports {
                     let audience = (service.clone(), port.port, client);
-                    audiences.entry(audience).or_insert_with(Vec::new).push((route, index));
+                    audiences.entry(audience).or_insert_with(Vec::new).push(claim);
                 }
             }
             Err(condition) => {
-                refused.insert((route, index), condition);
+                refused.insert(claim, condition);
             }
         }
     }
-    let (mut sets, mut won, mut lost) = (BTreeMap::<_, Vec<_>>::new(), Vec::new(), BTreeMap::new());
+    let (mut sets, mut verdicts) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<Claim, Verdict>::new());
     for ((service, port, client), claims) in audiences {
-        let Some(winner) = claims.iter().map(|(route, _)| &routes[*route]).min_by_key(|r| r.precedence)
-        else {
-            continue;
-        };
-        let mut members: Vec<&Route<'_>> = Vec::new();
-        for (route, parent) in &claims {
-            let candidate = &routes[*route];
-            let alone = winner.protocol == Protocol::Tcp && !members.is_empty();
-            if candidate.kind != winner.kind || alone {
-                let message = format!("port {port} belongs to {} {}", winner.kind, winner.name);
-                lost.insert((*route, *parent), status::accepted(false, "Conflicted", message));
-                continue;
-            }
-            members.push(candidate);
-            won.push((*route, *parent));
-        }
+        let Some(members) = members(&routes, &claims, port, &mut verdicts) else { continue };
         let name = services.resources.get(&service).and_then(|s| s.ports.iter().find(|p| p.port == port));
         let name = name.map_or("", |port| port.name.as_str());
         let rules = merged(&members, &service, name, policies);
         let set = v1::RouteSet { port, client_namespace: client.into(), rules: Some(rules) };
         sets.entry(service).or_default().push(set);
     }
-    // One port is enough to be accepted.
-    let won: std::collections::BTreeSet<(usize, usize)> = won.into_iter().collect();
-    let outcome = |route: usize, parents: &[&ParentRef]| {
-        let parents = parents.iter().enumerate().map(|(index, parent)| {
-            let key = (route, index);
-            let condition = if won.contains(&key) {
-                status::accepted(true, "Accepted", "the route is in force".into())
-            } else {
-                let failed = lost.get(&key).or_else(|| refused.get(&key)).cloned();
-                failed.unwrap_or_else(|| status::accepted(false, "NoMatchingParent", "no port".into()))
+    let mut outcome = |(index, route): (usize, &Member<'_>)| {
+        let parents = route.parents.iter().enumerate().map(|(place, parent)| {
+            let claim = (index, place);
+            let condition = match refused.get(&claim) {
+                Some(condition) => condition.clone(),
+                None => status::at_ports(&verdicts.remove(&claim).unwrap_or_default()),
             };
             ((*parent).clone(), condition)
         });
-        parents.collect()
-    };
-    let outcomes = routes.iter().enumerate().map(|(index, route)| {
-        let parents = outcome(index, &route.parents);
+        let parents = parents.collect();
         let resolved = status::resolved(&route.problems);
-        ((route.kind, route.name.clone()), Outcome { parents, resolved })
-    });
-    let outcomes = outcomes.collect();
+        ((route.kind, route.name.clone()), Outcome { parents, resolved, generation: route.generation })
+    };
+    let outcomes = routes.iter().enumerate().map(&mut outcome).collect();
     Bound { sets, outcomes }
 }
 
-/// Each Service that a route attaches to, with its place among them.
-fn each_parent<'a>(routes: &'a [Route<'_>]) -> impl Iterator<Item = (usize, &'a ParentRef, usize)> {
-    routes.iter().enumerate().flat_map(|(route, value)| {
-        value.parents.iter().enumerate().map(move |(index, parent)| (route, *parent, index))
+/// The routes whose rules hold at a port for an audience, of those that claim it, from the oldest on.
+fn members<'r, 'a>(
+    routes: &'r [Member<'a>],
+    claims: &[Claim],
+    port: u32,
+    verdicts: &mut BTreeMap<Claim, Verdict>,
+) -> Option<Vec<&'r Member<'a>>> {
+    let winner = claims.iter().map(|(route, _)| &routes[*route]).min_by_key(|route| route.precedence)?;
+    let mut members: Vec<&Member<'_>> = Vec::new();
+    for claim in claims {
+        let candidate = &routes[claim.0];
+        let verdict = verdicts.entry(*claim).or_default();
+        // Two references of one route may mean the same port in different words.
+        let known = members.last().is_some_and(|last| std::ptr::eq(*last, candidate));
+        let alone = winner.protocol == Protocol::Tcp && !members.is_empty();
+        if known {
+            verdict.won = true;
+        } else if candidate.kind != winner.kind || alone {
+            verdict.lost.push(format!("port {port} belongs to {} {}", winner.kind, winner.name));
+        } else {
+            verdict.won = true;
+            members.push(candidate);
+        }
+    }
+    Some(members)
+}
+
+/// Each Service that a route attaches to.
+fn each_parent<'r, 'a>(
+    routes: &'r [Member<'a>],
+) -> impl Iterator<Item = (Claim, &'r Member<'a>, &'a ParentRef)> {
+    routes.iter().enumerate().flat_map(|(index, route)| {
+        route.parents.iter().enumerate().map(move |(place, parent)| ((index, place), route, *parent))
     })
 }
 
-fn collect<'a, T: RouteKind>(
-    versions: &'a Versions<T>,
+fn collect<'a, S: MeshSpec>(
+    versions: &'a Versions<Route<S>>,
     services: &Services,
     policies: &Attachments,
-    routes: &mut Vec<Route<'a>>,
+    routes: &mut Vec<Member<'a>>,
 ) {
     for route in oldest_first(versions) {
-        let mut references = References::new(&route.name.namespace, T::PROTOCOL, services);
-        let rules = route.value.rules(&route.name, &mut references, policies);
-        routes.push(Route {
-            kind: T::KIND,
+        let Route { metadata, spec } = &route.value;
+        let mut references = References::new(&route.name.namespace, S::PROTOCOL, services);
+        let rules = spec.rules(&route.name, &mut references, policies);
+        routes.push(Member {
+            kind: S::KIND,
             name: &route.name,
-            protocol: T::PROTOCOL,
-            precedence: T::PRECEDENCE,
-            parents: service_parents(&route.value),
-            rule_names: route.value.rule_names(),
+            generation: metadata.generation,
+            protocol: S::PROTOCOL,
+            precedence: S::PRECEDENCE,
+            parents: service_parents(spec),
+            rule_names: spec.rule_names().collect(),
             rules,
             problems: references.into_problems(),
         });
     }
 }
 
-fn service_parents<T: RouteKind>(route: &T) -> Vec<&ParentRef> {
-    route.parents().iter().filter(|parent| parent.is_service()).collect()
+fn service_parents(spec: &impl RouteSpec) -> Vec<&ParentRef> {
+    spec.parent_refs().iter().filter(|parent| parent.is_service()).collect()
 }
 
 /// The ports that `parent` means.
 fn ports<'s>(
-    route: &Route<'_>,
+    route: &Member<'_>,
     parent: &ParentRef,
     services: &'s Services,
 ) -> Result<(ServiceName, Vec<&'s v1::ServicePort>), Condition> {
     let namespace = parent.namespace.as_ref().unwrap_or(&route.name.namespace);
     let refuse = |reason, message| Err(status::accepted(false, reason, message));
     let found = ServiceName::new(namespace, &parent.name).ok();
-    let found = found.and_then(|name| Some((services.resources.get(&name)?, name)));
+    let found = found.and_then(|name| Some((services.declared_as("Service", &name)?, name)));
     let Some((service, name)) = found else {
-        return refuse("NoMatchingParent", format!("Service {namespace}/{} does not exist", parent.name));
+        let message = format!("there is no Service {namespace}/{}, or it is an ExternalName", parent.name);
+        return refuse("NoMatchingParent", message);
     };
     if services.headless.contains(&name) {
         let message = format!("Service {name} is headless: clients speak to its endpoints, not to it");
@@ -270,33 +287,33 @@ fn ports<'s>(
 
 /// The rules of routes of one kind, each with its policies at that port.
 fn merged(
-    routes: &[&Route<'_>],
+    routes: &[&Member<'_>],
     service: &ServiceName,
     port: &str,
     policies: &Policies<'_>,
 ) -> v1::route_set::Rules {
     let (mut http, mut grpc, mut tcp) = (Vec::new(), Vec::new(), None);
     for route in routes {
-        let place = |index: usize| {
-            let rule = route.rule_names.get(index).copied().flatten();
-            RuleRef { kind: route.kind, route: route.name, rule }
+        let rules = match &route.rules {
+            Rules::Requests(rules) => rules,
+            Rules::Tcp(rule) => {
+                tcp = Some(rule.clone());
+                continue;
+            }
         };
-        match &route.rules {
-            Rules::Http(rules) => http.extend(rules.iter().enumerate().map(|(index, rule)| v1::HttpRule {
-                policy: policies.traffic.rule(service, port, place(index)),
-                faults: policies.faults.rule(place(index)),
-                mark: policies.mark(place(index), index, &rule.backends),
-                canary: policies.canary(rule.canary.as_ref(), service, port, place(index)),
-                ..rule.clone()
-            })),
-            Rules::Grpc(rules) => grpc.extend(rules.iter().enumerate().map(|(index, rule)| v1::GrpcRule {
-                policy: policies.traffic.rule(service, port, place(index)),
-                faults: policies.faults.rule(place(index)),
-                mark: policies.mark(place(index), index, &rule.backends),
-                canary: policies.canary(rule.canary.as_ref(), service, port, place(index)),
-                ..rule.clone()
-            })),
-            Rules::Tcp(rule) => tcp = Some(rule.clone()),
+        for (index, rule) in rules.iter().enumerate() {
+            let name = route.rule_names.get(index).copied().flatten();
+            let place = RuleRef { kind: route.kind, route: route.name, rule: name };
+            let at_port = AtPort {
+                policy: policies.traffic.rule(service, port, place),
+                faults: policies.faults.rule(place),
+                mark: policies.mark(place, index, &rule.backends),
+                canary: policies.canary(rule.canary.as_ref(), service, port, place),
+            };
+            match rule.clone().at(at_port) {
+                WireRule::Http(rule) => http.push(rule),
+                WireRule::Grpc(rule) => grpc.push(rule),
+            }
         }
     }
     match routes.first().map(|route| route.protocol) {
@@ -307,16 +324,17 @@ fn merged(
 }
 
 /// What the route asks for and this version would not do.
-pub(super) fn unsupported<T: RouteKind>(route: &T) -> Vec<Violation> {
-    route.filters().into_iter().flat_map(|(path, filters)| unsupported_filters(&path, filters)).collect()
+pub(super) fn unsupported<S: MeshSpec>(route: &Route<S>) -> Vec<Violation> {
+    route.spec.filters().into_iter().flat_map(|(path, filters)| unsupported_filters(&path, filters)).collect()
 }
 
 /// The parents that do not exist or are none of the mesh's.
-pub(super) fn unresolved<T: RouteKind>(route: &Sourced<T>, services: &Services) -> Vec<String> {
-    let missing = route.value.parents().iter().filter_map(|parent| {
+pub(super) fn unresolved<S: RouteSpec>(route: &Sourced<Route<S>>, services: &Services) -> Vec<String> {
+    let missing = route.value.spec.parent_refs().iter().filter_map(|parent| {
         let namespace = parent.namespace.as_ref().unwrap_or(&route.name.namespace);
         let name = ServiceName::new(namespace, &parent.name);
-        let exists = parent.is_service() && name.is_ok_and(|name| services.resources.contains_key(&name));
+        let exists =
+            parent.is_service() && name.is_ok_and(|name| services.declared_as("Service", &name).is_some());
         (!exists).then(|| format!("{} {namespace}/{}", parent.kind, parent.name))
     });
     missing.collect()
@@ -324,15 +342,22 @@ pub(super) fn unresolved<T: RouteKind>(route: &Sourced<T>, services: &Services) 
 
 /// Writes into `statuses` what became of the routes at their parents.
 pub(super) fn report(objects: &Objects, services: &Services, bound: &Bound, statuses: &mut [PolicyStatus]) {
+    fn one<S: MeshSpec>(
+        routes: &Versions<Route<S>>,
+        services: &Services,
+        bound: &Bound,
+        status: &mut PolicyStatus,
+    ) {
+        if let Some(route) = routes.get(&status.object) {
+            status::report(route, services, bound, status);
+        }
+    }
     for status in statuses {
-        let kind = status.kind;
-        if let Some(route) = objects.http_routes.get(&status.object).filter(|_| kind == "HTTPRoute") {
-            status::report(&**route, services, bound, status);
-        } else if let Some(route) = objects.grpc_routes.get(&status.object).filter(|_| kind == "GRPCRoute") {
-            status::report(&**route, services, bound, status);
-        } else if let Some(route) = objects.tcp_routes.get(&status.object).filter(|_| kind == TcpRoute::KIND)
-        {
-            status::report(&**route, services, bound, status);
+        match status.kind {
+            HttpRouteSpec::KIND => one(&objects.http_routes, services, bound, status),
+            GrpcRouteSpec::KIND => one(&objects.grpc_routes, services, bound, status),
+            TcpRouteSpec::KIND => one(&objects.tcp_routes, services, bound, status),
+            _ => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use heddle_api::crd::{self, IntOrString};
+use heddle_api::crd::{self, ExternalServiceSpec, IntOrString, Kind};
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
@@ -27,7 +27,22 @@ pub(super) struct Services {
     pub(super) declared: Declared,
     /// Those without an address of their own, though they are declared.
     pub(super) headless: BTreeSet<ServiceName>,
+    /// Those that an ExternalService is, or adds to, and whether there is a Service of that name, too.
+    pub(super) external: BTreeMap<ServiceName, bool>,
     pub(super) pods: Pods,
+}
+
+impl Services {
+    /// The service that an object of this kind and name is: a Service or an ExternalService.
+    pub(super) fn declared_as(&self, kind: &str, name: &ServiceName) -> Option<&v1::Service> {
+        let external = self.external.get(name);
+        let declared = match kind {
+            ExternalServiceSpec::KIND => external.is_some(),
+            // Workloads that registered without a Service are one, too.
+            _ => external.is_none_or(|also| *also),
+        };
+        self.resources.get(name).filter(|_| declared)
+    }
 }
 
 /// A port of a service and where it leads.
@@ -81,6 +96,7 @@ pub(super) fn compile(inputs: &Inputs<'_>) -> Services {
         addresses: BTreeMap::new(),
         declared: Declared::default(),
         headless: BTreeSet::new(),
+        external: BTreeMap::new(),
         pods: Pods::default(),
     };
     let mut declared = BTreeMap::new();

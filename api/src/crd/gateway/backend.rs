@@ -65,7 +65,7 @@ impl From<Wire> for BackendRef {
 impl BackendObject {
     /// Whether it is a Service.
     pub fn is_service(&self) -> bool {
-        self.group.is_empty() && self.kind == "Service"
+        super::is_core_group(&self.group) && self.kind == "Service"
     }
 
     /// Whether it is an ExternalService.

@@ -63,8 +63,9 @@ impl<'a> References<'a> {
             return Err(Problem { reason: "InvalidKind", message });
         }
         let found = ServiceName::new(namespace, name).ok();
-        let Some(service) = found.and_then(|name| self.services.resources.get(&name)) else {
-            let message = format!("{kind} {namespace}/{name} does not exist");
+        let Some(service) = found.and_then(|name| self.services.declared_as(kind, &name)) else {
+            let alias = if object.is_service() { ", or it is an ExternalName" } else { "" };
+            let message = format!("there is no {kind} {namespace}/{name}{alias}");
             return Err(Problem { reason: "BackendNotFound", message });
         };
         let Some(declared) = service.ports.iter().find(|declared| declared.port == port) else {

@@ -1,120 +1,214 @@
 //! Rules of routes, as sidecars read them.
 
+use std::borrow::Cow;
+
 use heddle_api::crd::{
-    BackendRef, Canary, CanaryBy, Filter, GatewayDuration, GrpcMatch, GrpcRoute, HeaderCondition,
-    HeaderMatch, HttpMatch, HttpRoute, ParentRef, PathMatch, QueryMatch, RouteSpec, RuleRetry, RuleTimeouts,
-    SessionCarrier, SessionPersistence, TcpRoute, TextMatch,
+    BackendRef, Canary, CanaryBy, Filter, GatewayDuration, GrpcRouteSpec, GrpcRule, HeaderCondition,
+    HttpRouteSpec, HttpRule, RouteSpec, RuleRetry, RuleTimeouts, SessionCarrier, SessionPersistence,
+    TcpRouteSpec,
 };
 use heddle_api::discovery::v1;
 
 use super::references::References;
-use super::{Protocol, RouteKind, Rules, filters};
-use crate::compile::policies::Judged;
+use super::{MeshSpec, Protocol, filters, matches};
 use crate::compile::traffic::{Attachments, RuleRef, duration};
 use crate::source::ObjectName;
 
-impl RouteKind for HttpRoute {
+/// The rules of one route, in its order.
+#[derive(Debug, Clone)]
+pub(in crate::compile) enum Rules {
+    /// About requests.
+    Requests(Vec<RequestRule>),
+    /// About connections.
+    Tcp(v1::TcpRule),
+}
+
+/// A rule about requests: what those of HTTPRoutes and of GRPCRoutes have in
+/// common, as sidecars read it, and what one of them has alone.
+#[derive(Debug, Clone)]
+pub(in crate::compile) struct RequestRule {
+    route: String,
+    name: String,
+    filters: Vec<v1::HttpFilter>,
+    pub(super) backends: Vec<v1::Backend>,
+    session: Option<v1::SessionPersistence>,
+    pub(super) canary: Option<v1::Canary>,
+    own: Own,
+}
+
+/// What a rule has that depends on its kind.
+#[derive(Debug, Clone)]
+enum Own {
+    Http { matches: Vec<v1::HttpMatch>, timeouts: Option<v1::RouteTimeouts>, retry: Option<v1::RouteRetry> },
+    Grpc { matches: Vec<v1::GrpcMatch> },
+}
+
+/// What a rule gets from the policies at a port.
+pub(super) struct AtPort {
+    pub(super) policy: Option<v1::TrafficPolicy>,
+    pub(super) faults: Vec<v1::Fault>,
+    pub(super) mark: String,
+    pub(super) canary: Option<v1::Canary>,
+}
+
+/// A rule about requests as it goes to sidecars.
+pub(super) enum WireRule {
+    Http(v1::HttpRule),
+    Grpc(v1::GrpcRule),
+}
+
+impl RequestRule {
+    /// The rule as it is at a port.
+    pub(super) fn at(self, port: AtPort) -> WireRule {
+        let Self { route, name, filters, backends, session, canary: _, own } = self;
+        let AtPort { policy, faults, mark, canary } = port;
+        match own {
+            Own::Http { matches, timeouts, retry } => WireRule::Http(v1::HttpRule {
+                route,
+                name,
+                matches,
+                filters,
+                backends,
+                timeouts,
+                retry,
+                session,
+                canary,
+                policy,
+                faults,
+                mark,
+            }),
+            Own::Grpc { matches } => WireRule::Grpc(v1::GrpcRule {
+                route,
+                name,
+                matches,
+                filters,
+                backends,
+                session,
+                canary,
+                policy,
+                faults,
+                mark,
+            }),
+        }
+    }
+}
+
+/// A rule about requests, as manifests have it.
+trait Requests {
+    fn common(&self) -> Common<'_>;
+
+    /// What depends on its kind; `when`: conditions of its policy on headers.
+    fn own(&self, when: &[HeaderCondition]) -> Own;
+}
+
+/// What manifests say in rules of both kinds.
+struct Common<'a> {
+    name: Option<&'a str>,
+    filters: &'a [Filter],
+    backends: &'a [BackendRef],
+    session: Option<&'a SessionPersistence>,
+}
+
+impl Requests for HttpRule {
+    fn common(&self) -> Common<'_> {
+        Common {
+            name: self.name.as_deref(),
+            filters: &self.filters,
+            backends: &self.backend_refs,
+            session: self.session_persistence.as_ref(),
+        }
+    }
+
+    fn own(&self, when: &[HeaderCondition]) -> Own {
+        Own::Http {
+            matches: one_at_least(&self.matches).iter().map(|wanted| matches::http(wanted, when)).collect(),
+            timeouts: self.timeouts.map(timeouts),
+            retry: self.retry.as_ref().map(retry),
+        }
+    }
+}
+
+impl Requests for GrpcRule {
+    fn common(&self) -> Common<'_> {
+        Common {
+            name: self.name.as_deref(),
+            filters: &self.filters,
+            backends: &self.backend_refs,
+            session: self.session_persistence.as_ref(),
+        }
+    }
+
+    fn own(&self, when: &[HeaderCondition]) -> Own {
+        let matches = one_at_least(&self.matches);
+        Own::Grpc { matches: matches.iter().map(|wanted| matches::grpc(wanted, when)).collect() }
+    }
+}
+
+/// A rule without a match is for everything.
+fn one_at_least<M: Clone + Default>(matches: &[M]) -> Cow<'_, [M]> {
+    if matches.is_empty() { Cow::Owned(vec![M::default()]) } else { Cow::Borrowed(matches) }
+}
+
+/// The rules of a route of `kind`.
+fn requests<R: Requests>(
+    kind: &str,
+    rules: &[R],
+    route: &ObjectName,
+    references: &mut References<'_>,
+    policies: &Attachments,
+) -> Rules {
+    let rules = rules.iter().enumerate().map(|(index, rule)| {
+        let common = rule.common();
+        let place = RuleRef { kind, route, rule: common.name };
+        RequestRule {
+            route: route.to_string(),
+            name: rule_name(common.name, index),
+            filters: filters::compile(common.filters, references),
+            backends: backends(common.backends, references),
+            session: common.session.map(session),
+            canary: policies.canary(place).map(canary),
+            own: rule.own(policies.when(place)),
+        }
+    });
+    Rules::Requests(rules.collect())
+}
+
+impl MeshSpec for HttpRouteSpec {
     const PRECEDENCE: u8 = 1;
     const PROTOCOL: Protocol = Protocol::Http;
 
-    fn parents(&self) -> &[ParentRef] {
-        &self.spec.parent_refs
-    }
-
-    fn rule_names(&self) -> Vec<Option<&str>> {
-        self.spec.rule_names().collect()
-    }
-
     fn rules(&self, name: &ObjectName, references: &mut References<'_>, policies: &Attachments) -> Rules {
-        let rules = self.spec.rules.iter().enumerate().map(|(index, rule)| {
-            let place = RuleRef { kind: Self::KIND, route: name, rule: rule.name.as_deref() };
-            let when = policies.when(place);
-            let any = [HttpMatch::default()];
-            let matches = if rule.matches.is_empty() { &any } else { rule.matches.as_slice() };
-            v1::HttpRule {
-                route: name.to_string(),
-                name: rule_name(rule.name.as_ref(), index),
-                matches: matches.iter().map(|condition| http_match(condition, when)).collect(),
-                filters: filters::compile(&rule.filters, references),
-                backends: backends(&rule.backend_refs, references),
-                timeouts: rule.timeouts.map(timeouts),
-                retry: rule.retry.as_ref().map(retry),
-                session: rule.session_persistence.as_ref().map(session),
-                canary: policies.canary(place).map(canary),
-                policy: None,
-                faults: Vec::new(),
-                mark: String::new(),
-            }
-        });
-        Rules::Http(rules.collect())
+        requests(Self::KIND, &self.rules, name, references, policies)
     }
 
     fn filters(&self) -> Vec<(String, &[Filter])> {
-        let rules =
-            self.spec.rules.iter().map(|rule| (rule.filters.as_slice(), rule.backend_refs.as_slice()));
-        with_paths(rules)
+        with_paths(&self.rules)
     }
 }
 
-impl RouteKind for GrpcRoute {
+impl MeshSpec for GrpcRouteSpec {
     const PRECEDENCE: u8 = 0;
     const PROTOCOL: Protocol = Protocol::Grpc;
 
-    fn parents(&self) -> &[ParentRef] {
-        &self.spec.parent_refs
-    }
-
-    fn rule_names(&self) -> Vec<Option<&str>> {
-        self.spec.rule_names().collect()
-    }
-
     fn rules(&self, name: &ObjectName, references: &mut References<'_>, policies: &Attachments) -> Rules {
-        let rules = self.spec.rules.iter().enumerate().map(|(index, rule)| {
-            let place = RuleRef { kind: Self::KIND, route: name, rule: rule.name.as_deref() };
-            let when = policies.when(place);
-            let any = [GrpcMatch::default()];
-            let matches = if rule.matches.is_empty() { &any } else { rule.matches.as_slice() };
-            v1::GrpcRule {
-                route: name.to_string(),
-                name: rule_name(rule.name.as_ref(), index),
-                matches: matches.iter().map(|condition| grpc_match(condition, when)).collect(),
-                filters: filters::compile(&rule.filters, references),
-                backends: backends(&rule.backend_refs, references),
-                session: rule.session_persistence.as_ref().map(session),
-                canary: policies.canary(place).map(canary),
-                policy: None,
-                faults: Vec::new(),
-                mark: String::new(),
-            }
-        });
-        Rules::Grpc(rules.collect())
+        requests(Self::KIND, &self.rules, name, references, policies)
     }
 
     fn filters(&self) -> Vec<(String, &[Filter])> {
-        let rules =
-            self.spec.rules.iter().map(|rule| (rule.filters.as_slice(), rule.backend_refs.as_slice()));
-        with_paths(rules)
+        with_paths(&self.rules)
     }
 }
 
-impl RouteKind for TcpRoute {
+impl MeshSpec for TcpRouteSpec {
     const PRECEDENCE: u8 = 2;
     const PROTOCOL: Protocol = Protocol::Tcp;
 
-    fn parents(&self) -> &[ParentRef] {
-        &self.spec.parent_refs
-    }
-
-    fn rule_names(&self) -> Vec<Option<&str>> {
-        self.spec.rule_names().collect()
-    }
-
     fn rules(&self, name: &ObjectName, references: &mut References<'_>, _: &Attachments) -> Rules {
         // Validation lets exactly one through.
-        let rule = self.spec.rules.first();
+        let rule = self.rules.first();
         Rules::Tcp(v1::TcpRule {
             route: name.to_string(),
-            name: rule_name(rule.and_then(|rule| rule.name.as_ref()), 0),
+            name: rule_name(rule.and_then(|rule| rule.name.as_deref()), 0),
             backends: rule.map(|rule| backends(&rule.backend_refs, references)).unwrap_or_default(),
         })
     }
@@ -124,16 +218,15 @@ impl RouteKind for TcpRoute {
     }
 }
 
-fn rule_name(name: Option<&String>, index: usize) -> String {
-    name.cloned().unwrap_or_else(|| index.to_string())
+fn rule_name(name: Option<&str>, index: usize) -> String {
+    name.map_or_else(|| index.to_string(), str::to_owned)
 }
 
 /// The filters of rules and of their backends.
-fn with_paths<'a>(
-    rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>,
-) -> Vec<(String, &'a [Filter])> {
+fn with_paths<R: Requests>(rules: &[R]) -> Vec<(String, &[Filter])> {
     let mut found = Vec::new();
-    for (index, (filters, backends)) in rules.enumerate() {
+    for (index, rule) in rules.iter().enumerate() {
+        let Common { filters, backends, .. } = rule.common();
         found.push((format!("spec.rules[{index}].filters"), filters));
         for (place, backend) in backends.iter().enumerate() {
             let path = format!("spec.rules[{index}].backendRefs[{place}].filters");
@@ -149,75 +242,6 @@ fn backends(backends: &[BackendRef], references: &mut References<'_>) -> Vec<v1:
         v1::Backend { filters: filters::compile(&backend.filters, references), ..compiled }
     });
     backends.collect()
-}
-
-fn http_match(condition: &HttpMatch, when: &[HeaderCondition]) -> v1::HttpMatch {
-    use v1::path_match::Path;
-    let path = condition.path.as_ref().map(|path| match path {
-        PathMatch::Exact(path) => Path::Exact(path.clone()),
-        PathMatch::Prefix(path) => Path::Prefix(path.clone()),
-        PathMatch::Regex(expression) => Path::Regex(expression.clone()),
-    });
-    v1::HttpMatch {
-        path: path.map(|path| v1::PathMatch { path: Some(path) }),
-        headers: headers(&condition.headers, when),
-        query: query(&condition.query_params),
-        method: condition.method.clone().unwrap_or_default(),
-    }
-}
-
-fn grpc_match(condition: &GrpcMatch, when: &[HeaderCondition]) -> v1::GrpcMatch {
-    let text = |text: &TextMatch| {
-        let text = match text {
-            TextMatch::Exact(text) => v1::text_match::Text::Exact(text.clone()),
-            TextMatch::Regex(expression) => v1::text_match::Text::Regex(expression.clone()),
-        };
-        v1::TextMatch { text: Some(text) }
-    };
-    let method = condition.method.as_ref();
-    v1::GrpcMatch {
-        service: method.and_then(|method| method.service.as_ref()).map(text),
-        method: method.and_then(|method| method.method.as_ref()).map(text),
-        headers: headers(&condition.headers, when),
-    }
-}
-
-/// The route's own conditions, of which the first counts for each name, and those of its policy.
-fn headers(own: &[HeaderMatch], when: &[HeaderCondition]) -> Vec<v1::HeaderMatch> {
-    use v1::header_match::Value;
-    let first = |index: usize| !own[..index].iter().any(|earlier| earlier.name == own[index].name);
-    let own = own.iter().enumerate().filter(|(index, _)| first(*index)).map(|(_, header)| {
-        let value = match &header.value {
-            TextMatch::Exact(value) => Value::Exact(value.clone()),
-            TextMatch::Regex(expression) => Value::Regex(expression.clone()),
-        };
-        v1::HeaderMatch { name: header.name.to_string(), value: Some(value) }
-    });
-    let when = when.iter().map(|condition| {
-        let set = |values: &[String]| v1::StringSet { values: values.to_vec() };
-        let value = match (&condition.one_of, &condition.not_in) {
-            (Some(values), _) => Value::In(set(values)),
-            (None, values) => Value::NotIn(set(values.as_deref().unwrap_or_default())),
-        };
-        v1::HeaderMatch { name: condition.header.to_string(), value: Some(value) }
-    });
-    own.chain(when).collect()
-}
-
-/// Of several conditions on one parameter the first counts.
-fn query(conditions: &[QueryMatch]) -> Vec<v1::QueryMatch> {
-    use v1::query_match::Value;
-    let first =
-        |index: usize| !conditions[..index].iter().any(|earlier| earlier.name == conditions[index].name);
-    let conditions = conditions.iter().enumerate().filter(|(index, _)| first(*index));
-    let conditions = conditions.map(|(_, condition)| {
-        let value = match &condition.value {
-            TextMatch::Exact(value) => Value::Exact(value.clone()),
-            TextMatch::Regex(expression) => Value::Regex(expression.clone()),
-        };
-        v1::QueryMatch { name: condition.name.clone(), value: Some(value) }
-    });
-    conditions.collect()
 }
 
 fn wire(time: Option<GatewayDuration>) -> Option<prost_types::Duration> {

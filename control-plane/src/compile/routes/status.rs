@@ -1,7 +1,11 @@
 //! What routes are told of themselves (Gateway API, `RouteStatus`).
 
+use std::collections::BTreeSet;
+
+use heddle_api::crd::{ParentRef, Route, RouteSpec};
+
 use super::references::{Problem, References};
-use super::{Bound, RouteKind, service_parents};
+use super::{Bound, MeshSpec, Verdict, service_parents};
 use crate::compile::services::Services;
 use crate::compile::traffic::Attachments;
 use crate::model::{Condition, InForce, ParentStatus, PolicyStatus};
@@ -11,13 +15,25 @@ pub(super) fn accepted(status: bool, reason: &'static str, message: String) -> C
     Condition { kind: "Accepted", status, reason, message }
 }
 
+/// Whether the route is accepted at a parent that it may attach to: one port is enough.
+pub(super) fn at_ports(verdict: &Verdict) -> Condition {
+    let lost = verdict.lost.join("; ");
+    match (verdict.won, verdict.lost.is_empty()) {
+        (true, true) => accepted(true, "Accepted", "the route is in force".into()),
+        (true, false) => accepted(true, "Accepted", format!("the route is in force at other ports: {lost}")),
+        // Not a constant of the Gateway API as yet, but its word (GEP-1294).
+        (false, _) => accepted(false, "Conflicted", lost),
+    }
+}
+
 pub(super) fn resolved(problems: &[Problem]) -> Condition {
     let Some(first) = problems.first() else {
         let message = "all references lead to something".into();
         return Condition { kind: "ResolvedRefs", status: true, reason: "ResolvedRefs", message };
     };
-    let mut messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
-    messages.dedup();
+    let mut told = BTreeSet::new();
+    let messages = problems.iter().map(|problem| problem.message.as_str());
+    let messages: Vec<&str> = messages.filter(|message| told.insert(*message)).collect();
     let message = messages.join("; ");
     Condition { kind: "ResolvedRefs", status: false, reason: first.reason, message }
 }
@@ -26,49 +42,56 @@ pub(super) fn resolved(problems: &[Problem]) -> Condition {
 ///
 /// Where the newest version is refused and the last good one is in force, a parent
 /// that both name has accepted the route in part: it fell back.
-pub(super) fn report<T: RouteKind>(
-    route: &Sourced<T>,
+pub(super) fn report<S: MeshSpec>(
+    route: &Sourced<Route<S>>,
     services: &Services,
     bound: &Bound,
     status: &mut PolicyStatus,
 ) {
-    let in_force = bound.outcomes.get(&(T::KIND, route.name.clone()));
-    let mut references = References::new(&route.name.namespace, T::PROTOCOL, services);
-    route.value.rules(&route.name, &mut references, &Attachments::default());
-    let current = resolved(&references.into_problems());
+    let spec = &route.value.spec;
+    let in_force = bound.outcomes.get(&(S::KIND, route.name.clone()));
     let refusals: Vec<String> =
         status.refusals.iter().map(|refusal| format!("{}: {}", refusal.path, refusal.message)).collect();
     let refusals = refusals.join("; ");
-    let fell_back = status.in_force == InForce::LastGood && !all_rules_refused(&route.value, status);
-    status.parents = service_parents(&route.value)
-        .into_iter()
-        .map(|parent| {
-            let outcome = in_force.and_then(|outcome| {
-                let (_, accepted) = outcome.parents.iter().find(|(other, _)| other == parent)?;
-                Some((accepted.clone(), outcome.resolved.clone()))
-            });
-            let conditions = match (status.in_force, outcome) {
-                (InForce::Current, Some((accepted, resolved))) => vec![accepted, resolved],
-                (InForce::LastGood, Some((accepted, resolved))) if fell_back && accepted.status => {
-                    let message = format!("Fall Back to the last version that was accepted: {refusals}");
-                    let partially = Condition {
-                        kind: "PartiallyInvalid",
-                        status: true,
-                        reason: "UnsupportedValue",
-                        message,
-                    };
-                    vec![accepted, resolved, partially]
-                }
-                _ => vec![accepted(false, "UnsupportedValue", refusals.clone()), current.clone()],
-            };
-            ParentStatus { parent: parent.clone(), conditions }
-        })
-        .collect();
+    let fell_back = status.in_force == InForce::LastGood && !all_rules_refused(spec, status);
+    // What is not in force was not compiled either.
+    let judged = (status.in_force != InForce::Current).then(|| {
+        let mut references = References::new(&route.name.namespace, S::PROTOCOL, services);
+        spec.rules(&route.name, &mut references, &Attachments::default());
+        resolved(&references.into_problems())
+    });
+    let at = |parent: &ParentRef| {
+        let outcome = in_force.and_then(|outcome| {
+            let (_, accepted) = outcome.parents.iter().find(|(other, _)| other == parent)?;
+            Some((accepted.clone(), outcome.resolved.clone(), outcome.generation))
+        });
+        let (conditions, last_good) = match (&judged, outcome) {
+            (None, Some((accepted, resolved, _))) => (vec![accepted, resolved], None),
+            (Some(_), Some((accepted, resolved, generation))) if fell_back && accepted.status => {
+                let message = format!("Fall Back to the last version that was accepted: {refusals}");
+                let partially =
+                    Condition { kind: "PartiallyInvalid", status: true, reason: "UnsupportedValue", message };
+                (vec![accepted, resolved, partially], Some(generation))
+            }
+            (_, outcome) => {
+                let instead = match outcome {
+                    Some((accepted, ..)) if accepted.status => {
+                        "; the last version that was accepted stays in force"
+                    }
+                    _ => "",
+                };
+                let refused = accepted(false, "UnsupportedValue", format!("{refusals}{instead}"));
+                (std::iter::once(refused).chain(judged.clone()).collect(), None)
+            }
+        };
+        ParentStatus { parent: parent.clone(), conditions, last_good }
+    };
+    status.parents = service_parents(spec).into_iter().map(at).collect();
 }
 
 /// Whether no rule is without something that is refused.
-fn all_rules_refused<T: RouteKind>(route: &T, status: &PolicyStatus) -> bool {
-    (0..route.rule_names().len()).all(|index| {
+fn all_rules_refused(spec: &impl RouteSpec, status: &PolicyStatus) -> bool {
+    (0..spec.rule_names().count()).all(|index| {
         let rule = format!("spec.rules[{index}]");
         status.refusals.iter().any(|refusal| {
             refusal

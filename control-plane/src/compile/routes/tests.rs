@@ -175,6 +175,154 @@ fn one_kind_of_route_has_a_port() {
     assert_eq!(told(&model, "GRPCRoute", "g"), [FINE]);
 }
 
+/// A route is told what it did not get, even where it got something.
+#[test]
+fn a_route_that_lost_one_of_its_ports_is_told_which() {
+    let text = USERS.to_owned()
+        + &simple("GRPCRoute", "shop", "g", ", port: 9090")
+        + &simple("HTTPRoute", "shop", "h", "");
+    let model = model(&text, &[]);
+    assert_eq!(told(&model, "HTTPRoute", "h"), [FINE]);
+    let status = model.statuses.iter().find(|status| status.kind == "HTTPRoute").unwrap();
+    let message = &status.parents[0].conditions[0].message;
+    assert_eq!(message, "the route is in force at other ports: port 9090 belongs to GRPCRoute shop/g");
+}
+
+/// It lost the port to itself, as two references to it.
+#[test]
+fn two_references_to_one_port_are_one() {
+    for kind in ["HTTPRoute", "TCPRoute"] {
+        let spec = "parentRefs:
+- {group: '', kind: Service, name: users, port: 80}
+- {group: '', kind: Service, name: users, namespace: shop, sectionName: http}
+rules: [{backendRefs: [{name: users, port: 80}]}]";
+        let model = model(&(USERS.to_owned() + &route(kind, "shop", "r", spec)), &[]);
+        assert_eq!(told(&model, kind, "r"), [FINE, FINE], "{kind}");
+        let word = if kind == "HTTPRoute" { "http" } else { "tcp" };
+        assert_eq!(sets(&model, "shop/users"), [format!("80 : {word} shop/r:0")]);
+    }
+}
+
+/// The Gateway API's own examples write it so.
+#[test]
+fn the_group_of_services_may_be_called_core() {
+    let spec = "parentRefs: [{group: core, kind: Service, name: users, port: 80}]
+rules: [{backendRefs: [{group: core, kind: Service, name: users, port: 80}]}]";
+    let model = model(&(USERS.to_owned() + &route("HTTPRoute", "shop", "r", spec)), &[]);
+    assert_eq!(told(&model, "HTTPRoute", "r"), [FINE]);
+    assert_eq!(http_rules(&model, "shop/users")[0].backends[0].invalid, "");
+}
+
+/// A name is looked for among the objects of the kind that is named.
+#[test]
+fn services_and_external_services_are_not_taken_for_each_other() {
+    let text = USERS.to_owned()
+        + "apiVersion: heddle.dev/v1alpha1\nkind: ExternalService\nmetadata: {name: payments, namespace: shop}\n\
+           spec: {hosts: [pay.example.com], ports: [{name: http, port: 80}]}\n---\n"
+        + &route(
+            "HTTPRoute",
+            "shop",
+            "r",
+            "parentRefs: [{group: '', kind: Service, name: users, port: 80}, {group: '', kind: Service, name: payments}]
+rules:
+- backendRefs:
+  - {name: payments, port: 80}
+  - {group: heddle.dev, kind: ExternalService, name: payments, port: 80}
+  - {group: heddle.dev, kind: ExternalService, name: users, port: 80}",
+        );
+    let model = model(&text, &[]);
+    let rule = http_rules(&model, "shop/users").remove(0);
+    let valid: Vec<bool> = rule.backends.iter().map(|backend| backend.invalid.is_empty()).collect();
+    assert_eq!(valid, [false, true, false]);
+    let unresolved = "not ResolvedRefs: BackendNotFound";
+    assert_eq!(
+        told(&model, "HTTPRoute", "r"),
+        [
+            format!("Accepted: Accepted, {unresolved}"),
+            format!("not Accepted: NoMatchingParent, {unresolved}")
+        ]
+    );
+    assert!(sets(&model, "shop/payments").is_empty());
+}
+
+/// GEP-1294: an alias is neither a frontend nor a backend.
+#[test]
+fn an_external_name_is_neither_parent_nor_backend() {
+    let text = USERS.to_owned()
+        + "apiVersion: v1\nkind: Service\nmetadata: {name: alias, namespace: shop}\n\
+           spec: {type: ExternalName, externalName: users.example.com, ports: [{port: 80}]}\n---\n"
+        + &route(
+            "HTTPRoute",
+            "shop",
+            "r",
+            "parentRefs: [{group: '', kind: Service, name: users, port: 80}, {group: '', kind: Service, name: alias}]
+rules: [{backendRefs: [{name: alias, port: 80}]}]",
+        );
+    let model = model(&text, &[]);
+    assert!(http_rules(&model, "shop/users")[0].backends[0].invalid.contains("ExternalName"));
+    let unresolved = "not ResolvedRefs: BackendNotFound";
+    assert_eq!(
+        told(&model, "HTTPRoute", "r"),
+        [
+            format!("Accepted: Accepted, {unresolved}"),
+            format!("not Accepted: NoMatchingParent, {unresolved}")
+        ]
+    );
+}
+
+/// GAMMA: hostnames mean nothing to a mesh, and a frontend needs no pods of its own.
+#[test]
+fn host_names_are_ignored_and_a_frontend_needs_no_endpoints() {
+    let text = USERS.to_owned()
+        + "apiVersion: v1\nkind: Service\nmetadata: {name: front, namespace: shop}\nspec: {ports: [{port: 80}]}\n---\n"
+        + &route(
+            "HTTPRoute",
+            "shop",
+            "r",
+            "hostnames: [other.example.com]
+parentRefs: [{group: '', kind: Service, name: front}]
+rules: [{backendRefs: [{name: users, port: 80}]}]",
+        );
+    let model = model(&text, &[]);
+    assert_eq!(told(&model, "HTTPRoute", "r"), [FINE]);
+    assert_eq!(sets(&model, "shop/front"), ["80 : http shop/r:0"]);
+}
+
+/// One route, parents in two namespaces: a producer's at one, a consumer's at the other.
+#[test]
+fn a_route_may_be_for_everyone_at_one_parent_and_for_its_own_at_another() {
+    let text = USERS.to_owned()
+        + MORE
+        + &route(
+            "HTTPRoute",
+            "shop",
+            "r",
+            "parentRefs:
+- {group: '', kind: Service, name: users, port: 80}
+- {group: '', kind: Service, namespace: bank, name: ledger, port: 80}
+rules: [{backendRefs: [{name: users, port: 80}]}]",
+        );
+    let model = model(&text, &[]);
+    assert_eq!(told(&model, "HTTPRoute", "r"), [FINE, FINE]);
+    assert_eq!(sets(&model, "shop/users"), ["80 : http shop/r:0"]);
+    assert_eq!(sets(&model, "bank/ledger"), ["80 shop: http shop/r:0"]);
+}
+
+/// Services come and go, and routes with them: what is told follows.
+#[test]
+fn a_parent_that_goes_takes_its_route_along_and_brings_it_back() {
+    let text = simple("HTTPRoute", "shop", "r", ", port: 80");
+    let missing = "not Accepted: NoMatchingParent, not ResolvedRefs: BackendNotFound";
+    let without = model(&text, &[]);
+    assert_eq!(told(&without, "HTTPRoute", "r"), [missing]);
+    let with = model_after(&without, &(USERS.to_owned() + &text), &[]);
+    assert_eq!(told(&with, "HTTPRoute", "r"), [FINE]);
+    assert_eq!(sets(&with, "shop/users"), ["80 : http shop/r:0"]);
+    assert_eq!(told(&model_after(&with, &text, &[]), "HTTPRoute", "r"), [missing]);
+    let unrouted = model_after(&with, USERS, &[]);
+    assert!(sets(&unrouted, "shop/users").is_empty(), "without a route everything passes");
+}
+
 #[test]
 fn the_oldest_tcp_route_has_the_connections() {
     let aged = |name: &str, year: u32| {
@@ -410,6 +558,7 @@ fn a_refused_route_falls_back_to_its_last_good_version() {
     );
     let message = &status.parents[0].conditions[2].message;
     assert!(message.starts_with("Fall Back"), "{message}");
+    assert_eq!(status.parents[0].last_good, Some(0), "files count no generations");
     let removed = |model: &Model| match http_rules(model, "shop/users")[0].filters[0].filter.clone().unwrap()
     {
         v1::http_filter::Filter::RequestHeaders(headers) => headers.remove,
@@ -422,6 +571,8 @@ fn a_refused_route_falls_back_to_its_last_good_version() {
         ["not Accepted: UnsupportedValue, ResolvedRefs: ResolvedRefs"]
     );
     assert_eq!(removed(&wholly), ["a"]);
+    let message = &wholly.statuses[0].parents[0].conditions[0].message;
+    assert!(message.ends_with("the last version that was accepted stays in force"), "{message}");
     let never = model(&version("te", "b"), &[]);
     assert_eq!(never.statuses[0].in_force, InForce::Nothing);
     assert!(sets(&never, "shop/users").is_empty());

@@ -31,10 +31,18 @@ pub(super) struct Present {
 pub(super) struct AtParent {
     parent: Value,
     said: Vec<Said>,
+    /// The generation that `Accepted` is about, if it is not the judged one.
+    last_good: Option<i64>,
 }
 
 /// The types of conditions that are ours in Heddle's kinds.
 const OURS: [&str; 3] = ["Accepted", "ResolvedRefs", "Enforced"];
+
+/// Those that are ours at the parents of routes.
+const OURS_AT_PARENTS: [&str; 3] = ["Accepted", "ResolvedRefs", "PartiallyInvalid"];
+
+/// The most entries that `status.parents` may have (Gateway API, `RouteStatus`).
+const MAX_PARENTS: usize = 32;
 
 /// What is said about a policy.
 pub(super) fn of_policy(status: &PolicyStatus, count: Option<Count>) -> Vec<Said> {
@@ -144,6 +152,7 @@ pub(super) fn of_route(parents: &[ParentStatus]) -> Vec<AtParent> {
                 message: condition.message.clone(),
             })
             .collect(),
+        last_good: status.last_good,
     };
     parents.iter().map(at).collect()
 }
@@ -156,8 +165,11 @@ pub(super) fn of_unreadable_route(
 ) -> Vec<AtParent> {
     let in_force = if last_good { InForce::LastGood } else { InForce::Nothing };
     let said = Said { reason: "UnsupportedValue", ..accepted(reasons, in_force) };
-    let services = parent_refs.iter().filter(|parent| parent["group"] == "" && parent["kind"] == "Service");
-    services.map(|parent| AtParent { parent: parent.clone(), said: vec![said.clone()] }).collect()
+    let service = |parent: &&Value| {
+        parent["kind"] == "Service" && parent["group"].as_str().is_some_and(heddle_api::crd::is_core_group)
+    };
+    let at = |parent: &Value| AtParent { parent: parent.clone(), said: vec![said.clone()], last_good: None };
+    parent_refs.iter().filter(service).map(at).collect()
 }
 
 fn reference(parent: &ParentRef) -> Value {
@@ -196,7 +208,7 @@ pub(super) fn parents(
             let at = rest.remove(place);
             let old = entry["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
             let mut entry = entry.clone();
-            entry["conditions"] = conditions::all(&at.said, old, generation, now).into();
+            entry["conditions"] = at.conditions(old, generation, now).into();
             result.push(entry);
         }
     }
@@ -204,10 +216,37 @@ pub(super) fn parents(
         result.push(json!({
             "parentRef": at.parent,
             "controllerName": CONTROLLER,
-            "conditions": conditions::all(&at.said, &[], generation, now),
+            "conditions": at.conditions(&[], generation, now),
         }));
     }
+    // Nothing at all could be written otherwise, and the entries of others are not ours to leave out.
+    while result.len() > MAX_PARENTS
+        && let Some(last) = result.iter().rposition(|entry| entry["controllerName"] == CONTROLLER)
+    {
+        result.remove(last);
+    }
     (result != entries).then_some(result)
+}
+
+impl AtParent {
+    /// What an entry of ours has to say that says `old` now: our conditions in their places, and
+    /// those that others put there.
+    fn conditions(&self, old: &[Value], generation: i64, now: &str) -> Vec<Value> {
+        let mut new = conditions::all(&self.said, old, generation, now);
+        for accepted in new.iter_mut().filter(|condition| condition["type"] == "Accepted") {
+            accepted["observedGeneration"] = self.last_good.unwrap_or(generation).into();
+        }
+        let mut result = Vec::with_capacity(old.len().max(new.len()));
+        for condition in old {
+            match new.iter().position(|new| new["type"] == condition["type"]) {
+                Some(place) => result.push(new.remove(place)),
+                None if OURS_AT_PARENTS.iter().any(|kind| condition["type"] == *kind) => {}
+                None => result.push(condition.clone()),
+            }
+        }
+        result.extend(new);
+        result
+    }
 }
 
 fn same_parent(a: &Value, b: &Value, namespace: &str) -> bool {

@@ -141,7 +141,8 @@ fn at(name: &str, port: Option<u16>, conditions: &[(&'static str, bool, &'static
         reason,
         message: "because".into(),
     };
-    ParentStatus { parent: parent(name, port), conditions: conditions.iter().map(condition).collect() }
+    let conditions = conditions.iter().map(condition).collect();
+    ParentStatus { parent: parent(name, port), conditions, last_good: None }
 }
 
 const GOOD: &[(&str, bool, &str)] = &[("Accepted", true, "Accepted"), ("ResolvedRefs", true, "ResolvedRefs")];
@@ -228,9 +229,61 @@ fn a_parent_that_appears_later_heals_the_route() {
     assert_eq!(after[0]["conditions"][1]["lastTransitionTime"], THEN);
 }
 
+/// They were dropped: the Gateway API has each controller leave alone what it does not write.
+#[test]
+fn conditions_that_others_put_into_our_entry_stay_in_their_places() {
+    let entry = json!({
+        "parentRef": {"group": "", "kind": "Service", "name": "users"},
+        "controllerName": CONTROLLER,
+        "conditions": [
+            {"type": "example.com/Audited", "status": "True"},
+            {"type": "PartiallyInvalid", "status": "True"},
+            {"type": "Accepted", "status": "False"},
+        ],
+    });
+    let after = written(&[at("users", None, GOOD)], json!({"parents": [entry]})).unwrap();
+    let types: Vec<_> =
+        after[0]["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["example.com/Audited", "Accepted", "ResolvedRefs"], "what we said once goes");
+    assert_eq!(after[0]["conditions"][0], json!({"type": "example.com/Audited", "status": "True"}));
+    assert_eq!(written(&[at("users", None, GOOD)], json!({"parents": after})), None);
+}
+
+#[test]
+fn a_route_that_fell_back_is_accepted_as_of_its_last_good_generation() {
+    let mut fell_back = at("users", None, GOOD);
+    fell_back.last_good = Some(2);
+    let after = written(&[fell_back], Value::Null).unwrap();
+    assert_eq!(after[0]["conditions"][0]["observedGeneration"], 2);
+    assert_eq!(after[0]["conditions"][1]["observedGeneration"], 3);
+}
+
+/// The API server would refuse all of them otherwise, for good.
+#[test]
+fn entries_are_no_more_than_the_definition_allows() {
+    let foreign = |index: usize| {
+        json!({
+            "parentRef": {"name": format!("gateway-{index}")},
+            "controllerName": "example.com/other",
+            "conditions": [{"type": "Accepted", "status": "True"}],
+        })
+    };
+    let before = json!({"parents": (0..30).map(foreign).collect::<Vec<_>>()});
+    let wanted: Vec<_> = (0..5).map(|index| at(&format!("s{index}"), None, GOOD)).collect();
+    let after = written(&wanted, before.clone()).unwrap();
+    let after = after.as_array().unwrap();
+    assert_eq!(after.len(), 32);
+    assert_eq!(after[..30], before["parents"].as_array().unwrap()[..]);
+    assert_eq!(
+        (&after[30]["parentRef"]["name"], &after[31]["parentRef"]["name"]),
+        (&json!("s0"), &json!("s1"))
+    );
+    assert_eq!(written(&wanted, json!({"parents": after})), None, "what is there is not written again");
+}
+
 #[test]
 fn a_route_that_cannot_be_read_is_refused_at_the_services_that_it_names() {
-    let refs = [json!({"group": "", "kind": "Service", "name": "users"}), json!({"name": "a-gateway"})];
+    let refs = [json!({"group": "core", "kind": "Service", "name": "users"}), json!({"name": "a-gateway"})];
     let wanted = of_unreadable_route(&refs, &["spec.rules[0].x: unknown field".into()], true);
     let entries = parents(&wanted, "shop", 3, &present(Value::Null), NOW).unwrap();
     assert_eq!(entries.len(), 1);
