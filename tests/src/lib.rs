@@ -26,6 +26,7 @@ pub mod open_loop;
 pub mod outside;
 pub mod pod;
 pub mod replica;
+pub mod shop;
 pub mod tokens;
 
 /// The longest that any condition may take to come true. Test machines are slow and shared.
