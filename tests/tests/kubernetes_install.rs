@@ -3,10 +3,9 @@
 //! path, and `heddle` installs, looks at, upgrades and takes away.
 
 use std::path::Path;
-use std::process::Output;
 
 use heddle_tests::cluster::{Cluster, Settings, of_heddle};
-use heddle_tests::{binary, eventually, policies};
+use heddle_tests::{eventually, policies};
 use serde_json::{Value, json};
 
 /// A folder below `manifests/`.
@@ -367,20 +366,15 @@ spec:
     assert!(explained.contains("Default: 1s"), "{explained}");
 }
 
-/// Runs `heddle` beside the cluster.
-fn heddle(cluster: &Cluster, args: &[&str]) -> Output {
-    cluster.command(binary("heddle")).args(args).output().expect("util-linux has nsenter")
-}
-
 fn printed(cluster: &Cluster, args: &[&str]) -> String {
-    let output = heddle(cluster, args);
+    let output = cluster.heddle(args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("it is text")
 }
 
 /// What `heddle check` found, by subject.
 fn found(cluster: &Cluster, args: &[&str]) -> Vec<(String, String)> {
-    let output = heddle(cluster, &[&["check", "--json"], args].concat());
+    let output = cluster.heddle(&[&["check", "--json"], args].concat());
     let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
     let text = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
     let findings = report["findings"].as_array().into_iter().flatten();
@@ -447,10 +441,10 @@ fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
     assert!(!log.contains("forbidden"), "{log}");
 
     // The same again, by what was noted; another minor version is refused.
-    let again = heddle(&cluster, &["upgrade"]);
+    let again = cluster.heddle(&["upgrade"]);
     assert_eq!(String::from_utf8_lossy(&again.stdout), mended);
     assert!(String::from_utf8_lossy(&again.stderr).contains("nothing changes"), "{again:?}");
-    let more = heddle(&cluster, &["upgrade", "--set", "replicas=3"]);
+    let more = cluster.heddle(&["upgrade", "--set", "replicas=3"]);
     assert!(String::from_utf8_lossy(&more.stderr).contains("changes  Deployment"), "{more:?}");
     let label = |version: &str| {
         let label = format!("app.kubernetes.io/version={version}");
@@ -458,13 +452,29 @@ fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
         cluster.kubectl(&args);
     };
     label("99.0.0");
-    assert!(!heddle(&cluster, &["upgrade"]).status.success());
+    assert!(!cluster.heddle(&["upgrade"]).status.success());
     is(&found(&cluster, &["--cluster"]), "version", "bad");
     label(env!("CARGO_PKG_VERSION"));
 
+    // What other settings would have made is told, and goes with the rest.
+    let fewer = cluster.heddle(&["upgrade", "--set", "networkPolicies=false"]);
+    let told = String::from_utf8_lossy(&fewer.stderr);
+    assert!(told.contains("not removed by applying: NetworkPolicy heddle-system/default-deny"), "{told}");
+    cluster.apply(&String::from_utf8_lossy(&fewer.stdout));
+
     cluster.apply(
-        "{apiVersion: v1, kind: ConfigMap, metadata: {name: heddle-trust-bundle, namespace: default}}",
+        "{apiVersion: heddle.dev/v1alpha1, kind: TelemetryPolicy, metadata: {name: all, namespace: heddle-system}, \
+         spec: {targetRefs: [{group: heddle.dev, kind: MeshConfig, name: mesh}], accessLog: {enabled: true}}}",
     );
+    let kept = cluster.heddle(&["uninstall"]);
+    let (removed, told) = (String::from_utf8_lossy(&kept.stdout), String::from_utf8_lossy(&kept.stderr));
+    assert!(told.contains("  TelemetryPolicy heddle-system/all\n"), "{told}");
+    assert!(told.contains("Secret heddle-ca"), "{told}");
+    assert!(
+        removed.contains("name: default-deny") && !removed.contains("CustomResourceDefinition"),
+        "{removed}"
+    );
+
     let removed = printed(&cluster, &["uninstall", "--crds"]);
     cluster.kubectl_with(&["delete", "--wait=false", "-f", "-"], &removed).expect("everything is there");
     eventually("everything is gone", || {
@@ -473,6 +483,8 @@ fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
         left.trim().is_empty().then_some(())
     });
     assert!(cluster.get("default", "configmap/heddle-trust-bundle").is_none());
+    let again = printed(&cluster, &["uninstall", "--crds"]);
+    assert!(!again.contains("kind: ClusterRole"), "what is gone is not asked for again: {again}");
 }
 
 /// The control plane may do what it has to, and nothing near by.

@@ -220,6 +220,114 @@ fn nothing_fails_while_pods_nodes_and_control_planes_come_and_go() {
     nothing_failed(&cluster, "control planes were back");
 }
 
+/// What `heddle check --cluster` says about a subject: its state and its words.
+fn checked(cluster: &Cluster, subject: &str) -> (String, String) {
+    let output = cluster.heddle(&["check", "--cluster", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    let findings = report["findings"].as_array().cloned().unwrap_or_default();
+    let finding = findings.iter().find(|finding| finding["subject"] == subject).expect("it is looked at");
+    let text = |field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    (text("state"), text("detail"))
+}
+
+/// The images of all containers of the shop's pods.
+fn images(cluster: &Cluster) -> String {
+    let path = "jsonpath={.items[*].spec['initContainers','containers'][*].image}";
+    cluster.kubectl(&["get", "pods", "-n", "shop", "-o", path])
+}
+
+/// The test bed runs the same programs under every tag. What another version says on the wire is played to
+/// each program by its own tests (`heddle-sidecar`, `agent::discovery`; `heddle-control-plane`, `serve`).
+#[test]
+fn an_upgrade_stops_nothing_and_sidecars_of_both_versions_speak_with_each_other() {
+    let Some(cluster) = meshed(1, &["--set", "replicas=2"]) else { return };
+    let mut numbers = env!("CARGO_PKG_VERSION").split('.').map(|n| n.parse::<u32>().expect("a number"));
+    let (major, minor) = (numbers.next().expect("the first"), numbers.next().expect("the second"));
+    let next = format!("{major}.{}.0", minor + 1);
+    shopper(&cluster, "node-0");
+    nothing_failed(&cluster, "something happened");
+
+    let images_of = [
+        format!("image=heddle/control-plane:{next}"),
+        format!("sidecar.sidecar-image=heddle/sidecar:{next}"),
+    ];
+    let upgraded = cluster.heddle(&["upgrade", "--set", &images_of[0], "--set", &images_of[1]]);
+    assert!(upgraded.status.success(), "{upgraded:?}");
+    cluster.apply(&String::from_utf8_lossy(&upgraded.stdout));
+    cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    nothing_failed(&cluster, "the control plane was upgraded");
+
+    cluster.kubectl(&["rollout", "restart", "-n", "shop", "deploy/prices"]);
+    cluster.rolled_out("shop", "deploy/prices");
+    nothing_failed(&cluster, "half of the sidecars were upgraded");
+    let running = images(&cluster);
+    let own = concat!("heddle/sidecar:", env!("CARGO_PKG_VERSION"));
+    assert!(running.contains(own) && running.contains(&format!("heddle/sidecar:{next}")), "{running}");
+    eventually("the new speak to the old", || {
+        let answer = cluster.exec("shop", "deploy/prices", "app", &["client", "http://cart/"]).ok()?;
+        (answer.contains("StatusCode=200") && answer.contains("Hostname=cart-")).then_some(())
+    });
+    assert_eq!(checked(&cluster, "version skew").0, "good");
+
+    // Back again, which is an upgrade like any other.
+    let back = cluster.heddle(&["upgrade", "--unset", "image", "--unset", "sidecar.sidecar-image"]);
+    assert!(back.status.success(), "{back:?}");
+    cluster.apply(&String::from_utf8_lossy(&back.stdout));
+    cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    cluster.kubectl(&["rollout", "restart", "-n", "shop", "deploy/prices"]);
+    cluster.rolled_out("shop", "deploy/prices");
+    nothing_failed(&cluster, "all was as it had been");
+
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: shop, annotations: {heddle.dev/sidecar-image: "heddle/sidecar:99.0.0"}}
+spec: {containers: [{name: app, image: machine, command: [sleep, "3600"]}]}
+"#,
+    );
+    let (state, detail) = checked(&cluster, "version skew");
+    assert!(state == "bad" && detail.ends_with("shop/far (99.0.0)"), "{state}: {detail}");
+}
+
+/// What a client that never stops was answered, each answer that differs from the one before.
+fn answers(cluster: &Cluster) -> Vec<String> {
+    let said = cluster.exec("shop", "caller", "app", &["uniq", "/tmp/said"]).expect("the client runs");
+    said.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn without_pods_requests_are_refused_with_the_reason_and_no_other_is() {
+    let Some(cluster) = meshed(1, &[]) else { return };
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: caller, namespace: shop}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: app
+      image: machine
+      command: [sh, -c, "while :; do curl --silent --max-time 10 -o /dev/null -w '%{http_code} %header{heddle-error}\n' http://prices/ >>/tmp/said; done"]
+"#,
+    );
+    cluster.wait("shop", "pod/caller", "condition=Ready");
+    let until = |last: &str| {
+        eventually(last, || answers(&cluster).last().is_some_and(|said| said == last).then_some(()));
+    };
+    until("200");
+    let scale = |replicas: &str| {
+        cluster.kubectl(&["scale", "-n", "shop", "deploy/prices", "--replicas", replicas]);
+        cluster.rolled_out("shop", "deploy/prices");
+    };
+    scale("0");
+    until("503 no_healthy_endpoint");
+    scale("2");
+    until("200");
+    assert_eq!(answers(&cluster), ["200", "503 no_healthy_endpoint", "200"]);
+}
+
 /// How long the API server is away, in seconds.
 const OUTAGE: &str = "HEDDLE_OUTAGE";
 

@@ -1,7 +1,7 @@
 //! What tests do to a cluster, as its operators do it.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -76,6 +76,14 @@ impl Cluster {
         let file = self.program("gateway-api-experimental.yaml");
         self.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]);
         self.kubectl(&["wait", "crd", "--all", "--for=condition=Established", WAIT]);
+    }
+
+    /// Runs `heddle` beside the cluster.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn heddle(&self, args: &[&str]) -> Output {
+        self.command(binary("heddle")).args(args).output().expect("util-linux has nsenter")
     }
 
     /// Installs Heddle with these arguments of `heddle install`, and waits until it is ready. The
