@@ -17,6 +17,7 @@ mod images;
 mod kubectl;
 mod namespaces;
 mod parts;
+mod shop;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

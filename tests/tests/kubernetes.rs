@@ -5,47 +5,10 @@ use std::process::Command;
 use heddle_tests::cluster::{Cluster, Settings};
 use heddle_tests::eventually;
 
-/// Two apps of which each has a Service.
-fn apps() -> String {
-    let app = |name: &str| {
-        format!(
-            r#"
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}, namespace: shop}}
-spec:
-  replicas: 2
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      terminationGracePeriodSeconds: 5
-      containers:
-        - name: app
-          image: gateway-api/echo-advanced:v1.5.1
-          args: [--port=8080, --grpc=7070]
-          readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
-          lifecycle: {{preStop: {{sleep: {{seconds: 1}}}}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: shop}}
-spec:
-  selector: {{app: {name}}}
-  ports: [{{name: http, port: 80, targetPort: 8080}}, {{name: grpc, port: 7070}}]
-"#
-        )
-    };
-    format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop}}}}\n{}{}", app("cart"), app("prices"))
-}
-
 #[test]
 fn a_service_is_reached_by_its_name() {
     let Some(cluster) = Cluster::start() else { return };
-    cluster.apply(&apps());
-    cluster.rolled_out("shop", "deploy/cart");
-    cluster.rolled_out("shop", "deploy/prices");
+    cluster.deploy_shop(false);
     for url in [
         "http://prices/",
         "http://prices.shop/",
@@ -155,7 +118,7 @@ fn pods_go_on_without_the_api_server_and_move_when_a_node_is_drained() {
     let Some(mut cluster) = Cluster::start_with(&Settings { nodes: 2, ..Settings::default() }) else {
         return;
     };
-    cluster.apply(&apps());
+    cluster.apply_shop(false);
     cluster.rolled_out("shop", "deploy/cart");
     let ip = "jsonpath={.spec.clusterIP}";
     let url = format!("http://{}/", cluster.kubectl(&["get", "-n", "shop", "service/cart", "-o", ip]));
@@ -186,7 +149,7 @@ fn pods_go_on_without_the_api_server_and_move_when_a_node_is_drained() {
 fn nothing_is_left_of_a_cluster() {
     let Some(cluster) = Cluster::start() else { return };
     let (process, directory) = (cluster.process(), cluster.directory().to_owned());
-    cluster.apply(&apps());
+    cluster.apply_shop(false);
     cluster.rolled_out("shop", "deploy/cart");
     drop(cluster);
     let directory_name =
