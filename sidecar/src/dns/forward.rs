@@ -38,6 +38,9 @@ pub(crate) enum Transport {
     Tcp,
 }
 
+/// Questions as they stand in queries.
+type Questions = HashSet<Box<[u8]>>;
+
 /// The host's resolvers.
 #[derive(Debug, Clone)]
 pub(crate) struct Forwarder {
@@ -45,7 +48,7 @@ pub(crate) struct Forwarder {
     /// with the network that the machine is in.
     servers: Option<Vec<SocketAddr>>,
     /// Questions that resolvers on loopback are being asked, where those may ask us in turn.
-    beside: Option<Arc<Mutex<HashSet<Box<[u8]>>>>>,
+    beside: Option<Arc<Mutex<Questions>>>,
 }
 
 impl Forwarder {
@@ -98,12 +101,12 @@ impl Forwarder {
 /// A question that is being asked, until dropped.
 struct Asking<'a> {
     question: Box<[u8]>,
-    asked: &'a Mutex<HashSet<Box<[u8]>>>,
+    asked: &'a Mutex<Questions>,
 }
 
 impl<'a> Asking<'a> {
     /// `None` if it is being asked already.
-    fn of(query: &Query<'_>, asked: &'a Mutex<HashSet<Box<[u8]>>>) -> Option<Self> {
+    fn of(query: &Query<'_>, asked: &'a Mutex<Questions>) -> Option<Self> {
         let question: Box<[u8]> = query.question().to_ascii_lowercase().into();
         let is_new = asked.lock().insert(question.clone());
         // One that was not made must not take back what another has noted.
