@@ -8,7 +8,7 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 use heddle_control_plane::compile::{Inputs, MeshDefaults, compile};
 use heddle_control_plane::keys::FoundKeys;
-use heddle_control_plane::model::{InForce, Model};
+use heddle_control_plane::model::{InForce, Model, Scores};
 use heddle_control_plane::source::Objects;
 use heddle_sidecar::explain::Service;
 use serde_json::{Value, json};
@@ -33,9 +33,13 @@ fn agreed(rule: &Value) -> bool {
         trust_domain: "heddle.local".parse().expect("it is one"),
         cluster_domain: "cluster.local".into(),
     };
-    let (registrations, found_keys) = (Vec::new(), FoundKeys::new());
-    let inputs =
-        Inputs { objects: &objects, registrations: &registrations, found_keys: &found_keys, mesh: &mesh };
+    let inputs = Inputs {
+        objects: &objects,
+        registrations: &[],
+        scores: &Scores::default(),
+        found_keys: &FoundKeys::new(),
+        mesh: &mesh,
+    };
     let model = compile(&inputs, &Model::default());
     let accepted = model.statuses[0].in_force == InForce::Current;
     let name: ServiceName = "shop/users".parse().expect("it is one");
