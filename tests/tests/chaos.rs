@@ -27,11 +27,12 @@ const POLICY: &str = "
   circuitBreaker: {consecutiveFailures: 3, open: {base: 500ms, max: 1s}, maxEjectedPercent: 80}
 ";
 
-/// What a client without a mesh does: it takes one after the other and tries once.
+/// What a client without a mesh does: it takes one after the other, whatever that did before, and tries once.
 const NONE: &str = "
   loadBalancer: {algorithm: RoundRobin}
   timeouts: {request: 5s}
   retry: {attempts: 0}
+  circuitBreaker: {consecutiveFailures: 1000000}
 ";
 
 struct Workload {
