@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tracing::{debug, info};
@@ -182,18 +183,10 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
-        let expected = SpiffeId::control_plane(self.credentials.trust().domain());
-        let connector = TlsConnector::from(Arc::new(self.credentials.client_config(expected, &[b"h2"])));
-        let address = self.address;
+        let (credentials, address) = (self.credentials.clone(), self.address);
         let connect = tower::service_fn(move |_| {
-            let connector = connector.clone();
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                // The verifier looks at the SPIFFE ID; no name is checked.
-                let name = ServerName::try_from("control-plane.heddle.internal").map_err(io::Error::other)?;
-                Ok::<_, io::Error>(TokioIo::new(connector.connect(name, stream).await?))
-            }
+            let credentials = credentials.clone();
+            async move { dial(&credentials, address).await.map(TokioIo::new) }
         });
         Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -203,6 +196,23 @@ impl Link {
             .connect_with_connector(connect)
             .await
     }
+}
+
+/// A connection to another control plane, on which both sides have proven to be one.
+///
+/// # Errors
+/// If nobody answers there, or it is somebody else.
+pub(crate) async fn dial(
+    credentials: &Arc<Credentials>,
+    address: SocketAddr,
+) -> io::Result<TlsStream<TcpStream>> {
+    let expected = SpiffeId::control_plane(credentials.trust().domain());
+    let connector = TlsConnector::from(Arc::new(credentials.client_config(expected, &[b"h2"])));
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    // The verifier looks at the SPIFFE ID; no name is checked.
+    let name = ServerName::try_from("control-plane.heddle.internal").map_err(io::Error::other)?;
+    connector.connect(name, stream).await
 }
 
 /// A stretch of listening; however it ends, what was heard holds for a while only.

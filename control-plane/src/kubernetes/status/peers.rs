@@ -13,19 +13,16 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, stream};
 use heddle_api::discovery::v1;
 use heddle_api::discovery::v1::replicas_client::ReplicasClient;
-use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::Credentials;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, warn};
 
 use super::counter::Standing;
 use super::enforcement::Count;
 use super::replicas::{Answer, Others, Told, places};
+use crate::replicas::dial;
 use crate::source::{Content, ObjectName};
 
 /// Between two rounds: about as often as sidecars' answers are added up here.
@@ -150,16 +147,8 @@ impl Peers {
     }
 
     async fn connect_to(&self, place: SocketAddr) -> Result<Channel, String> {
-        let expected = SpiffeId::control_plane(self.credentials.trust().domain());
-        let tls = TlsConnector::from(Arc::new(self.credentials.client_config(expected, &[b"h2"])));
-        let stream = async {
-            let stream = TcpStream::connect(place).await?;
-            stream.set_nodelay(true)?;
-            // The verifier looks at the SPIFFE ID; no name is checked.
-            let name = ServerName::try_from("control-plane.heddle.internal").map_err(io::Error::other)?;
-            tls.connect(name, stream).await
-        };
-        let mut stream = Some(stream.await.map_err(|error| error.to_string())?);
+        let stream = dial(&self.credentials, place).await;
+        let mut stream = Some(stream.map_err(|error| error.to_string())?);
         // A connection that ends is not made again here, but by the next question.
         let once = tower::service_fn(move |_| {
             let stream = stream.take().map(TokioIo::new);
