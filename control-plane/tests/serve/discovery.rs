@@ -1,7 +1,7 @@
 //! What is pushed, and what is not.
 
 use heddle_api::discovery::xds::DeltaDiscoveryRequest;
-use heddle_api::discovery::{Node, ResourceType, Status, v1};
+use heddle_api::discovery::{Node, v1};
 use heddle_api::version::{self, Version};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 
@@ -70,13 +70,7 @@ async fn a_refusal_is_counted_and_shown() {
     let mut discovery = web.discover("web-1").await;
     discovery.subscribe::<v1::Mesh>(&["mesh"]).await;
     let response = discovery.next().await.unwrap();
-    let nack = DeltaDiscoveryRequest {
-        type_url: v1::Mesh::TYPE_URL.into(),
-        response_nonce: response.nonce,
-        error_detail: Some(Status { code: 3, message: "egress: unknown".into(), ..Default::default() }),
-        ..Default::default()
-    };
-    discovery.requests.send(nack).await.unwrap();
+    discovery.complain(response, 3, "egress: unknown").await;
     eventually("the refusal is counted", || plane.metric("heddle_config_nacks_total{type=\"Mesh\"}") > 0.5)
         .await;
     let sidecar = &plane.json("/statuses")["sidecars"][0];
@@ -136,13 +130,7 @@ async fn what_a_sidecar_does_not_know_is_counted_apart_from_refusals() {
     let mut discovery = web.discover("web-1").await;
     discovery.subscribe::<v1::Mesh>(&["mesh"]).await;
     let response = discovery.next().await.unwrap();
-    let partly = DeltaDiscoveryRequest {
-        type_url: v1::Mesh::TYPE_URL.into(),
-        response_nonce: response.nonce,
-        error_detail: Some(Status { code: 12, message: "Mesh mesh: 77".into(), ..Default::default() }),
-        ..Default::default()
-    };
-    discovery.requests.send(partly).await.unwrap();
+    discovery.complain(response, 12, "Mesh mesh: 77").await;
     eventually("it is counted", || plane.metric("heddle_config_partial_acks_total{type=\"Mesh\"}") > 0.5)
         .await;
     assert!(plane.metric("heddle_config_nacks_total{type=\"Mesh\"}") < 0.5);

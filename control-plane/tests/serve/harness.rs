@@ -12,7 +12,7 @@ use heddle_api::discovery::v1::registry_client::RegistryClient;
 use heddle_api::discovery::v1::sign_request::Proof;
 use heddle_api::discovery::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use heddle_api::discovery::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use heddle_api::discovery::{Node, ResourceType, v1};
+use heddle_api::discovery::{self, Node, ResourceType, v1};
 use heddle_api::join_token::JoinToken;
 use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::{Credentials, TrustBundle};
@@ -387,6 +387,18 @@ impl Discovery {
         self.requests.send(request).await.unwrap();
     }
 
+    /// Says what is wrong with a response, by a code of gRPC.
+    pub(crate) async fn complain(&self, about: DeltaDiscoveryResponse, code: i32, message: &str) {
+        let detail = discovery::Status { code, message: message.into(), ..Default::default() };
+        let request = DeltaDiscoveryRequest {
+            type_url: about.type_url,
+            response_nonce: about.nonce,
+            error_detail: Some(detail),
+            ..Default::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
     pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
         let response =
             tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("a response comes")?;
@@ -415,7 +427,7 @@ impl Discovery {
     }
 }
 
-pub(crate) fn decode<T: ResourceType>(resource: &heddle_api::discovery::xds::Resource) -> T {
+pub(crate) fn decode<T: ResourceType>(resource: &discovery::xds::Resource) -> T {
     T::decode(resource.resource.as_ref().unwrap().value.as_slice()).unwrap()
 }
 

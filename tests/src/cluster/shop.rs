@@ -1,7 +1,19 @@
 //! Two plain apps, `cart` and `prices`, in namespace `shop`: what a mesh is put around, and whom its tests ask.
 
+use std::time::{Duration, Instant};
+
 use super::{Cluster, Settings, of_heddle};
 use crate::eventually;
+
+/// A policy by which nobody is served.
+const CLOSED: &str = r#"
+apiVersion: heddle.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  targetRefs: [{group: "", kind: Service, name: prices}]
+  abort: {status: 418, percent: 100}
+"#;
 
 /// The apps, each with a Service. `meshed`: sidecars are asked for.
 fn apps(meshed: bool) -> String {
@@ -86,6 +98,19 @@ impl Cluster {
     /// What the client said if it failed.
     pub fn ask(&self, url: &str) -> Result<String, String> {
         self.exec("shop", "deploy/cart", "app", &["client", url])
+    }
+
+    /// Applies a policy by which nobody is served by `prices`, and how long it took to be in effect.
+    ///
+    /// # Panics
+    /// If it is not accepted, or does not get into effect.
+    pub fn close_prices(&self) -> Duration {
+        self.apply(CLOSED);
+        let applied = Instant::now();
+        eventually("the policy is in effect", || {
+            self.ask("http://prices/").ok().filter(|answer| answer.contains("StatusCode=418"))
+        });
+        applied.elapsed()
     }
 
     /// Starts a client of `prices` on a node that never stops, and writes down what it got and what failed.

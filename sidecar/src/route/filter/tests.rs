@@ -135,17 +135,21 @@ fn the_first_filter_that_answers_does() {
     assert!(matches!(broken.answer(&head, FRONT), Some(Early::Refuse("no such filter"))));
 }
 
-#[test]
-fn a_preflight_is_answered_and_its_request_served() {
-    let cors = Cors {
+/// Requests from one origin, by any method.
+fn cors() -> Cors {
+    Cors {
         origins: [crate::route::OriginPattern::new("https://a.org").unwrap()].into(),
         credentials: false,
         methods: crate::route::Allowed::Any,
         headers: crate::route::Allowed::None,
         expose: crate::route::Allowed::None,
         max_age: crate::route::DEFAULT_MAX_AGE,
-    };
-    let filters: Filters = [Filter::Cors(cors)].into_iter().collect();
+    }
+}
+
+#[test]
+fn a_preflight_is_answered_and_its_request_served() {
+    let filters: Filters = [Filter::Cors(cors())].into_iter().collect();
     let asking = Http1Head::new(
         b"OPTIONS / HTTP/1.1\r\nhost: users\r\norigin: https://a.org\r\naccess-control-request-method: PUT\r\n",
     );
@@ -164,16 +168,8 @@ fn a_preflight_is_answered_and_its_request_served() {
 /// A page that was sent elsewhere could not follow, and what is set on every answer was not on these.
 #[test]
 fn what_a_rule_answers_itself_passes_its_filters_for_responses() {
-    let cors = Cors {
-        origins: [crate::route::OriginPattern::new("https://a.org").unwrap()].into(),
-        credentials: false,
-        methods: crate::route::Allowed::Any,
-        headers: crate::route::Allowed::None,
-        expose: crate::route::Allowed::None,
-        max_age: crate::route::DEFAULT_MAX_AGE,
-    };
     let filters: Filters = [
-        Filter::Cors(cors),
+        Filter::Cors(cors()),
         Filter::Redirect(Redirect::default()),
         Filter::ResponseHeaders(edits(&[("x-by", "mesh")], &[], &[])),
     ]
