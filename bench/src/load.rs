@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::peers::Pair;
+use crate::process::Standing;
 
 /// Saturates with HTTP/1.1; how many requests were answered.
 pub(crate) async fn wrk(
@@ -72,17 +73,20 @@ pub(crate) struct Measured {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) longest_us: f64,
+    pub(crate) slow: u64,
 }
 
 /// Runs our own generator as a process.
 pub(crate) async fn own(
+    standing: Standing,
     pair: &Pair,
     kind: &str,
     connections: usize,
     rate: u64,
     length: Duration,
 ) -> anyhow::Result<Measured> {
-    let output = Command::new(std::env::current_exe()?)
+    let output = standing
+        .command(&std::env::current_exe()?)
         .args(["load", kind, &pair.entry.to_string(), "--authority", &pair.authority])
         .args(["--connections", &connections.to_string(), "--rate", &rate.to_string()])
         .args(["--seconds", &length.as_secs().to_string()])
@@ -91,11 +95,13 @@ pub(crate) async fn own(
     ensure!(output.status.success(), "the load failed: {}", String::from_utf8_lossy(&output.stderr));
     let found: Value = serde_json::from_slice(&output.stdout)?;
     let number = |key: &str| found[key].as_f64().with_context(|| format!("no {key} in {found}"));
+    let count = |key: &str| found[key].as_u64().with_context(|| format!("no {key} in {found}"));
     Ok(Measured {
-        count: found["count"].as_u64().context("no count")?,
+        count: count("count")?,
         p50_us: number("p50_us")?,
         p99_us: number("p99_us")?,
         longest_us: number("longest_us")?,
+        slow: count("slow")?,
     })
 }
 

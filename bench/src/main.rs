@@ -19,6 +19,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::peers::Pair;
+use crate::process::Standing;
 use crate::scenario::Scenario;
 
 /// Measures Heddle side by side with Envoy and HAProxy
@@ -88,15 +89,17 @@ async fn main() -> anyhow::Result<()> {
         if cli.scenarios.is_empty() { Scenario::value_variants().to_vec() } else { cli.scenarios.clone() };
     let folder = tempfile::TempDir::with_prefix("heddle-bench-")?;
     certificates::write(folder.path())?;
-    let origin = origin::start().await?;
-    let context = peers::Context { folder: folder.path(), origin: &origin, cli: &cli };
+    let best = Standing::best().await;
     let mut raw = cli.raw.as_ref().map(std::fs::File::create).transpose().context("--raw")?;
     let mut report = report::Report::default();
     for round in 0..cli.rounds {
         for scenario in &scenarios {
             for peer in cli.peers.iter().filter(|peer| scenario.concerns(**peer)) {
+                let standing = if scenario.is_of_latency() { best } else { Standing::Ordinary };
+                let origin = origin::start(standing).await?;
+                let context = peers::Context { folder: folder.path(), origin: &origin, cli: &cli };
                 let mut pair = Pair::start(*peer, *scenario, &context).await?;
-                let result = scenario.measure(&mut pair, Duration::from_secs(cli.seconds)).await;
+                let result = scenario.measure(&mut pair, standing, Duration::from_secs(cli.seconds)).await;
                 let result = result.with_context(|| format!("{peer}, {scenario:?}, round {round}"))?;
                 pair.stop().await;
                 report::progress(round, *peer, *scenario, &result);

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::process::Process;
+use crate::process::{Process, Standing};
 
 /// A running origin.
 pub(crate) struct Origin {
@@ -25,9 +25,9 @@ pub(crate) struct Origin {
     _process: Process,
 }
 
-pub(crate) async fn start() -> anyhow::Result<Origin> {
+pub(crate) async fn start(standing: Standing) -> anyhow::Result<Origin> {
     let program = std::env::current_exe()?;
-    let mut process = Process::start(&program, &["origin"])?;
+    let mut process = Process::start_as(standing, &program, &["origin"])?;
     let (http, echo) = (process.listening("http").await?, process.listening("echo").await?);
     Ok(Origin { http, echo, _process: process })
 }

@@ -11,6 +11,45 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+/// How the processes that measure run: the load generator and the origin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Standing {
+    /// As everything else.
+    Ordinary,
+    /// Before everything else on the machine, so that what they wait for a
+    /// processor is not counted as the proxies' latency.
+    RealTime,
+}
+
+impl Standing {
+    /// The best that this user may have; what that means is told.
+    #[allow(clippy::print_stderr)]
+    pub(crate) async fn best() -> Self {
+        match Self::RealTime.command(Path::new("true")).output().await {
+            Ok(output) if output.status.success() => Self::RealTime,
+            failed => {
+                let why = match &failed {
+                    Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+                    Err(error) => format!("no chrt: {error}"),
+                };
+                eprintln!("latencies count what the load generator itself waits for a processor: {why}");
+                Self::Ordinary
+            }
+        }
+    }
+
+    pub(crate) fn command(self, program: &Path) -> Command {
+        match self {
+            Self::Ordinary => Command::new(program),
+            Self::RealTime => {
+                let mut command = Command::new("chrt");
+                command.args(["--fifo", "1"]).arg(program);
+                command
+            }
+        }
+    }
+}
+
 /// A process, killed when dropped.
 pub(crate) struct Process {
     child: Child,
@@ -24,7 +63,12 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Process {
     pub(crate) fn start(program: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut child = Command::new(program)
+        Self::start_as(Standing::Ordinary, program, arguments)
+    }
+
+    pub(crate) fn start_as(standing: Standing, program: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut child = standing
+            .command(program)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -14,12 +14,13 @@ pub(crate) struct Report(Vec<(Peer, Scenario, Outcome)>);
 /// A figure of an outcome: its name, how to find it, and whether less is better.
 type Figure = (&'static str, fn(&Outcome) -> Option<f64>);
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 8] = [
     ("per second", |o| o.per_second),
     ("CPU µs, both proxies", |o| o.cpu_us),
     ("p50 µs", |o| o.p50_us),
     ("p99 µs", |o| o.p99_us),
     ("longest µs", |o| o.longest_us),
+    ("requests over 5 ms", |o| o.slow),
     ("resident MiB, at rest", |o| o.idle_mib),
     ("resident MiB, 5,000 idle connections", |o| o.loaded_mib),
 ];

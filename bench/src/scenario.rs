@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use crate::Peer;
 use crate::load;
 use crate::peers::{Carried, Pair};
+use crate::process::Standing;
 
 /// A scenario; its name on the command line is in kebab case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Debug)]
@@ -42,6 +43,8 @@ pub(crate) struct Outcome {
     pub(crate) p50_us: Option<f64>,
     pub(crate) p99_us: Option<f64>,
     pub(crate) longest_us: Option<f64>,
+    /// Requests that took more than [`load::own::SLOW`].
+    pub(crate) slow: Option<f64>,
     /// Resident memory of the larger proxy, in MiB.
     pub(crate) idle_mib: Option<f64>,
     pub(crate) loaded_mib: Option<f64>,
@@ -83,7 +86,17 @@ impl Scenario {
         matches!(self, Self::Http1Routed | Self::RoutePush)
     }
 
-    pub(crate) async fn measure(self, pair: &mut Pair, length: Duration) -> anyhow::Result<Outcome> {
+    /// Whether it counts latencies, under a load that leaves the machine room.
+    pub(crate) fn is_of_latency(self) -> bool {
+        matches!(self, Self::Latency | Self::RoutePush)
+    }
+
+    pub(crate) async fn measure(
+        self,
+        pair: &mut Pair,
+        standing: Standing,
+        length: Duration,
+    ) -> anyhow::Result<Outcome> {
         let warm = Duration::from_secs(1);
         match self {
             Self::Http1Small | Self::Http1Large | Self::Http1Routed => {
@@ -96,24 +109,27 @@ impl Scenario {
                 saturated(pair, load::h2load(pair, length)).await
             }
             Self::TcpRoundTrip => {
-                load::own(pair, "round-trips", CONNECTIONS, 0, warm).await?;
+                load::own(standing, pair, "round-trips", CONNECTIONS, 0, warm).await?;
                 saturated(pair, async {
-                    Ok(load::own(pair, "round-trips", CONNECTIONS, 0, length).await?.count)
+                    Ok(load::own(standing, pair, "round-trips", CONNECTIONS, 0, length).await?.count)
                 })
                 .await
             }
             Self::TcpConnect => {
-                load::own(pair, "connects", 16, 0, warm).await?;
-                saturated(pair, async { Ok(load::own(pair, "connects", 16, 0, length).await?.count) }).await
+                load::own(standing, pair, "connects", 16, 0, warm).await?;
+                saturated(pair, async {
+                    Ok(load::own(standing, pair, "connects", 16, 0, length).await?.count)
+                })
+                .await
             }
             Self::Latency => {
-                load::own(pair, "open-loop", 16, RATE, warm).await?;
-                let measured = load::own(pair, "open-loop", 16, RATE, length).await?;
+                load::own(standing, pair, "open-loop", 16, RATE, warm).await?;
+                let measured = load::own(standing, pair, "open-loop", 16, RATE, length).await?;
                 Ok(Outcome::from(measured))
             }
             Self::RoutePush => {
-                load::own(pair, "open-loop", 16, RATE, warm).await?;
-                let load = load::own(pair, "open-loop", 16, RATE, length);
+                load::own(standing, pair, "open-loop", 16, RATE, warm).await?;
+                let load = load::own(standing, pair, "open-loop", 16, RATE, length);
                 let (measured, pushed) = tokio::join!(load, pair.push_routes(PUSH_EVERY, length));
                 pushed?;
                 Ok(Outcome::from(measured?))
@@ -134,6 +150,7 @@ impl From<load::Measured> for Outcome {
             p50_us: Some(measured.p50_us),
             p99_us: Some(measured.p99_us),
             longest_us: Some(measured.longest_us),
+            slow: Some(measured.slow as f64),
             ..Self::default()
         }
     }

@@ -36,6 +36,9 @@ enum Kind {
     Connects,
 }
 
+/// No request is to take longer, whatever is pushed meanwhile.
+pub(crate) const SLOW: Duration = Duration::from_millis(5);
+
 /// Latencies in microseconds.
 type Latencies = Rc<RefCell<Vec<f64>>>;
 
@@ -73,6 +76,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     let at = |quantile: f64| latencies[((latencies.len() - 1) as f64 * quantile) as usize];
     let found = serde_json::json!({
         "count": latencies.len(), "p50_us": at(0.5), "p99_us": at(0.99), "longest_us": at(1.0),
+        "slow": latencies.iter().filter(|latency| **latency > SLOW.as_secs_f64() * 1e6).count(),
     });
     println!("{found}");
     Ok(())
