@@ -268,7 +268,7 @@ fn accepts_json(accept: &[u8]) -> bool {
         let is = |name: &str| media.eq_ignore_ascii_case(name.as_bytes());
         if is("application/json") {
             json = Some(!refused);
-        } else if is("application/*") || media.to_ascii_lowercase().ends_with(b"+json") {
+        } else if is("application/*") || has_json_suffix(media) {
             json = json.or(Some(!refused));
         } else if is("*/*") {
             anything = !refused;
@@ -277,6 +277,11 @@ fn accepts_json(accept: &[u8]) -> bool {
         }
     }
     json.unwrap_or(anything && !text)
+}
+
+/// A structured syntax suffix (RFC 6839, section 3.1).
+fn has_json_suffix(media: &[u8]) -> bool {
+    media.last_chunk::<5>().is_some_and(|end| end.eq_ignore_ascii_case(b"+json"))
 }
 
 /// `q=0`, `q=0.0` and so on: not acceptable (RFC 9110, section 12.4.2).
