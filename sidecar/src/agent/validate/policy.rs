@@ -183,8 +183,13 @@ pub(super) fn duration(path: &str, value: prost_types::Duration) -> Result<Durat
     if !(0..1_000_000_000).contains(&value.nanos) {
         return Err(invalid());
     }
-    Duration::try_from(value).map_err(|_| invalid())
+    let duration = Duration::try_from(value).ok();
+    duration.filter(|duration| *duration <= LONGEST).ok_or_else(invalid)
 }
+
+/// The longest that can be written (GEP-2257): four parts of 99999 hours. Whatever the clock says, it can be
+/// added to it.
+const LONGEST: Duration = Duration::from_secs(4 * 99_999 * 3600);
 
 #[cfg(test)]
 mod tests {
@@ -248,6 +253,8 @@ mod tests {
             (v1::Retry { methods: vec!["get".into()], ..retry() }, "retry.methods[0]: "),
             (v1::Retry { buffer_bytes: Some(MAX_BUFFER + 1), ..retry() }, "retry.buffer_bytes: "),
             (v1::Retry { max_elapsed: seconds(-1), ..retry() }, "retry.max_elapsed: "),
+            // Instants that are added to it have an end.
+            (v1::Retry { max_elapsed: seconds(i64::MAX), ..retry() }, "retry.max_elapsed: "),
             (v1::Retry { hedge: Some(v1::Hedge { after: None }), ..retry() }, "retry.hedge.after: "),
             (v1::Retry { hedge: Some(v1::Hedge { after: seconds(0) }), ..retry() }, "retry.hedge.after: "),
             (v1::Retry { max_retry_after: seconds(-1), ..retry() }, "retry.max_retry_after: "),
