@@ -12,9 +12,9 @@
 //! an IPv6 answer but always an empty one, so that clients settle for IPv4.
 
 mod addresses;
-mod answer;
+pub mod answer;
 mod forward;
-mod message;
+pub mod message;
 mod names;
 mod resolver;
 mod responder;

@@ -23,15 +23,22 @@ const ALIASES: usize = 16;
 /// Addresses of one name that are used: more than any balancer needs, in bounded memory.
 const ADDRESSES: usize = 64;
 
+/// Pointers that one name may lead over. Each should lead to a label, and a name has at most 127; an
+/// answer made of pointers to pointers would keep us for as long as it has records times pointers.
+const POINTERS: usize = 127;
+
 /// Which addresses are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Family {
+pub enum Family {
+    /// Those of IPv4.
     V4,
+    /// Those of IPv6.
     V6,
 }
 
 impl Family {
-    pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     const fn kind(self) -> u16 {
         match self {
@@ -43,7 +50,7 @@ impl Family {
 
 /// What became of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// There are addresses, in order and without repetition.
     Addresses(Vec<IpAddr>, Duration),
     /// There is no such name, or none of its addresses is of the family.
@@ -53,7 +60,7 @@ pub(crate) enum Answer {
 }
 
 /// The question for a name in lower case, which is a DNS name.
-pub(crate) fn question(name: &str, family: Family) -> Vec<u8> {
+pub fn question(name: &str, family: Family) -> Vec<u8> {
     let mut bytes = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1]; // recursion desired, one additional record
     for label in name.split('.') {
         // At most 63 bytes long, or it would be no name.
@@ -77,7 +84,7 @@ pub(crate) fn is_truncated(reply: &[u8]) -> bool {
 }
 
 /// What `reply`, which repeats the question, says about the name.
-pub(crate) fn read(reply: &[u8], family: Family) -> Answer {
+pub fn read(reply: &[u8], family: Family) -> Answer {
     match code_of(reply) {
         Some(code) if code == Code::NoError as u8 => addresses(reply, family).unwrap_or(Answer::Failed),
         Some(code) if code == Code::NxDomain as u8 => Answer::Nothing,
@@ -158,7 +165,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u16> {
 /// The name at `at` in lower case, each label behind its length, and where it
 /// ends. What is compressed points back, so that it comes to an end.
 fn name(bytes: &[u8], at: usize) -> Option<(Vec<u8>, usize)> {
-    let (mut name, mut at, mut end, mut lowest) = (Vec::new(), at, None, at);
+    let (mut name, mut at, mut end, mut lowest, mut pointers) = (Vec::new(), at, None, at, 0);
     loop {
         let length = usize::from(*bytes.get(at)?);
         match length {
@@ -170,7 +177,8 @@ fn name(bytes: &[u8], at: usize) -> Option<(Vec<u8>, usize)> {
             0xc0..=0xff => {
                 end.get_or_insert(at + 2);
                 at = usize::from(number(bytes, at)? & 0x3fff);
-                if at >= lowest {
+                pointers += 1;
+                if at >= lowest || pointers > POINTERS {
                     return None;
                 }
                 lowest = at;
@@ -287,6 +295,27 @@ mod tests {
         let pointer = bytes.len() - 16;
         bytes[pointer + 1] = u8::try_from(pointer).unwrap();
         assert_eq!(read(&bytes, Family::V4), Answer::Failed);
+    }
+
+    /// Thousands of records whose owners led over thousands of pointers each kept the agent's thread
+    /// for a tenth of a second, as often as the resolver liked.
+    #[test]
+    fn a_name_of_pointers_to_pointers_is_malformed() {
+        let with = |pointers: usize| {
+            // They are the data of a record that nobody looks at; the first leads to the question's name.
+            let records = [("", 16, 9, vec![0; 2 * pointers]), ("", TYPE_A, 9, v4(1))];
+            let mut bytes = reply("a.example", Family::V4, &records);
+            let owner = bytes.len() - 16;
+            let mut to = HEADER;
+            for at in (owner - 2 * pointers..=owner).step_by(2) {
+                let pointer = 0xc000 | u16::try_from(to).unwrap();
+                bytes[at..at + 2].copy_from_slice(&pointer.to_be_bytes());
+                to = at;
+            }
+            read(&bytes, Family::V4)
+        };
+        assert_eq!(with(POINTERS - 1), found(&["192.0.2.1"], 9));
+        assert_eq!(with(POINTERS), Answer::Failed);
     }
 
     proptest! {

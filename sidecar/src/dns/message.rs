@@ -22,33 +22,41 @@ const CLASS_ANY: u16 = 255;
 /// Response codes (RFC 1035, section 4.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Code {
+pub enum Code {
+    /// It is answered, perhaps by nothing.
     NoError = 0,
+    /// The query is malformed.
     FormErr = 1,
+    /// Nobody could say.
     ServFail = 2,
+    /// There is no such name.
     NxDomain = 3,
+    /// This is not done here.
     NotImp = 4,
 }
 
 /// A query with its one question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Query<'a> {
+pub struct Query<'a> {
     bytes: &'a [u8],
     /// Where the question ends.
     end: usize,
     /// The name in lower case without a final dot; a byte that no host name has
     /// became `\`, so that it matches nothing.
-    pub(crate) name: String,
+    pub name: String,
     /// What is asked for.
-    pub(crate) kind: u16,
+    pub kind: u16,
     /// Whether the class is the Internet's.
-    pub(crate) internet: bool,
+    pub internet: bool,
 }
 
 impl<'a> Query<'a> {
     /// Reads a query. What is none is answered with the error's bytes, or not
     /// at all (`None`) where an answer could make two responders talk for ever.
-    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, Option<Vec<u8>>> {
+    ///
+    /// # Errors
+    /// The answer to what is no query with one question.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, Option<Vec<u8>>> {
         let Some(header) = bytes.first_chunk::<HEADER>() else { return Err(None) };
         if header[2] & 0x80 != 0 {
             return Err(None);
@@ -75,34 +83,34 @@ impl<'a> Query<'a> {
     }
 
     /// The whole message.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
+    pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
     /// Whether addresses of the family are asked for.
-    pub(crate) fn asks_for(&self, ipv6: bool) -> bool {
+    pub fn asks_for(&self, ipv6: bool) -> bool {
         self.kind == if ipv6 { TYPE_AAAA } else { TYPE_A } || self.kind == TYPE_ANY
     }
 
     /// An answer without records.
-    pub(crate) fn reply(&self, code: Code) -> Vec<u8> {
+    pub fn reply(&self, code: Code) -> Vec<u8> {
         self.answer(code, &[], 0)
     }
 
     /// An answer that tells the client to ask again by TCP.
-    pub(crate) fn truncated(&self) -> Vec<u8> {
+    pub fn truncated(&self) -> Vec<u8> {
         let mut reply = self.reply(Code::NoError);
         reply[2] |= 0x02;
         reply
     }
 
     /// The question: name, type and class as they were asked.
-    pub(crate) fn question(&self) -> &'a [u8] {
+    pub fn question(&self) -> &'a [u8] {
         &self.bytes[HEADER..self.end]
     }
 
     /// An answer with the addresses, for `ttl` seconds.
-    pub(crate) fn answer(&self, code: Code, addresses: &[IpAddr], ttl: u32) -> Vec<u8> {
+    pub fn answer(&self, code: Code, addresses: &[IpAddr], ttl: u32) -> Vec<u8> {
         let mut reply = self.bytes[..self.end].to_vec();
         reply[2] = 0x84 | self.bytes[2] & 0x01; // response, authoritative, recursion as desired
         reply[3] = 0x80 | code as u8; // recursion available
@@ -126,7 +134,7 @@ impl<'a> Query<'a> {
 
     /// Whether `reply` is a response to this query under the identifier `id`:
     /// anything else on the wire is late, misdirected or forged.
-    pub(crate) fn is_answered_by(&self, reply: &[u8], id: [u8; 2]) -> bool {
+    pub fn is_answered_by(&self, reply: &[u8], id: [u8; 2]) -> bool {
         reply.len() >= self.end
             && reply[..2] == id
             && reply[2] & 0x80 != 0
