@@ -5,7 +5,8 @@
 //! goes on where it stopped; where the API server has forgotten that place
 //! (410 Gone) everything is listed again. Failures are reported and tried again,
 //! with growing pauses and jitter, or as soon as another watch of the same API
-//! server works again. What is heard goes to a [`Listener`]; whether a
+//! server works again; where one finds its connection dead, the others look after
+//! theirs ([`others`]). What is heard goes to a [`Listener`]; whether a
 //! collection that is not served is waited for is up to whoever runs the watch.
 
 use std::collections::BTreeMap;
@@ -15,12 +16,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::api::{Api, WatchEvent, WatchParams};
 use kube::core::Request;
 use kube::{Client, Resource};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -30,10 +30,13 @@ pub(crate) use self::follow::{Followed, Following, follow};
 pub(crate) use self::pauses::{Pauses, jittered};
 
 use self::end::End;
+use self::others::{Others, STEADY};
 use self::pauses::LONGEST_PAUSE;
 
 mod end;
 mod follow;
+mod list;
+mod others;
 mod pauses;
 
 /// What the watches of one API server share.
@@ -41,8 +44,7 @@ pub(crate) struct ApiServer {
     pub(crate) client: Client,
     /// Whether lists can be streamed, once the API server was asked.
     streams_lists: OnceCell<bool>,
-    /// Counts watches that have come back: where one gets through, the others do, too.
-    recovered: watch::Sender<u64>,
+    others: Others,
 }
 
 /// Objects of one kind, or some of them.
@@ -90,6 +92,8 @@ pub(crate) enum Heard<T> {
     Deleted(ObjectName),
     /// From now on changes arrive as they happen.
     Live,
+    /// Perhaps they do not any more: it goes on where it stopped, and is live or lost then.
+    Doubted,
     /// Until further notice they do not. Said again when it fails again.
     Lost(Failure),
 }
@@ -138,29 +142,9 @@ pub(crate) struct Watch<L> {
 enum Said {
     Nothing,
     Live,
+    Doubted,
     Lost,
 }
-
-/// A page of a list.
-#[derive(Debug, Deserialize)]
-struct Page<T> {
-    metadata: PageMetadata,
-    items: Option<Vec<T>>,
-}
-
-/// Where the page stands.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageMetadata {
-    #[serde(default)]
-    resource_version: String,
-    /// Where the next page begins; empty after the last.
-    #[serde(default)]
-    r#continue: String,
-}
-
-/// Objects per page of a list: those that are parsed at once.
-const PAGE: u32 = 500;
 
 /// A server that does not begin to answer by then is no better than one that is away.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -183,7 +167,7 @@ const LIST_END: &str = "k8s.io/initial-events-end";
 
 impl ApiServer {
     pub(crate) fn new(client: Client) -> Arc<Self> {
-        Arc::new(Self { client, streams_lists: OnceCell::new(), recovered: watch::Sender::new(0) })
+        Arc::new(Self { client, streams_lists: OnceCell::new(), others: Others::new(STEADY) })
     }
 
     async fn streams_lists(&self) -> Result<bool, kube::Error> {
@@ -256,22 +240,56 @@ impl<L: Listener> Watch<L> {
                     self.said = Said::Nothing;
                     return Ended::NotServed;
                 }
-                End::Failed(failure) => {
-                    if begun.elapsed() > LONGEST_PAUSE {
-                        self.pauses.reset();
-                    }
-                    let mut recovered = self.server.recovered.subscribe();
-                    self.said = Said::Lost;
-                    if !self.listener.hear(Heard::Lost(failure)).await {
+                End::Silent => {
+                    self.server.others.breaks();
+                    if !self.doubt().await {
                         return Ended::Unheard;
                     }
-                    tokio::select! {
-                        () = sleep(self.pauses.next()) => {}
-                        _ = recovered.changed() => {}
-                        () = self.listener.closed() => return Ended::Unheard,
+                }
+                End::Doubted => {
+                    if !self.doubt().await {
+                        return Ended::Unheard;
+                    }
+                }
+                End::Cut(reason) => {
+                    // Who was in doubt has it from another.
+                    if self.said == Said::Live {
+                        self.server.others.breaks();
+                    }
+                    if !self.lose(Failure::Unreachable(reason), begun).await {
+                        return Ended::Unheard;
+                    }
+                }
+                End::Failed(failure) => {
+                    if !self.lose(failure, begun).await {
+                        return Ended::Unheard;
                     }
                 }
             }
+        }
+    }
+
+    /// Says that it may be dead. `false` if nobody listens.
+    async fn doubt(&mut self) -> bool {
+        debug!(collection = self.collection.path, "the watch may be dead; it goes on where it stopped");
+        self.said = Said::Doubted;
+        self.listener.hear(Heard::Doubted).await
+    }
+
+    /// Says that it does not work, and waits until it is worth another try. `false` if nobody listens.
+    async fn lose(&mut self, failure: Failure, begun: Instant) -> bool {
+        if begun.elapsed() > LONGEST_PAUSE {
+            self.pauses.reset();
+        }
+        let recovered = self.server.others.recovered();
+        self.said = Said::Lost;
+        if !self.listener.hear(Heard::Lost(failure)).await {
+            return false;
+        }
+        tokio::select! {
+            () = sleep(self.pauses.next()) => true,
+            () = recovered => true,
+            () = self.listener.closed() => false,
         }
     }
 
@@ -308,6 +326,8 @@ impl<L: Listener> Watch<L> {
             bookmarks: true,
             send_initial_events: listed.is_some(),
         };
+        // From before it is asked: what befalls another meanwhile may befall this one.
+        let mut doubt = self.server.others.doubt();
         let request = Request::new(self.collection.path.as_str())
             .watch(&parameters, self.resume.as_deref().unwrap_or_default())
             .map_err(End::impossible)?;
@@ -318,12 +338,17 @@ impl<L: Listener> Watch<L> {
             self.live().await?;
         }
         loop {
-            let event = match timeout(SILENCE, events.next()).await {
+            let event = tokio::select! {
+                event = timeout(SILENCE, events.next()) => event,
+                // A list that is under way is not taken for up to date by anybody.
+                () = doubt.arises(), if listed.is_none() => return Ok(End::Doubted),
+            };
+            let event = match event {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(kube::Error::SerdeError(error)))) => return Err(self.ask_why(&error).await),
                 Ok(Some(Err(error))) => return Err(End::of_watch(error, listed.is_some())),
                 Ok(None) if listed.is_none() => return Ok(End::Closed),
-                Err(_) if listed.is_none() => return Ok(End::Closed),
+                Err(_) if listed.is_none() => return Ok(End::Silent),
                 Ok(None) | Err(_) => return Err(End::cut()),
             };
             match event {
@@ -364,45 +389,9 @@ impl<L: Listener> Watch<L> {
         }
     }
 
-    /// All pages, and where they stand.
-    async fn list(&self) -> Result<(Vec<L::Kept>, String), End> {
-        let (mut kept, mut token) = (Vec::new(), None);
-        loop {
-            let page = self.page(PAGE, token.take()).await?;
-            kept.extend(page.items.unwrap_or_default().into_iter().map(|sent| self.listener.keep(sent)));
-            if page.metadata.r#continue.is_empty() {
-                return Ok((kept, page.metadata.resource_version));
-            }
-            token = Some(page.metadata.r#continue);
-        }
-    }
-
-    async fn page(&self, limit: u32, continue_token: Option<String>) -> Result<Page<L::Sent>, End> {
-        let parameters = ListParams {
-            label_selector: self.collection.labels.clone(),
-            field_selector: self.collection.fields.clone(),
-            limit: Some(limit),
-            continue_token,
-            ..ListParams::default()
-        };
-        let path = self.collection.path.as_str();
-        let request = Request::new(path).list(&parameters).map_err(End::impossible)?;
-        let page = timeout(ANSWER_TIMEOUT, self.server.client.request(request)).await;
-        page.map_err(|_| End::slow())?.map_err(End::of)
-    }
-
-    /// Why a watch was answered with something else than events. The client looks at the text of the
-    /// answer alone, and what is said of a path that nobody serves is none of an API: lists tell.
-    async fn ask_why(&self, error: &serde_json::Error) -> End {
-        match self.page(1, None).await {
-            Err(end) => end,
-            Ok(_) => End::Failed(Failure::Refused(format!("what it answers is no object: {error}"))),
-        }
-    }
-
     async fn live(&mut self) -> Result<(), End> {
         if self.said == Said::Lost {
-            self.server.recovered.send_modify(|count| *count += 1);
+            self.server.others.recovers();
         }
         if self.said != Said::Live {
             self.said = Said::Live;

@@ -16,6 +16,13 @@ pub(super) enum End {
     NotServed,
     /// This API server cannot stream lists.
     NoStreamedLists,
+    /// Not even bookmarks came.
+    Silent,
+    /// Another watch turned out to be dead, and this one may be, too.
+    Doubted,
+    /// No API server answered, or the connection to it was lost.
+    Cut(String),
+    /// One answered, but not with what was asked for.
     Failed(Failure),
     /// Nobody listens any more.
     Over,
@@ -25,6 +32,9 @@ impl End {
     pub(super) fn of(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(&status),
+            cut @ (kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_)) => {
+                Self::Cut(chain(&cut))
+            }
             other => Self::Failed(Failure::Unreachable(chain(&other))),
         }
     }
@@ -50,11 +60,11 @@ impl End {
     }
 
     pub(super) fn slow() -> Self {
-        Self::Failed(Failure::Unreachable(format!("no answer within {ANSWER_TIMEOUT:?}")))
+        Self::Cut(format!("no answer within {ANSWER_TIMEOUT:?}"))
     }
 
     pub(super) fn cut() -> Self {
-        Self::Failed(Failure::Unreachable("a list ended before its end".into()))
+        Self::Cut("a list ended before its end".into())
     }
 
     pub(super) fn impossible(error: kube::core::request::Error) -> Self {

@@ -96,6 +96,7 @@ where
                 }
                 return true;
             }
+            Heard::Doubted => return true,
             Heard::Lost(failure) => {
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(what = self.what, %failure, "cannot be watched; what is known stays in force");

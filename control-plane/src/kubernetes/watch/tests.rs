@@ -176,3 +176,135 @@ async fn a_collection_that_is_not_served_is_said_to_be_so() {
     let (server, _) = server("33", &[(404, &missing.to_string())]);
     assert_eq!(heard(&mut follow_maps(&server)).await, Followed::NotServed);
 }
+
+/// The connections of an API server that hears several watches: each stays open, or breaks when it is told to.
+struct Connections {
+    asked: Mutex<Vec<String>>,
+    cut: Mutex<BTreeMap<String, tokio::sync::oneshot::Sender<()>>>,
+}
+
+/// An API server whose lists are empty and whose watches never say anything; those of a path that is
+/// told to be cut end with a broken connection.
+fn silent_server(steady: Duration) -> (Arc<ApiServer>, Arc<Connections>) {
+    let connections =
+        Arc::new(Connections { asked: Mutex::new(Vec::new()), cut: Mutex::new(BTreeMap::new()) });
+    let (version, told) = (version("31"), connections.clone());
+    let service = service_fn(move |request: HttpRequest<Body>| {
+        let (path, query) =
+            (request.uri().path().to_owned(), request.uri().query().unwrap_or_default().to_owned());
+        let body = if path == "/version" {
+            axum::body::Body::from(version.clone())
+        } else if query.contains("watch=true") {
+            told.asked.lock().push(format!("{path}?{query}"));
+            let (cut, is_cut) = tokio::sync::oneshot::channel();
+            told.cut.lock().insert(path, cut);
+            axum::body::Body::from_stream(futures_util::stream::once(async move {
+                match is_cut.await {
+                    Ok(()) => Err::<bytes::Bytes, _>(std::io::Error::other("reset by peer")),
+                    Err(_) => std::future::pending().await,
+                }
+            }))
+        } else {
+            axum::body::Body::from(page("7", "", &[]))
+        };
+        async move { Ok::<_, Infallible>(Response::new(body)) }
+    });
+    let server = ApiServer {
+        client: Client::new(service, "default"),
+        streams_lists: OnceCell::new(),
+        others: Others::new(steady),
+    };
+    (Arc::new(server), connections)
+}
+
+impl Connections {
+    /// Waits until a path was asked for that often; how often it was.
+    async fn wait(&self, path: &str, times: usize) -> usize {
+        let count = || self.asked.lock().iter().filter(|asked| asked.contains(path)).count();
+        let reached = async {
+            while count() < times {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), reached).await.expect("it is asked for in time");
+        count()
+    }
+
+    fn cut(&self, path: &str) {
+        let cut = self.cut.lock().remove(&format!("/api/v1/{path}"));
+        let _ = cut.expect("it is watched").send(());
+    }
+}
+
+/// Pods were not heard of for a minute and a half after a partition, while EndpointSlices were: their
+/// watch had noticed.
+#[tokio::test]
+async fn a_watch_that_breaks_has_the_others_look_after_theirs() {
+    let (server, connections) = silent_server(Duration::from_millis(20));
+    let watch = |plural: &str| {
+        let collection = Collection { path: format!("/api/v1/{plural}"), labels: None, fields: None };
+        follow(server.clone(), collection, "them", |map: ConfigMap| map.name())
+    };
+    let mut all = ["pods", "services"].map(watch);
+    for following in &mut all {
+        assert!(matches!(following.next().await, Some(Followed::Listed(_))));
+    }
+    connections.wait("pods", 1).await;
+    connections.wait("services", 1).await;
+    connections.cut("services");
+    connections.wait("services", 2).await;
+    connections.wait("pods", 2).await;
+    let asked = connections.asked.lock();
+    let again = asked.iter().filter(|asked| asked.contains("pods")).nth(1).unwrap();
+    assert!(again.contains("resourceVersion=7"), "it goes on where it stopped: {again}");
+}
+
+/// One kind that always breaks must not have the others begin anew each time.
+#[tokio::test]
+async fn one_that_always_breaks_disturbs_the_others_seldom() {
+    let (server, connections) = silent_server(Duration::from_secs(3600));
+    let watch = |plural: &str| {
+        let collection = Collection { path: format!("/api/v1/{plural}"), labels: None, fields: None };
+        follow(server.clone(), collection, "them", |map: ConfigMap| map.name())
+    };
+    let _all = ["pods", "services"].map(watch);
+    connections.wait("pods", 1).await;
+    for times in 1..5 {
+        connections.wait("services", times).await;
+        connections.cut("services");
+    }
+    connections.wait("services", 5).await;
+    assert_eq!(connections.wait("pods", 1).await, 1);
+}
+
+#[tokio::test]
+async fn who_is_told_of_a_doubt_is_told_when_it_is_over() {
+    struct Ear(tokio::sync::mpsc::UnboundedSender<&'static str>);
+    impl Listener for Ear {
+        type Sent = ConfigMap;
+        type Kept = ();
+        fn keep(&self, _: ConfigMap) {}
+        async fn hear(&mut self, heard: Heard<()>) -> bool {
+            let word = match heard {
+                Heard::Listed(_) => "listed",
+                Heard::Live => "live",
+                Heard::Doubted => "doubted",
+                _ => "other",
+            };
+            self.0.send(word).is_ok()
+        }
+        async fn closed(&self) {
+            self.0.closed().await;
+        }
+    }
+    let (server, connections) = silent_server(Duration::ZERO);
+    let collection = Collection { path: "/api/v1/pods".into(), labels: None, fields: None };
+    let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let mut watch = Watch::new(server.clone(), collection, Ear(said));
+    let watching = tokio::spawn(async move { watch.run().await });
+    connections.wait("pods", 1).await;
+    assert_eq!((heard.recv().await, heard.recv().await), (Some("listed"), Some("live")));
+    server.others.breaks();
+    assert_eq!((heard.recv().await, heard.recv().await), (Some("doubted"), Some("live")));
+    watching.abort();
+}

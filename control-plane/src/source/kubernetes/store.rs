@@ -24,6 +24,8 @@ pub(super) enum Change {
     Deleted(ObjectName),
     /// From now on changes arrive as they happen.
     Live,
+    /// Perhaps they do not any more; it is looked.
+    Doubted,
     /// Until further notice they do not.
     Lost(Failure),
     /// The cluster does not know the kind.
@@ -66,6 +68,9 @@ enum State {
     #[default]
     Starting,
     Live,
+    /// It was live; whether it still is will be known in a moment. Nothing differs for anybody else
+    /// but in when changes are handed on.
+    Doubted,
     Lost(Failure),
     Absent,
 }
@@ -102,6 +107,10 @@ impl Store {
             }
             Change::Deleted(name) => collection.objects.remove(&name).is_some(),
             Change::Live => collection.enter(State::Live),
+            Change::Doubted => {
+                collection.enter(State::Doubted);
+                false
+            }
             Change::Lost(failure) => collection.enter(State::Lost(failure)),
             Change::Absent => {
                 collection.known = true;
@@ -136,7 +145,7 @@ impl Store {
     /// be spoken to as what it is.
     pub(super) fn standing(&self) -> Standing {
         let states = || self.collections.values().map(|collection| &collection.state);
-        if !states().any(|state| matches!(state, State::Lost(_))) {
+        if !states().any(|state| matches!(state, State::Lost(_) | State::Doubted)) {
             Standing::Whole
         } else if states().any(|state| *state == State::Live) {
             Standing::Partial
@@ -197,7 +206,7 @@ impl Store {
         let mut watches = Watches::default();
         for collection in self.collections.values() {
             match collection.state {
-                State::Live => watches.live += 1,
+                State::Live | State::Doubted => watches.live += 1,
                 State::Starting | State::Lost(_) => watches.lost += 1,
                 State::Absent => watches.absent += 1,
             }
@@ -245,9 +254,8 @@ impl Collection {
     }
 
     fn enter(&mut self, state: State) -> bool {
-        let changed = self.state != state;
-        self.state = state;
-        changed
+        let was = std::mem::replace(&mut self.state, state);
+        was != self.state && !(was == State::Doubted && self.state == State::Live)
     }
 
     fn unreachable(&self) -> Option<&str> {

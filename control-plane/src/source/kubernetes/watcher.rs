@@ -165,6 +165,7 @@ impl Listener for Ear {
                 }
                 Change::Live
             }
+            Heard::Doubted => Change::Doubted,
             Heard::Lost(failure) => {
                 self.state = Told::Served;
                 Change::Lost(failure)

@@ -136,6 +136,24 @@ fn collections_stand_together_or_do_not() {
     assert_eq!(store.standing(), Standing::Partial);
 }
 
+/// What another watch hears meanwhile waits for it; nothing else is different for anybody.
+#[test]
+fn a_watch_that_may_be_dead_is_waited_for() {
+    let mut store = store();
+    for kind in ["Service", "TrafficPolicy", "TelemetryPolicy"].map(kind) {
+        store.apply(&kind, Change::Listed(Vec::new()));
+        store.apply(&kind, Change::Live);
+    }
+    let before = store.part();
+    assert!(!store.apply(&kind("Service"), Change::Doubted));
+    assert_eq!(store.standing(), Standing::Partial);
+    assert_eq!(store.part().watches, before.watches);
+    assert!(!store.apply(&kind("Service"), Change::Live));
+    assert_eq!(store.standing(), Standing::Whole);
+    store.apply(&kind("Service"), Change::Doubted);
+    assert!(store.apply(&kind("Service"), unreachable("reset")));
+}
+
 /// Nodes report the states of pods all the time, statuses of policies are written by Heddle itself, and
 /// slices carry annotations: each of them had the whole mesh compiled.
 #[test]
