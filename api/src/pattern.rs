@@ -18,7 +18,12 @@ pub struct BadPattern(String);
 /// What one compiled expression may take, in bytes: ten of what people write fit, a repetition of
 /// repetitions does not. Where a search cannot be kept in tables it goes through all of
 /// an expression for each byte, so this bounds time, too.
-const LARGEST: usize = 128 * 1024;
+pub const LARGEST: usize = 128 * 1024;
+
+/// What the expressions of all routes at one port may take together in a sidecar, for the clients of
+/// one namespace, in bytes by [`Pattern::size`]. More than any route may ask for alone, less than would be
+/// missed. Sidecars refuse a service with more; the control plane leaves out routes that go beyond.
+pub const LARGEST_SET: usize = 32 << 20;
 
 /// The sizes that are told apart; each is tried in turn.
 const SIZES: [usize; 3] = [8 * 1024, 32 * 1024, LARGEST];

@@ -44,7 +44,7 @@ pub(crate) use pods::{Pods, Shown as ShownPod};
 pub(crate) use policies::Accepted;
 pub(crate) use rate_limits::Limited;
 use rate_limits::RateLimits;
-pub(crate) use routes::told;
+pub(crate) use routes::{Measured, told};
 pub(crate) use services::Declared;
 pub(crate) use telemetry::{AlertRules, Rule as AlertRule, Target as AlertTarget, Telemetry};
 pub(crate) use traffic::Attachments;
@@ -197,6 +197,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         &accepted,
         &services,
         &routes::Policies { traffic: &attachments, faults: &faults, rate_limits: &rate_limits, jwt: &jwt },
+        &previous.measured,
     );
     let limited = rate_limits.workloads(&services.resources, &bound.sets);
     let guarded = jwt.workloads(&services.resources, &bound.sets);
@@ -248,6 +249,7 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Model) -> Model {
         guarded,
         wanted_keys,
         known_secrets,
+        measured: bound.measured,
         accepted,
     }
 }

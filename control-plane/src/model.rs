@@ -16,8 +16,8 @@ use heddle_api::name::ServiceName;
 use heddle_api::spiffe::SpiffeId;
 
 use crate::compile::{
-    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Guarded, Hosts, KnownSecrets, Limited, Pods,
-    PortRef, RuleRef, Telemetry,
+    Accepted, AlertRules, Attachments, Declared, FieldOrigin, Guarded, Hosts, KnownSecrets, Limited,
+    Measured, Pods, PortRef, RuleRef, Telemetry,
 };
 use crate::keys::WantedKeys;
 use crate::source::{Location, ObjectName};
@@ -40,6 +40,7 @@ pub struct Model {
     pub(crate) guarded: Guarded,
     pub(crate) wanted_keys: WantedKeys,
     pub(crate) known_secrets: KnownSecrets,
+    pub(crate) measured: Measured,
 }
 
 impl Model {

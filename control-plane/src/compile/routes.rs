@@ -6,9 +6,11 @@
 //! rule means is compiled once per route ([`rules`]); what it is worth against
 //! others is decided in the sidecar, from the order that is kept here.
 
+mod binding;
 mod filters;
 mod matches;
 mod references;
+mod room;
 mod rules;
 mod status;
 pub(crate) mod told;
@@ -31,15 +33,18 @@ use super::traffic::{Attachments, RuleRef};
 use crate::model::{Condition, PolicyStatus};
 use crate::source::{ObjectName, Objects, Sourced};
 
+use binding::{Audiences, Binder};
 pub(super) use filters::unsupported as unsupported_filters;
 use references::{Problem, References};
-use rules::{AtPort, Rules, WireRule};
+pub(crate) use room::Measured;
+use rules::Rules;
 
 /// What routes make of the services.
 pub(super) struct Bound {
     /// The sets of each service, ordered by port and client namespace.
     pub(super) sets: BTreeMap<ServiceName, Vec<v1::RouteSet>>,
     outcomes: BTreeMap<RouteKey, Outcome>,
+    pub(super) measured: Measured,
 }
 
 /// Policies that attach to routes and their rules.
@@ -119,6 +124,8 @@ impl Protocol {
 struct Member<'a> {
     kind: &'static str,
     name: &'a ObjectName,
+    /// Nothing, which is older than anything, where that is not known.
+    created: Option<&'a str>,
     generation: i64,
     protocol: Protocol,
     precedence: u8,
@@ -135,25 +142,32 @@ type Claim = (usize, usize);
 #[derive(Default)]
 struct Verdict {
     won: bool,
-    /// Why not, at some of the ports or at all of them.
+    /// Who has it instead, at some of the ports or at all of them.
     lost: Vec<String>,
+    /// Where sidecars have no room for it.
+    no_room: Vec<String>,
 }
 
-/// Binds the routes in force to `services`.
-pub(super) fn bind(accepted: &Accepted, services: &Services, policies: &Policies<'_>) -> Bound {
+/// Binds the routes in force to `services`. `measured`: what was measured the last time.
+pub(super) fn bind(
+    accepted: &Accepted,
+    services: &Services,
+    policies: &Policies<'_>,
+    measured: &Measured,
+) -> Bound {
     let mut routes = Vec::new();
     collect(&accepted.grpc_routes, services, policies.traffic, &mut routes);
     collect(&accepted.http_routes, services, policies.traffic, &mut routes);
     collect(&accepted.tcp_routes, services, policies.traffic, &mut routes);
-    let (mut audiences, mut refused) = (BTreeMap::new(), BTreeMap::new());
+    let (mut wanted, mut refused) = (BTreeMap::<_, Audiences<'_>>::new(), BTreeMap::new());
     for (claim, route, parent) in each_parent(&routes) {
         match ports(route, parent, services) {
             Ok((service, ports)) => {
                 let consumer = route.name.namespace != service.namespace();
                 let client = if consumer { route.name.namespace.as_str() } else { "" };
+                let audiences = wanted.entry(service).or_default();
                 for port in ports {
-                    let audience = (service.clone(), port.port, client);
-                    audiences.entry(audience).or_insert_with(Vec::new).push(claim);
+                    audiences.entry((port.port, client)).or_default().push(claim);
                 }
             }
             Err(condition) => {
@@ -161,15 +175,13 @@ pub(super) fn bind(accepted: &Accepted, services: &Services, policies: &Policies
             }
         }
     }
-    let (mut sets, mut verdicts) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<Claim, Verdict>::new());
-    for ((service, port, client), claims) in audiences {
-        let Some(members) = members(&routes, &claims, port, &mut verdicts) else { continue };
-        let name = services.resources.get(&service).and_then(|s| s.ports.iter().find(|p| p.port == port));
-        let name = name.map_or("", |port| port.name.as_str());
-        let rules = merged(&members, &service, name, policies);
-        let set = v1::RouteSet { port, client_namespace: client.into(), rules: Some(rules) };
-        sets.entry(service).or_default().push(set);
+    let mut binder = Binder::new(&routes, services, policies, measured);
+    let mut sets = BTreeMap::new();
+    for (service, audiences) in wanted {
+        let bound = binder.bind(&service, audiences);
+        sets.insert(service, bound);
     }
+    let (mut verdicts, measured) = binder.into_verdicts();
     let mut outcome = |(index, route): (usize, &Member<'_>)| {
         let parents = route.parents.iter().enumerate().map(|(place, parent)| {
             let claim = (index, place);
@@ -184,34 +196,7 @@ pub(super) fn bind(accepted: &Accepted, services: &Services, policies: &Policies
         ((route.kind, route.name.clone()), Outcome { parents, resolved, generation: route.generation })
     };
     let outcomes = routes.iter().enumerate().map(&mut outcome).collect();
-    Bound { sets, outcomes }
-}
-
-/// The routes whose rules hold at a port for an audience, of those that claim it, from the oldest on.
-fn members<'r, 'a>(
-    routes: &'r [Member<'a>],
-    claims: &[Claim],
-    port: u32,
-    verdicts: &mut BTreeMap<Claim, Verdict>,
-) -> Option<Vec<&'r Member<'a>>> {
-    let winner = claims.iter().map(|(route, _)| &routes[*route]).min_by_key(|route| route.precedence)?;
-    let mut members: Vec<&Member<'_>> = Vec::new();
-    for claim in claims {
-        let candidate = &routes[claim.0];
-        let verdict = verdicts.entry(*claim).or_default();
-        // Two references of one route may mean the same port in different words.
-        let known = members.last().is_some_and(|last| std::ptr::eq(*last, candidate));
-        let alone = winner.protocol == Protocol::Tcp && !members.is_empty();
-        if known {
-            verdict.won = true;
-        } else if candidate.kind != winner.kind || alone {
-            verdict.lost.push(format!("port {port} belongs to {} {}", winner.kind, winner.name));
-        } else {
-            verdict.won = true;
-            members.push(candidate);
-        }
-    }
-    Some(members)
+    Bound { sets, outcomes, measured }
 }
 
 /// Each Service that a route attaches to.
@@ -236,6 +221,7 @@ fn collect<'a, S: MeshSpec>(
         routes.push(Member {
             kind: S::KIND,
             name: &route.name,
+            created: metadata.creation_timestamp.as_deref(),
             generation: metadata.generation,
             protocol: S::PROTOCOL,
             precedence: S::PRECEDENCE,
@@ -283,44 +269,6 @@ fn ports<'s>(
         return refuse("NoMatchingParent", message);
     }
     Ok((name, fitting))
-}
-
-/// The rules of routes of one kind, each with its policies at that port.
-fn merged(
-    routes: &[&Member<'_>],
-    service: &ServiceName,
-    port: &str,
-    policies: &Policies<'_>,
-) -> v1::route_set::Rules {
-    let (mut http, mut grpc, mut tcp) = (Vec::new(), Vec::new(), None);
-    for route in routes {
-        let rules = match &route.rules {
-            Rules::Requests(rules) => rules,
-            Rules::Tcp(rule) => {
-                tcp = Some(rule.clone());
-                continue;
-            }
-        };
-        for (index, rule) in rules.iter().enumerate() {
-            let name = route.rule_names.get(index).copied().flatten();
-            let place = RuleRef { kind: route.kind, route: route.name, rule: name };
-            let at_port = AtPort {
-                policy: policies.traffic.rule(service, port, place),
-                faults: policies.faults.rule(place),
-                mark: policies.mark(place, index, &rule.backends),
-                canary: policies.canary(rule.canary.as_ref(), service, port, place),
-            };
-            match rule.clone().at(at_port) {
-                WireRule::Http(rule) => http.push(rule),
-                WireRule::Grpc(rule) => grpc.push(rule),
-            }
-        }
-    }
-    match routes.first().map(|route| route.protocol) {
-        Some(Protocol::Tcp) => v1::route_set::Rules::Tcp(v1::TcpRoutes { rule: tcp }),
-        Some(Protocol::Grpc) => v1::route_set::Rules::Grpc(v1::GrpcRoutes { rules: grpc }),
-        _ => v1::route_set::Rules::Http(v1::HttpRoutes { rules: http }),
-    }
 }
 
 /// What the route asks for and this version would not do.

@@ -51,10 +51,11 @@ pub(super) struct AtPort {
     pub(super) canary: Option<v1::Canary>,
 }
 
-/// A rule about requests as it goes to sidecars.
+/// A rule as it goes to sidecars.
 pub(super) enum WireRule {
     Http(v1::HttpRule),
     Grpc(v1::GrpcRule),
+    Tcp(v1::TcpRule),
 }
 
 impl RequestRule {

@@ -17,10 +17,14 @@ pub(super) fn accepted(status: bool, reason: &'static str, message: String) -> C
 
 /// Whether the route is accepted at a parent that it may attach to: one port is enough.
 pub(super) fn at_ports(verdict: &Verdict) -> Condition {
-    let lost = verdict.lost.join("; ");
+    let lost: Vec<&str> = verdict.lost.iter().chain(&verdict.no_room).map(String::as_str).collect();
+    let lost = lost.join("; ");
     match (verdict.won, verdict.lost.is_empty()) {
         (true, true) => accepted(true, "Accepted", "the route is in force".into()),
         (true, false) => accepted(true, "Accepted", format!("the route is in force at other ports: {lost}")),
+        (false, _) if verdict.lost.is_empty() && !verdict.no_room.is_empty() => {
+            accepted(false, "UnsupportedValue", lost)
+        }
         // Not a constant of the Gateway API as yet, but its word (GEP-1294).
         (false, _) => accepted(false, "Conflicted", lost),
     }

@@ -643,3 +643,38 @@ proptest! {
         prop_assert_eq!(found, expected);
     }
 }
+
+/// Sidecars could not read the service any more, and with it nothing of it would have changed again.
+#[test]
+fn routes_that_no_sidecar_has_room_for_are_refused_the_youngest_first() {
+    let mut text = USERS.to_owned();
+    let names: Vec<String> = (b'a'..b'a' + 16).map(|letter| format!("r-{}", char::from(letter))).collect();
+    for name in &names {
+        let rules = "- backendRefs: [{name: users, port: 80}]\n".repeat(16);
+        let spec =
+            format!("parentRefs: [{{group: '', kind: Service, name: users, port: 80}}]\nrules:\n{rules}");
+        text += &route("HTTPRoute", "shop", name, &spec);
+    }
+    let targets: String = names
+        .iter()
+        .map(|name| format!("  - {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {name}}}\n"))
+        .collect();
+    text += &format!(
+        "apiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: large, namespace: shop}}\n\
+         spec:\n  targetRefs:\n{targets}  fallback:\n    on: [Timeout]\n    steps: [{{response: {{status: 200, \
+         body: {}}}}}]\n",
+        "x".repeat(64 << 10)
+    );
+    let model = model(&text, &[]);
+    let service = model.resource::<v1::Service>("shop/users").unwrap();
+    assert!((14 << 20..17 << 20).contains(&service.bytes.len()), "{}", service.bytes.len());
+    assert_eq!(told(&model, "HTTPRoute", "r-a"), [FINE]);
+    assert_eq!(told(&model, "HTTPRoute", "r-o"), [FINE]);
+    assert_eq!(
+        told(&model, "HTTPRoute", "r-p"),
+        ["not Accepted: UnsupportedValue, ResolvedRefs: ResolvedRefs"]
+    );
+    let status = model.statuses.iter().find(|status| status.object.name == "r-p").unwrap();
+    let message = &status.parents[0].conditions[0].message;
+    assert!(message.starts_with("there is no room for it at port 80: it takes 1"), "{message}");
+}

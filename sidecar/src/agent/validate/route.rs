@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
+use heddle_api::pattern::LARGEST_SET;
 use prost::Message;
 
 use super::{Invalid, fault, jwt, policy, port, rate_limit};
@@ -21,10 +22,6 @@ mod filter;
 
 /// The largest weight of a backend (Gateway API, `BackendRef`).
 const MAX_WEIGHT: u32 = 1_000_000;
-
-/// What the expressions of one set may take together, in bytes. More than any route may
-/// ask for alone (`heddle_api::crd`), less than would be missed.
-const MAX_EXPRESSIONS: usize = 32 << 20;
 
 /// Leaves out what is for the clients of other namespaces than `namespace`: nothing that they are
 /// told costs memory here, and nothing that is wrong with it keeps the service from being known.
@@ -71,7 +68,7 @@ fn set(mut wire: v1::RouteSet, ports: &[Port], before: &[PortRoutes]) -> Result<
     if let Some(same) = before.iter().find(|before| before.encoded == encoded) {
         return Ok(same.clone());
     }
-    let mut left = MAX_EXPRESSIONS;
+    let mut left = LARGEST_SET;
     // Counted while they are compiled: what is too much is not there when it is refused.
     let mut spend = |sizes: &mut dyn Iterator<Item = usize>| match left.checked_sub(sizes.sum()) {
         Some(rest) => {
@@ -79,7 +76,7 @@ fn set(mut wire: v1::RouteSet, ports: &[Port], before: &[PortRoutes]) -> Result<
             Ok(())
         }
         None => {
-            let most = MAX_EXPRESSIONS >> 20;
+            let most = LARGEST_SET >> 20;
             Err(Invalid::new("matches", format!("the expressions up to here take more than {most} MiB")))
         }
     };
