@@ -165,6 +165,23 @@ pub(super) fn of_unreadable_route(
 ) -> Vec<AtParent> {
     let in_force = if last_good { InForce::LastGood } else { InForce::Nothing };
     let said = Said { reason: "UnsupportedValue", ..accepted(reasons, in_force) };
+    at_services(parent_refs, &said)
+}
+
+/// What is said about a route of a kind that is not served.
+pub(super) fn of_unserved_route(kind: &str, parent_refs: &[Value]) -> Vec<AtParent> {
+    let said = Said {
+        kind: "Accepted",
+        status: "False",
+        reason: "UnsupportedValue",
+        message: format!(
+            "routes of kind {kind} do nothing in this mesh: what they are about passes as without them"
+        ),
+    };
+    at_services(parent_refs, &said)
+}
+
+fn at_services(parent_refs: &[Value], said: &Said) -> Vec<AtParent> {
     let service = |parent: &&Value| {
         parent["kind"] == "Service" && parent["group"].as_str().is_some_and(heddle_api::crd::is_core_group)
     };

@@ -99,7 +99,7 @@ pub(super) fn counts(published: &Published, answers: &[(Arc<Subscriber>, Arc<Mut
         }
     }
     let generation = |key: &Key| {
-        super::of(&published.model, key.0, &key.1).map(|status| status.generation).unwrap_or_default()
+        super::work::of(&published.model, key.0, &key.1).map(|status| status.generation).unwrap_or_default()
     };
     let counted = index.policies.into_iter().zip(counts);
     counted
