@@ -15,8 +15,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::{StreamExt, stream};
 use heddle_api::tls::{Credentials, TrustBundle};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use kube::api::{Api, PartialObjectMeta, Patch, PatchParams};
-use serde_json::json;
+use kube::api::{Api, DeleteParams, PartialObjectMeta, Patch, PatchParams, Preconditions};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -107,10 +107,7 @@ impl TrustBundleWriter {
                     "data": {KEY: &*text},
                 });
                 let api: Api<ConfigMap> = Api::namespaced(client, &namespace);
-                let parameters = PatchParams::apply(FIELD_MANAGER).force();
-                let patch = Patch::Apply(&map);
-                let written =
-                    tokio::time::timeout(REQUEST_TIMEOUT, api.patch(NAME, &parameters, &patch)).await;
+                let written = tokio::time::timeout(REQUEST_TIMEOUT, put(&api, &map)).await;
                 (namespace, written)
             }
         });
@@ -130,6 +127,24 @@ impl TrustBundleWriter {
             }
         }
     }
+}
+
+/// Writes a ConfigMap. What somebody has made immutable cannot be put right, only made anew.
+async fn put(api: &Api<ConfigMap>, map: &Value) -> Result<(), kube::Error> {
+    let (parameters, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(map));
+    let refused = match api.patch(NAME, &parameters, &patch).await {
+        Ok(_) => return Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 422 => kube::Error::Api(status),
+        Err(error) => return Err(error),
+    };
+    let there = api.get(NAME).await?;
+    if there.immutable != Some(true) {
+        return Err(refused);
+    }
+    // Not another one that was made meanwhile.
+    let preconditions = Preconditions { uid: there.metadata.uid, resource_version: None };
+    api.delete(NAME, &DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }).await?;
+    api.patch(NAME, &parameters, &patch).await.map(drop)
 }
 
 /// A namespace, and whether it takes objects.
