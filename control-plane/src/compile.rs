@@ -38,7 +38,7 @@ use crate::source::{ObjectName, Objects, Sourced};
 pub(crate) use carriers::{Carrier, carriers};
 pub(crate) use external::Hosts;
 use faults::Faults;
-pub(crate) use jwt::{Guarded, KnownSecrets};
+pub(crate) use jwt::{Guarded, KnownSecrets, beyond_cluster};
 use jwt::{Jwt, Sources};
 pub(crate) use pods::{Pods, Shown as ShownPod};
 pub(crate) use policies::Accepted;

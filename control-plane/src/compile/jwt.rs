@@ -18,7 +18,7 @@ use heddle_api::discovery::v1;
 use heddle_api::name::ServiceName;
 
 use self::keys::Keys;
-pub(crate) use self::keys::{KnownSecrets, Sources};
+pub(crate) use self::keys::{KnownSecrets, Sources, beyond_cluster};
 use super::marks;
 use super::policies::Policies;
 use super::requests::{self, Attached};

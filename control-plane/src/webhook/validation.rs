@@ -1,9 +1,11 @@
 //! Policies and routes that are about to be taken: what no schema can say about
 //! them, by the very code that reads them afterwards.
 
+use heddle_api::crd::{JwtPolicySpec, Kind, Violation};
 use serde_json::Value;
 
 use super::review::{Request, Verdict};
+use crate::compile;
 use crate::source;
 
 /// What to say about the object of `request`.
@@ -28,7 +30,8 @@ pub(super) fn validate(request: &Request) -> Verdict {
     if object["metadata"]["namespace"].is_null() && !request.namespace.is_empty() {
         object["metadata"]["namespace"] = request.namespace.as_str().into();
     }
-    let violations = source::violations(object);
+    let mut violations = source::violations(object);
+    violations.extend(beyond_cluster(new));
     let texts = violations.into_iter().map(|violation| match violation.path.as_str() {
         "" => violation.message,
         path => format!("{path}: {}", violation.message),
@@ -42,4 +45,19 @@ pub(super) fn validate(request: &Request) -> Verdict {
     } else {
         Verdict::Refused(texts)
     }
+}
+
+/// What a folder's manifests may say and a cluster's may not: where a key set is that only the control plane's
+/// own machine has.
+fn beyond_cluster(object: &Value) -> Vec<Violation> {
+    if object["kind"] != JwtPolicySpec::KIND {
+        return Vec::new();
+    }
+    let providers = object["spec"]["providers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let violation = |(index, provider): (usize, &Value)| {
+        let jwks = &provider["jwks"];
+        let (field, why) = compile::beyond_cluster(jwks["file"].as_str(), jwks["url"].as_str())?;
+        Some(Violation { path: format!("spec.providers[{index}].jwks.{field}"), message: why.into() })
+    };
+    providers.iter().enumerate().filter_map(violation).collect()
 }

@@ -5,6 +5,7 @@
 //! listens on its own loopback addresses are there for them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use heddle_api::crd::{JwtPolicy, JwtProvider, SecretKeyRef};
@@ -79,21 +80,13 @@ impl<'a> Keys<'a> {
             return self.set(namespace, secret);
         }
         let folder = policy.origin.folder();
-        let (place, unreachable) = match (&jwks.file, &jwks.url) {
-            (Some(file), _) => {
-                let unreachable = "a policy of a cluster has no files beside it";
-                let place = folder.map_or_else(|| file.into(), |folder| folder.join(file));
-                (KeyPlace::File(place), folder.is_none().then_some(unreachable))
-            }
-            (None, url) => {
-                let url = url.clone().unwrap_or_default();
-                let plain = folder.is_none() && !url.starts_with("https://");
-                let unreachable = "for a policy of a cluster keys are fetched by https:// alone";
-                (KeyPlace::Url(url), plain.then_some(unreachable))
-            }
+        let place = match (&jwks.file, &jwks.url) {
+            (Some(file), _) => KeyPlace::File(folder.map_or_else(|| file.into(), |folder| folder.join(file))),
+            (None, url) => KeyPlace::Url(url.clone().unwrap_or_default()),
         };
         let from = place.to_string();
-        if let Some(why) = unreachable {
+        let unreachable = beyond_cluster(jwks.file.as_deref(), jwks.url.as_deref());
+        if let Some((_, why)) = unreachable.filter(|_| folder.is_none()) {
             return ProviderKeys { from, ..missing(format!("key set {place}: {why}")) };
         }
         let read = self.read(place, Terms { refresh: jwks.cache_duration(), timeout: jwks.timeout() });
@@ -185,6 +178,27 @@ impl<'a> Keys<'a> {
         let name = ObjectName { namespace: namespace.into(), name: secret.name.clone() };
         let value = self.sources.objects.secrets.get(&name).and_then(|found| found.value.value(&secret.key));
         (name, value)
+    }
+}
+
+/// The field of a key set's place that means nothing where policies are a cluster's, and why.
+pub(crate) fn beyond_cluster(file: Option<&str>, url: Option<&str>) -> Option<(&'static str, &'static str)> {
+    if file.is_some() {
+        return Some(("file", "a policy of a cluster has no files beside it"));
+    }
+    let url = url?;
+    let uri: Option<http::Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    if !url.starts_with("https://") {
+        Some(("url", "for a policy of a cluster keys are fetched by https:// alone"))
+    } else if host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback()) {
+        Some((
+            "url",
+            "the host is the control plane's own machine, where nothing is for policies of a cluster",
+        ))
+    } else {
+        None
     }
 }
 

@@ -125,6 +125,11 @@ fn a_policy_of_a_cluster_reaches_no_files_and_no_loopback_addresses() {
             "not read as yet",
             "for a policy of a cluster keys are fetched by https:// alone",
         ),
+        (
+            "url: 'https://127.0.0.1:7200/'",
+            "not read as yet",
+            "the host is the control plane's own machine, where nothing is for policies of a cluster",
+        ),
         ("url: 'https://a/'", "not read as yet", "not read as yet"),
     ] {
         let provider = format!("{{name: a, issuer: i, jwks: {{{jwks}}}}}");

@@ -192,6 +192,35 @@ fn a_policy_is_refused_with_the_path_of_what_is_wrong() {
     }
 }
 
+/// Such a policy never worked, and nobody was told but who looked at its status.
+#[test]
+fn keys_on_the_control_planes_own_machine_are_refused_in_a_cluster() {
+    let policy = |jwks: Value| {
+        let providers = json!([
+            {"name": "a", "issuer": "a", "jwks": {"secretRef": {"name": "s", "key": "k"}}},
+            {"name": "b", "issuer": "b", "jwks": jwks},
+        ]);
+        let spec = json!({"targetRefs": service(), "providers": providers});
+        json!({"apiVersion": "heddle.dev/v1alpha1", "kind": "JwtPolicy", "metadata": {"name": "a"}, "spec": spec})
+    };
+    for (jwks, path) in [
+        (json!({"url": "https://accounts.example.com/keys"}), None),
+        (json!({"file": "keys.json"}), Some("spec.providers[1].jwks.file: ")),
+        (json!({"url": "http://127.0.0.1:8080/keys"}), Some("spec.providers[1].jwks.url: ")),
+        (json!({"url": "https://localhost/keys"}), Some("spec.providers[1].jwks.url: ")),
+        (json!({"url": "https://[::1]:8443/keys"}), Some("spec.providers[1].jwks.url: ")),
+    ] {
+        let (admission, response) = ask(Kind::Validate, "shop", &policy(jwks.clone()), &Value::Null);
+        let message = response["status"]["message"].as_str().unwrap_or_default();
+        match path {
+            None => assert_eq!(admission, Admission::Allowed, "{jwks}: {message}"),
+            Some(path) => {
+                assert!(admission == Admission::Refused && message.contains(path), "{jwks}: {message}")
+            }
+        }
+    }
+}
+
 /// A policy that an older version let in could not have been deleted otherwise, if it has a finalizer.
 #[test]
 fn what_is_wrong_already_may_go_and_keep_what_is_not_the_spec() {
