@@ -14,12 +14,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::alerts::{SharedAlerts, Shown, direction, timestamp};
+use crate::ca::SharedAuthority;
 use crate::compile::ShownPod;
 use crate::discovery::Published;
 use crate::discovery::sessions::Sessions;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::{InForce, ParentStatus, PolicyStatus, Registration};
-use crate::pipeline::certificate_expiry;
+use crate::pipeline::{certificate_expiry, unix_seconds};
 use crate::reports::SharedReports;
 use crate::server::registry::SharedRegistry;
 use crate::server::until;
@@ -38,6 +39,7 @@ pub(crate) struct Admin {
     pub(crate) alerts: Arc<SharedAlerts>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) credentials: Arc<Credentials>,
+    pub(crate) authority: SharedAuthority,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -90,6 +92,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         watches: sources.watches,
         resources: admin.published.borrow().as_ref().map_or(0, |p| p.model.resources.len()),
         certificate_expiry: certificate_expiry(&admin.credentials),
+        authority_expiry: unix_seconds(admin.authority.current().ends()),
     };
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.text(&gauges))
 }

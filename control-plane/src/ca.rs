@@ -180,6 +180,11 @@ impl Authority {
         &self.domain
     }
 
+    /// When the first of the certificates ends by which it signs; from then on it signs nothing.
+    pub(crate) fn ends(&self) -> SystemTime {
+        self.not_after.into()
+    }
+
     /// The certificate whose key signs.
     pub(crate) fn issuing(&self) -> &CertificateDer<'static> {
         self.chain.first().expect("a chain has at least the issuing certificate")

@@ -84,6 +84,7 @@ pub(crate) struct Gauges {
     pub(crate) watches: Watches,
     pub(crate) resources: usize,
     pub(crate) certificate_expiry: u64,
+    pub(crate) authority_expiry: u64,
 }
 
 /// So many versions of sidecars are shown.
@@ -295,6 +296,9 @@ impl Metrics {
             "When the control plane's own certificate ends.",
         );
         text.sample("heddle_certificate_expiry_timestamp_seconds", "", gauges.certificate_expiry);
+        let name = "heddle_authority_expiry_timestamp_seconds";
+        text.family(name, "gauge", "When the mesh's authority ends, and signs no certificate any more.");
+        text.sample(name, "", gauges.authority_expiry);
         process::add(&mut text);
         text.0
     }
@@ -336,7 +340,12 @@ mod tests {
         metrics.config_refused("type.googleapis.com/unknown.Thing");
         metrics.certificate_issued(Proof::JoinToken);
         let versions = [(None, 1), (Some((0, 1)), 2)].into();
-        let text = metrics.text(&Gauges { registered: 2, versions, ..Gauges::default() });
+        let text = metrics.text(&Gauges {
+            registered: 2,
+            versions,
+            authority_expiry: 1_900_000_000,
+            ..Gauges::default()
+        });
         for line in [
             "heddle_config_pushes_total{type=\"Service\"} 1",
             "heddle_config_nacks_total{type=\"other\"} 1",
@@ -345,6 +354,7 @@ mod tests {
             "heddle_registrations{state=\"live\"} 2",
             "heddle_sidecars{version=\"0.1\"} 2",
             "heddle_sidecars{version=\"unknown\"} 1",
+            "heddle_authority_expiry_timestamp_seconds 1900000000",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -248,6 +248,10 @@ pub(crate) fn renew_once(
 /// When the certificate in use ends, in seconds since 1970.
 pub(crate) fn certificate_expiry(credentials: &Credentials) -> u64 {
     let certificate = credentials.certificate();
-    let end = certificate.as_ref().and_then(|c| c.cert.first()).and_then(not_after);
-    end.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+    certificate.as_ref().and_then(|c| c.cert.first()).and_then(not_after).map_or(0, unix_seconds)
+}
+
+/// A moment in seconds since 1970.
+pub(crate) fn unix_seconds(moment: SystemTime) -> u64 {
+    moment.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -226,6 +226,7 @@ impl ControlPlane {
             alerts: alerts.clone(),
             sessions,
             credentials: credentials.clone(),
+            authority: authority.clone(),
             metrics: metrics.clone(),
         };
         let defaults = MeshDefaults {

@@ -50,6 +50,11 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
         Ok(bundle) => roots(bundle.as_ref(), now),
         Err(failure) => unknown(ROOTS, &failure),
     });
+    let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/heddle-ca");
+    findings.push(match cluster.find(&secret).await {
+        Ok(secret) => authority(secret.as_ref(), now),
+        Err(failure) => unknown(AUTHORITY, &failure),
+    });
     findings
 }
 
@@ -233,6 +238,51 @@ fn roots(bundle: Option<&Value>, now: Timestamp) -> Finding {
     }
 }
 
+const AUTHORITY: &str = "authority";
+
+/// How long the authority signs: until the first of its certificates ends that peers verify. Roots
+/// are trusted for what they are, and end with nothing but themselves.
+fn authority(secret: Option<&Value>, now: Timestamp) -> Finding {
+    let remedy = "put a new certificate and key into Secret heddle-ca, or see why what made it renews it not; \
+                  the old root stays trusted meanwhile";
+    let entry = |key: &str| {
+        let text = secret.and_then(|secret| secret["data"][key].as_str()).unwrap_or_default();
+        BASE64_STANDARD.decode(text).unwrap_or_default()
+    };
+    let read = |pem: &[u8]| -> Result<Vec<_>, String> {
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| error.to_string())
+    };
+    let judged = || -> Result<(Timestamp, bool), String> {
+        let (chain, roots) = (read(&entry("tls.crt"))?, read(&entry("ca.crt")).unwrap_or_default());
+        let verified = chain.iter().enumerate().filter(|(place, one)| *place == 0 || !roots.contains(one));
+        let mut first: Option<x509::Validity> = None;
+        for (_, certificate) in verified {
+            let validity = x509::validity(certificate).map_err(|error| error.to_string())?;
+            if first.is_none_or(|first| validity.not_after < first.not_after) {
+                first = Some(validity);
+            }
+        }
+        let validity = first.ok_or("it has no certificate")?;
+        let life = validity.not_after.duration_since(validity.not_before).unwrap_or_default();
+        let tenth = SignedDuration::try_from(life / 10).unwrap_or(WARNING);
+        let end = Timestamp::try_from(validity.not_after).map_err(|error| error.to_string())?;
+        // One that is renewed every few weeks is not to be warned of all the time.
+        Ok((end, end.duration_since(now) < WARNING.min(tenth)))
+    };
+    if secret.is_none() {
+        let remedy = "wait for the control plane, which makes it; see its log if it does not";
+        return Finding::bad(AUTHORITY, "there is no Secret heddle-ca", remedy);
+    }
+    match judged() {
+        Ok((end, _)) if end < now => {
+            Finding::bad(AUTHORITY, format!("ended {end}, and signs nothing"), remedy)
+        }
+        Ok((end, true)) => Finding::degraded(AUTHORITY, format!("signs until {end} only"), remedy),
+        Ok((end, false)) => Finding::good(AUTHORITY, format!("signs until {end}")),
+        Err(reason) => Finding::bad(AUTHORITY, format!("Secret heddle-ca: {reason}"), remedy),
+    }
+}
+
 /// When the last of some certificates ends; or why none of them can be used.
 fn last_day(pem: &[u8], now: Timestamp) -> Result<Timestamp, String> {
     let mut last: Option<SystemTime> = None;
@@ -325,6 +375,31 @@ mod tests {
         assert_eq!(of("nothing"), State::Bad);
         assert_eq!(of(""), State::Bad);
         assert_eq!(webhook("heddle-injector", None, now()).state, State::Bad);
+    }
+
+    #[test]
+    fn an_authority_that_ends_is_told_in_time() {
+        let of = |chain: &str, roots: &str, now: &str| {
+            let data =
+                json!({"tls.crt": BASE64_STANDARD.encode(chain), "ca.crt": BASE64_STANDARD.encode(roots)});
+            authority(Some(&json!({ "data": data })), now.parse().unwrap()).state
+        };
+        let (long, short) = (until(2090), until(2030));
+        assert_eq!(of(&long, &long, "2026-06-01T00:00:00Z"), State::Good);
+        assert_eq!(of(&long, &long, "2089-12-20T00:00:00Z"), State::Degraded);
+        assert_eq!(of(&short, &long, "2030-01-02T00:00:00Z"), State::Bad, "whatever its root says");
+        let chain = format!("{long}{short}");
+        assert_eq!(of(&chain, &long, "2029-12-20T00:00:00Z"), State::Degraded, "an intermediate counts");
+        assert_eq!(of(&chain, &short, "2029-12-20T00:00:00Z"), State::Good, "a root does not");
+        // One of three months is renewed when a month is left.
+        let mut params = rcgen::CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(2026, 3, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 6, 1);
+        let months = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        assert_eq!(of(&months, &long, "2026-05-10T00:00:00Z"), State::Good);
+        assert_eq!(of(&months, &long, "2026-05-28T00:00:00Z"), State::Degraded);
+        assert_eq!(of("", &long, "2026-05-28T00:00:00Z"), State::Bad);
+        assert_eq!(authority(None, now()).state, State::Bad);
     }
 
     #[test]
