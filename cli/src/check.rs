@@ -115,7 +115,9 @@ fn api_server(answer: &Value) -> Finding {
 fn unknown(subject: &'static str, failure: &Failure) -> Finding {
     let remedy = match failure {
         Failure::Forbidden(_) => "ask somebody who may read it",
-        Failure::NotFound | Failure::Other(_) => "try again; see the API server's log if it stays",
+        Failure::NotFound | Failure::Conflict | Failure::Other(_) => {
+            "try again; see the API server's log if it stays"
+        }
     };
     Finding::degraded(subject, format!("cannot be looked at: {failure}"), remedy)
 }

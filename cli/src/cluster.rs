@@ -58,6 +58,9 @@ pub(crate) enum Failure {
     /// Whoever asks may not know.
     #[error("{0}")]
     Forbidden(String),
+    /// Somebody else has written meanwhile.
+    #[error("somebody else has changed it meanwhile")]
+    Conflict,
     /// No answer, or none that can be read.
     #[error("{0}")]
     Other(String),
@@ -99,6 +102,11 @@ impl Cluster {
         self.ask(Method::POST, path, "application/json", object.to_string().into_bytes()).await
     }
 
+    /// Changes what is at a path by a JSON merge patch (RFC 7386); gives what comes back.
+    pub(crate) async fn patch(&self, path: &str, patch: &Value) -> Result<Value, Failure> {
+        self.ask(Method::PATCH, path, "application/json", patch.to_string().into_bytes()).await
+    }
+
     /// All objects of a collection, whose path may have a query.
     pub(crate) async fn list(&self, path: &str) -> Result<Vec<Value>, Failure> {
         self.pages(path, "application/json").await
@@ -127,14 +135,16 @@ impl Cluster {
     }
 
     async fn ask(&self, method: Method, path: &str, accept: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        let sent = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
         let request = Request::builder().method(method).uri(path);
-        let request = request.header(ACCEPT, accept).header(CONTENT_TYPE, "application/json").body(body);
+        let request = request.header(ACCEPT, accept).header(CONTENT_TYPE, sent).body(body);
         let request = request.map_err(|error| Failure::Other(format!("{path}: {error}")))?;
         let answer = tokio::time::timeout(PATIENCE, self.client.request::<Value>(request)).await;
         let answer = answer.map_err(|_| Failure::Other(format!("{path}: no answer within {PATIENCE:?}")))?;
         answer.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 404 => Failure::NotFound,
             kube::Error::Api(status) if status.code == 403 => Failure::Forbidden(status.message.clone()),
+            kube::Error::Api(status) if status.code == 409 => Failure::Conflict,
             kube::Error::Api(status) => Failure::Other(status.message.clone()),
             _ => Failure::Other(chain(&error)),
         })

@@ -1,6 +1,10 @@
 //! `heddle uninstall`: the objects of an installation that are there, in the order
 //! in which they can be deleted, for `kubectl delete`, and warnings about what
-//! goes with them and about workloads that still have a sidecar.
+//! goes with them and about workloads that still have a sidecar. What was written
+//! into the statuses of others' objects is taken away afterwards (`--statuses`),
+//! when nobody writes it again.
+
+mod statuses;
 
 use anyhow::Context;
 use clap::Args;
@@ -18,6 +22,10 @@ pub(crate) struct UninstallArgs {
     /// Deletes the definitions as well, and with them every policy in the cluster
     #[arg(long)]
     crds: bool,
+    /// Deletes nothing: takes what the control plane wrote out of the statuses of routes and policies,
+    /// once it is gone
+    #[arg(long, conflicts_with = "crds")]
+    statuses: bool,
 }
 
 /// How many objects are named in a warning.
@@ -58,6 +66,19 @@ const ORDER: [&str; 16] = [
 pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     let cluster = Cluster::connect(&args.cluster).await?;
     let deployment = cluster.find(DEPLOYMENT).await.context("cannot look at the control plane")?;
+    if args.statuses {
+        anyhow::ensure!(
+            deployment.is_none(),
+            "the control plane is there and would write them again; first: heddle uninstall | kubectl delete -f -"
+        );
+        let told = statuses::find(&cluster).await?;
+        let count = told.len();
+        for one in told {
+            statuses::remove(&cluster, one).await?;
+        }
+        eprintln!("{count} routes and policies say nothing of the mesh in their status any more");
+        return Ok(());
+    }
     let noted = deployment.as_ref().and_then(|deployment| annotation(deployment, CHOSEN));
     // Older versions and other settings may have left more than this one makes.
     let mut objects = labelled(&cluster).await.context("cannot list what is installed")?;
@@ -104,6 +125,15 @@ pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
         eprintln!(
             "With namespace {NAMESPACE} goes the mesh's authority, Secret heddle-ca: a mesh that is installed \
              later has another,\nunless you keep a copy: kubectl -n {NAMESPACE} get secret heddle-ca -o yaml\n"
+        );
+    }
+    let told = statuses::find(&cluster).await?;
+    // Policies go with their definitions.
+    let told = told.iter().filter(|told| told.is_route() || !args.crds).count();
+    if told > 0 {
+        eprintln!(
+            "{told} routes and policies say in their status what became of them in the mesh. When the control \
+             plane is gone,\ntake that away: heddle uninstall --statuses\n"
         );
     }
     install::print(&ordered(objects, args.crds))
