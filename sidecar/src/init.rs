@@ -4,8 +4,8 @@
 //! Runs once before the sidecar, in the pod's network namespace, with the
 //! capability `NET_ADMIN` and nothing else. [`rules`] says what is intercepted;
 //! it is written through netlink as one transaction that replaces what an
-//! earlier run left, and read back; kernels without nf_tables are served by
-//! [`iptables`]. Always holds: either all rules are in force, in both families, or
+//! earlier run left, and read back; older kernels are served in other [ways](Way), those
+//! without nf_tables by [`iptables`]. Always holds: either all rules are in force, in both families, or
 //! the command fails and the pod does not start.
 
 mod iptables;
@@ -16,7 +16,7 @@ use std::io;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::rules::Rule;
 use self::spec::{Networks, Ports};
@@ -40,6 +40,9 @@ pub(crate) struct InitArgs {
     /// The user of the sidecar, whose connections are left alone
     #[arg(long, value_name = "UID", env = "HEDDLE_SIDECAR_UID", default_value_t = pod::USER)]
     sidecar_uid: u32,
+    /// How the rules are set [default: the first way that the kernel can]
+    #[arg(long, value_name = "WAY", env = "HEDDLE_INIT_BY", value_enum)]
+    by: Option<Way>,
     /// Only say whether the rules are in force, by the exit status
     #[arg(long)]
     check: bool,
@@ -53,9 +56,6 @@ pub(crate) struct InitArgs {
     #[arg(long, value_name = "FILE", env = "HEDDLE_CONFIG")]
     config: Option<PathBuf>,
 }
-
-/// Every family that a table may have been made in.
-const FAMILIES: [Family; 3] = [Family::Inet, Family::Ip, Family::Ip6];
 
 /// Sets, checks or removes the rules of the process's network namespace.
 ///
@@ -72,10 +72,7 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
     }
     let mut netfilter = Netlink::netfilter().context("the kernel offers no netfilter by netlink")?;
     if args.remove {
-        for family in FAMILIES {
-            remove(&mut netfilter, family)?;
-            iptables::remove(family);
-        }
+        Way::ALL.into_iter().try_for_each(|way| way.remove(&mut netfilter))?;
         tracing::info!("connections are not intercepted any more");
         return Ok(());
     }
@@ -85,10 +82,10 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
         tracing::info!("the rules are in force");
         return Ok(());
     }
-    let how = install(&mut netfilter, &rules)?;
+    let way = install(&mut netfilter, &rules, args.by)?;
     check(&mut netfilter, &rules).context("the kernel took the rules, but does not have them")?;
     tracing::info!(
-        how,
+        how = way.describe(),
         rules = rules.len(),
         outbound = pod::OUTBOUND_PORT,
         inbound = pod::INBOUND_PORT,
@@ -99,29 +96,104 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts the rules in force: in one table where the kernel can, else in one for each family.
-fn install(netfilter: &mut Netlink, rules: &[Rule]) -> anyhow::Result<&'static str> {
-    let both = match replace(netfilter, rules, Family::Inet) {
-        Ok(()) => {
-            remove(netfilter, Family::Ip)?;
-            remove(netfilter, Family::Ip6)?;
-            return Ok("nftables, one table");
+/// How rules are put in force, the preferred way first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// One nftables table for both families
+    Nftables,
+    /// An nftables table for each family, for kernels before Linux 5.2
+    NftablesByFamily,
+    /// The programs of iptables, for kernels without nf_tables
+    Iptables,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Nftables, Self::NftablesByFamily, Self::Iptables];
+
+    const fn describe(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables, one table",
+            Self::NftablesByFamily => "nftables, a table for each family",
+            Self::Iptables => "iptables",
         }
-        Err(refused) => refused,
-    };
-    // Connections of a family that nobody intercepts would go out in plaintext.
-    let families = if has_ipv6() { &[Family::Ip, Family::Ip6][..] } else { &[Family::Ip] };
-    let each = families.iter().try_for_each(|family| replace(netfilter, rules, *family));
-    let Err(each) = each else { return Ok("nftables, a table for each family") };
-    remove(netfilter, Family::Ip)?;
-    families.iter().try_for_each(|family| iptables::install(rules, *family)).with_context(|| {
-        format!(
-            "the kernel takes the rules neither as one nftables table ({both}) nor as one for each family ({each}): \
-             nf_tables with nft_redir and nft_ct is needed (CONFIG_NF_TABLES, CONFIG_NFT_REDIR, CONFIG_NFT_CT), \
-             or iptables in an image of your own"
-        )
-    })?;
-    Ok("iptables")
+    }
+
+    /// Replaces what it had set before. Where that fails, what was in force stays so: no rules are
+    /// worse than those of an earlier run.
+    fn set(self, netfilter: &mut Netlink, rules: &[Rule]) -> anyhow::Result<()> {
+        let families = families();
+        match self {
+            Self::Nftables => replace(netfilter, rules, Family::Inet)?,
+            Self::NftablesByFamily => {
+                families.iter().try_for_each(|family| replace(netfilter, rules, *family))?;
+            }
+            Self::Iptables => iptables::install(rules, families)?,
+        }
+        Ok(())
+    }
+
+    /// Removes what it has set, if it has.
+    fn remove(self, netfilter: &mut Netlink) -> anyhow::Result<()> {
+        match self {
+            Self::Nftables => remove(netfilter, Family::Inet),
+            Self::NftablesByFamily => {
+                remove(netfilter, Family::Ip)?;
+                remove(netfilter, Family::Ip6)
+            }
+            Self::Iptables => {
+                iptables::remove();
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether these rules are in force by it, and no others.
+    fn has(self, netfilter: &mut Netlink, rules: &[Rule]) -> anyhow::Result<bool> {
+        let mut in_force = |family: &Family| -> anyhow::Result<bool> {
+            let found = match nftables::comments(netfilter, *family) {
+                Err(refused) if is_nothing_there(&refused.source) => return Ok(false),
+                found => found?,
+            };
+            Ok(rules::are(rules, &found, *family))
+        };
+        match self {
+            Self::Nftables => in_force(&Family::Inet),
+            Self::NftablesByFamily => {
+                families().iter().try_fold(true, |all, family| Ok(all && in_force(family)?))
+            }
+            Self::Iptables => Ok(iptables::have(rules, families())),
+        }
+    }
+}
+
+/// The families that this network namespace speaks. Connections of one that nobody intercepts would
+/// go out in plaintext.
+fn families() -> &'static [Family] {
+    let addresses = std::fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+    if addresses.trim().is_empty() { &[Family::Ip] } else { &[Family::Ip, Family::Ip6] }
+}
+
+/// Puts the rules in force, this way or by the first that the kernel can, and removes what an
+/// earlier run left by another.
+fn install(netfilter: &mut Netlink, rules: &[Rule], wanted: Option<Way>) -> anyhow::Result<Way> {
+    let mut refusals = String::new();
+    for way in Way::ALL.into_iter().filter(|way| wanted.is_none_or(|wanted| wanted == *way)) {
+        match way.set(netfilter, rules) {
+            Ok(()) => {
+                let others = Way::ALL.into_iter().filter(|other| *other != way);
+                others.into_iter().try_for_each(|other| other.remove(netfilter))?;
+                return Ok(way);
+            }
+            Err(refused) => {
+                let separator = if refusals.is_empty() { "" } else { "; " };
+                refusals += &format!("{separator}by {}: {refused:#}", way.describe());
+            }
+        }
+    }
+    bail!(
+        "the kernel takes the rules in no way ({refusals}): nf_tables with nft_redir and nft_ct is needed \
+         (CONFIG_NF_TABLES, CONFIG_NFT_REDIR, CONFIG_NFT_CT), or iptables in an image of your own"
+    )
 }
 
 /// Replaces the table of this family, if there is one, in one transaction.
@@ -152,27 +224,13 @@ fn is_nothing_there(error: &io::Error) -> bool {
 
 /// Compares what is in force with what should be.
 fn check(netfilter: &mut Netlink, rules: &[Rule]) -> anyhow::Result<()> {
-    let mut in_force = |family| -> anyhow::Result<bool> {
-        let found = match nftables::comments(netfilter, family) {
-            Err(refused) if is_nothing_there(&refused.source) => return Ok(false),
-            found => found?,
-        };
-        Ok(rules::are(rules, &found, family))
-    };
-    let complete =
-        in_force(Family::Inet)? || in_force(Family::Ip)? && (!has_ipv6() || in_force(Family::Ip6)?);
-    let by_iptables =
-        || iptables::has(rules, Family::Ip) && (!has_ipv6() || iptables::has(rules, Family::Ip6));
-    if !complete && !by_iptables() {
-        bail!(
-            "the rules that bring connections to the sidecar are not in force, or are others than these settings \
-             ask for; `heddle-sidecar init` sets them (`nft list ruleset` shows what there is)"
-        );
+    for way in Way::ALL {
+        if way.has(netfilter, rules)? {
+            return Ok(());
+        }
     }
-    Ok(())
-}
-
-/// Whether this network namespace speaks IPv6 at all.
-fn has_ipv6() -> bool {
-    std::fs::read_to_string("/proc/self/net/if_inet6").is_ok_and(|addresses| !addresses.trim().is_empty())
+    bail!(
+        "the rules that bring connections to the sidecar are not in force, or are others than these settings \
+         ask for; `heddle-sidecar init` sets them (`nft list ruleset` shows what there is)"
+    )
 }

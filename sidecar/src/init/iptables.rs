@@ -7,32 +7,62 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use super::rules::{self, Chain, Rule};
 use crate::netlink::nftables::Family;
 
-/// The programs of a family have this in front of their names.
-const fn program(family: Family) -> &'static str {
-    match family {
-        Family::Inet | Family::Ip => "iptables",
-        Family::Ip6 => "ip6tables",
+/// Which programs, where there are several: those that go by the plain name may need nf_tables, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Programs {
+    Usual,
+    Legacy,
+}
+
+impl Programs {
+    const ALL: [Self; 2] = [Self::Usual, Self::Legacy];
+
+    /// What the names of those of a family begin with.
+    const fn of(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Usual, Family::Inet | Family::Ip) => "iptables",
+            (Self::Usual, Family::Ip6) => "ip6tables",
+            (Self::Legacy, Family::Inet | Family::Ip) => "iptables-legacy",
+            (Self::Legacy, Family::Ip6) => "ip6tables-legacy",
+        }
     }
 }
 
-/// Puts the rules in force for one family.
-pub(super) fn install(rules: &[Rule], family: Family) -> anyhow::Result<()> {
-    let missing: Vec<Chain> = used(rules).filter(|chain| !jumps_to(family, *chain)).collect();
-    let restore = format!("{}-restore", program(family));
+/// Where the programs' lock is, whose usual place is in a root file system that a pod may not write
+/// to. Nobody but us has rules in the pod's network.
+const LOCK: (&str, &str) = ("XTABLES_LOCKFILE", "/dev/shm/heddle-xtables.lock");
+
+/// Puts the rules in force for these families.
+///
+/// # Errors
+/// Why neither programs did.
+pub(super) fn install(rules: &[Rule], families: &[Family]) -> anyhow::Result<()> {
+    let by = |programs| families.iter().try_for_each(|family| restore(rules, *family, programs));
+    let Err(usual) = by(Programs::Usual) else { return Ok(()) };
+    by(Programs::Legacy).map_err(|legacy| anyhow!("{usual:#}; {legacy:#}"))?;
+    remove_of(Programs::Usual);
+    Ok(())
+}
+
+fn restore(rules: &[Rule], family: Family, programs: Programs) -> anyhow::Result<()> {
+    let missing: Vec<Chain> = used(rules).filter(|chain| !jumps_to(family, programs, *chain)).collect();
+    let restore = format!("{}-restore", programs.of(family));
     let mut child = Command::new(&restore)
         .args(["--noflush", "--wait"])
+        .env(LOCK.0, LOCK.1)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("{restore} cannot be run"))?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(script(rules, family, &missing).as_bytes()).context(restore.clone())?;
+        // One that has refused to work does not read; what it says counts.
+        let _ = input.write_all(script(rules, family, &missing).as_bytes());
     }
     let output = child.wait_with_output().context(restore.clone())?;
     if !output.status.success() {
@@ -41,11 +71,15 @@ pub(super) fn install(rules: &[Rule], family: Family) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the rules are in force for one family.
-pub(super) fn has(rules: &[Rule], family: Family) -> bool {
+/// Whether the rules are in force for these families.
+pub(super) fn have(rules: &[Rule], families: &[Family]) -> bool {
+    Programs::ALL.into_iter().any(|programs| families.iter().all(|family| has(rules, *family, programs)))
+}
+
+fn has(rules: &[Rule], family: Family, programs: Programs) -> bool {
     let mut found = Vec::new();
     for chain in Chain::ALL {
-        let listed = run(family, &["-t", chain.table(), "-S", &own(chain)]);
+        let listed = run(family, programs, &["-t", chain.table(), "-S", &own(chain)]);
         let listed = listed.filter(|output| output.status.success());
         found.extend(listed.iter().flat_map(|output| {
             comments(&String::from_utf8_lossy(&output.stdout))
@@ -53,15 +87,23 @@ pub(super) fn has(rules: &[Rule], family: Family) -> bool {
                 .map(|comment| (chain.name().to_owned(), comment))
         }));
     }
-    rules::are(rules, &found, family) && used(rules).all(|chain| jumps_to(family, chain))
+    rules::are(rules, &found, family) && used(rules).all(|chain| jumps_to(family, programs, chain))
 }
 
 /// Removes what [`install`] made, if it is there and the programs are.
-pub(super) fn remove(family: Family) {
-    for chain in Chain::ALL {
-        let (table, own) = (chain.table(), own(chain));
-        for arguments in [&["-D", chain.hooked(), "-j", &own][..], &["-F", &own], &["-X", &own]] {
-            let _ = run(family, &[&["-t", table], arguments].concat());
+pub(super) fn remove() {
+    Programs::ALL.into_iter().for_each(remove_of);
+}
+
+fn remove_of(programs: Programs) {
+    for family in [Family::Ip, Family::Ip6] {
+        for chain in Chain::ALL {
+            let (table, own) = (chain.table(), own(chain));
+            for arguments in [&["-D", chain.hooked(), "-j", &own][..], &["-F", &own], &["-X", &own]] {
+                if run(family, programs, &[&["-t", table], arguments].concat()).is_none() {
+                    return;
+                }
+            }
         }
     }
 }
@@ -70,13 +112,16 @@ fn used(rules: &[Rule]) -> impl Iterator<Item = Chain> {
     Chain::ALL.into_iter().filter(|chain| rules.iter().any(|rule| rule.is_in(*chain)))
 }
 
-fn jumps_to(family: Family, chain: Chain) -> bool {
-    run(family, &["-t", chain.table(), "-C", chain.hooked(), "-j", &own(chain)])
+fn jumps_to(family: Family, programs: Programs, chain: Chain) -> bool {
+    run(family, programs, &["-t", chain.table(), "-C", chain.hooked(), "-j", &own(chain)])
         .is_some_and(|output| output.status.success())
 }
 
-fn run(family: Family, arguments: &[&str]) -> Option<Output> {
-    Command::new(program(family)).arg("--wait").args(arguments).stdin(Stdio::null()).output().ok()
+/// What a program did; `None` if it cannot be run.
+fn run(family: Family, programs: Programs, arguments: &[&str]) -> Option<Output> {
+    let mut command = Command::new(programs.of(family));
+    command.env(LOCK.0, LOCK.1).arg("--wait").args(arguments).stdin(Stdio::null());
+    command.output().ok()
 }
 
 /// The name of our own chain.
