@@ -26,6 +26,7 @@ pub mod open_loop;
 pub mod outside;
 pub mod pod;
 pub mod replica;
+pub mod resolver;
 pub mod shop;
 pub mod tokens;
 

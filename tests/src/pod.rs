@@ -3,11 +3,13 @@
 //! reads a folder.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use crate::forge::{Authority, Certificate};
 use crate::netns::{NODE, Network, POD};
@@ -53,8 +55,16 @@ impl Pod {
     /// # Panics
     /// If it cannot be started.
     pub fn init(&self, flags: &[&str]) -> Output {
+        self.init_with(flags, None)
+    }
+
+    /// The same with programs in this folder and no others.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn init_with(&self, flags: &[&str], programs: Option<&Path>) -> Output {
         let mut command = self.command();
-        command.arg("init").args(flags);
+        command.arg("init").args(flags).envs(programs.map(|programs| ("PATH", programs)));
         self.network.pod.inside(|| command.output()).expect("it starts")
     }
 
@@ -138,4 +148,31 @@ impl Pod {
 
 fn open(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+}
+
+/// A socket address.
+///
+/// # Panics
+/// If `ip` is no address.
+pub fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().expect("an address"), port)
+}
+
+/// The body of what a plain HTTP server says to a GET, whether or not it closes the connection.
+pub fn fetch(at: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect(at).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: plain\r\n\r\n").ok()?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let length = stream.read(&mut buffer).ok().filter(|length| *length > 0)?;
+        answer.extend_from_slice(&buffer[..length]);
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, body)) = text.split_once("\r\n\r\n")
+            && head.contains(&format!("content-length: {}", body.len()))
+        {
+            return Some(body.to_owned());
+        }
+    }
 }

@@ -7,31 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use heddle_tests::netns::{NODE, Namespace, Network, POD};
-use heddle_tests::pod::{Pod, SIDECAR_USER};
+use heddle_tests::pod::{Pod, SIDECAR_USER, at, fetch};
+use heddle_tests::resolver::{question, resolve, told};
 use heddle_tests::{eventually, exchange, forge, get};
-
-fn at(ip: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip.parse().expect("an address"), port)
-}
-
-/// The body of what a plain HTTP server says to a GET, whether or not it closes the connection.
-fn fetch(at: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect(at).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: plain\r\n\r\n").ok()?;
-    let mut answer = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let length = stream.read(&mut buffer).ok().filter(|length| *length > 0)?;
-        answer.extend_from_slice(&buffer[..length]);
-        let text = String::from_utf8_lossy(&answer);
-        if let Some((head, body)) = text.split_once("\r\n\r\n")
-            && head.contains(&format!("content-length: {}", body.len()))
-        {
-            return Some(body.to_owned());
-        }
-    }
-}
 
 /// The whole rules, written and read back, in whatever state they are found.
 #[test]
@@ -51,6 +29,13 @@ fn rules_are_set_again_checked_and_removed() {
     assert!(run(&[&other[..], &["--check"]].concat()).0 && !run(&["--check"]).0);
     assert!(run(&["--remove"]).0 && !run(&["--check"]).0);
     assert!(run(&["--remove"]).0, "there may be nothing to remove");
+    let list = |item: &dyn Fn(usize) -> String| (1..=64).map(item).collect::<Vec<_>>().join(",");
+    let (ports, networks) = (list(&|i| format!("{i}000-{i}001")), list(&|i| format!("fd00:{i}::/32")));
+    let most =
+        ["--skip-inbound-ports", &ports, "--skip-outbound-ports", &ports, "--skip-outbound-cidrs", &networks];
+    let (done, reason) = run(&most);
+    assert!(done, "as many as may be: {reason}");
+    assert!(run(&[&most[..], &["--check"]].concat()).0);
     let (done, reason) = run(&["--skip-inbound-ports", "80-70"]);
     assert!(!done && reason.contains("80-70"), "{reason}");
 
@@ -222,38 +207,40 @@ fn probes_reach_the_application_under_strict_tls() {
     assert_eq!(pod.admin("/probe/app/readiness").unwrap().0, 200);
 }
 
-/// A DNS message that asks for the address of `name`.
-fn question(id: u16, name: &str) -> Vec<u8> {
-    let mut message = id.to_be_bytes().to_vec();
-    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    for label in name.split('.') {
-        message.push(u8::try_from(label.len()).expect("labels are short"));
-        message.extend(label.as_bytes());
-    }
-    message.extend([0, 0, 1, 0, 1]);
-    message
-}
-
-/// The address that a reply ends with; `None` if the name was denied.
-fn told(reply: &[u8]) -> Option<IpAddr> {
-    assert_eq!(reply[2] & 0x80, 0x80, "it is a reply");
-    (reply[3] & 0x0f == 0).then(|| IpAddr::from(*reply.last_chunk::<4>().expect("it has a header")))
-}
-
-/// A resolver that knows every name under `example`, at 192.0.2.53, and no other.
-fn resolve(socket: &UdpSocket) {
-    let mut buffer = [0; 512];
-    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-        let mut reply = buffer[..length].to_vec();
-        let known = reply.windows(9).any(|window| window == b"\x07example\0");
-        reply[2] = 0x81;
-        reply[3] = if known { 0x80 } else { 0x83 };
-        if known {
-            reply[7] = 1;
-            reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4, 192, 0, 2, 53]);
+/// Under strict TLS nobody outside the mesh reaches the application; its probes, and its hooks above all, must
+/// not be a way around that, nor may anybody keep the kubelet from being answered.
+#[test]
+fn probes_are_made_for_the_kubelet_whoever_else_asks() {
+    let Some(pod) = Pod::new(&[]) else { return };
+    let probes = r#"{
+        "/probe/app/liveness": {"httpGet": {"port": 8080}},
+        "/probe/app/pre-stop": {"httpGet": {"port": 8080, "path": "/stop"}}
+    }"#;
+    let _sidecar = pod.sidecar(&["--probes", probes, "--probe-key", "the-key"]);
+    let _app = pod.app("0.0.0.0:8080", "healthy");
+    let ask = |path: &str, header: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: pod\r\n{header}connection: close\r\n\r\n");
+        pod.network.node.inside(|| exchange(at(POD[0], 7190), &request)).unwrap()
+    };
+    for path in ["/probe/app/liveness", "/probe/app/pre-stop"] {
+        for header in ["", "heddle-probe: a-key\r\n"] {
+            assert!(ask(path, header).starts_with("HTTP/1.1 403"), "{path} {header}");
         }
-        let _ = socket.send_to(&reply, from);
+        assert!(ask(path, "heddle-probe: the-key\r\n").starts_with("HTTP/1.1 200"), "{path}");
     }
+    // A crowd from one address, each of whom says a little and waits.
+    let crowd: Vec<TcpStream> = pod.network.node.inside(|| {
+        let join = |_| {
+            let mut stream = TcpStream::connect(at(POD[1], 7190)).unwrap();
+            let _ = stream.write_all(b"GET /live HTTP/1.1\r\n");
+            stream
+        };
+        (0..200).map(join).collect()
+    });
+    let begun = std::time::Instant::now();
+    assert!(ask("/probe/app/liveness", "heddle-probe: the-key\r\n").starts_with("HTTP/1.1 200"));
+    assert!(begun.elapsed() < Duration::from_secs(1), "the kubelet waits no longer than that");
+    drop(crowd);
 }
 
 #[test]
@@ -376,4 +363,16 @@ fn a_sidecar_ends_when_its_application_is_gone_and_not_before() {
     }
     pod.network.pod.inside(|| app.stop());
     assert!(sidecar.ended().success());
+}
+
+/// Two native sidecars waited for each other until the kubelet had no patience any more.
+#[test]
+fn a_native_sidecar_waits_for_no_other_sidecar() {
+    let Some(pod) = Pod::new(&[]) else { return };
+    let other = pod.app("0.0.0.0:9100", "another sidecar");
+    let mut sidecar = pod.sidecar(&["--native-sidecar"]);
+    let begun = std::time::Instant::now();
+    assert!(sidecar.terminate().success());
+    assert!(begun.elapsed() < Duration::from_secs(10), "after {:?}", begun.elapsed());
+    pod.network.pod.inside(|| other.stop());
 }
