@@ -52,8 +52,9 @@ pub use gateway::{
 pub use jwt_policy::{ClaimHeader, Jwks, JwtPolicySpec, JwtProvider, TokenHeader, TokenLocation};
 pub use kubernetes::{
     AddressType, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, EndpointTarget, ForZone,
-    INIT_CONTAINER, IntOrString, MESHED_LABEL, Pod, PodIp, PodSpec, PodStatus, Service, ServicePort,
-    ServiceSpec, SliceEndpoint, WEIGHT_LABEL, ZONE_LABEL, weight,
+    INIT_CONTAINER, IntOrString, MESHED_LABEL, Pod, PodIp, PodSpec, PodStatus, SIDECAR_CONTAINER,
+    SKIP_INBOUND_PORTS_VARIABLE, Service, ServicePort, ServiceSpec, SliceEndpoint, WEIGHT_LABEL, ZONE_LABEL,
+    weight,
 };
 pub use manifest::{field_paths_of_traffic_policy, manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};

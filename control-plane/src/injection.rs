@@ -60,6 +60,11 @@ pub const MESHED: &str = "heddle.dev/meshed";
 /// The annotation with the version that injected the pod.
 pub const INJECTED: &str = "heddle.dev/injected";
 
+/// The annotation with the container that `kubectl` means where none is named.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+/// The annotation with what injection wrote there, which is not the pod's own then.
+const OUR_DEFAULT_CONTAINER: &str = "heddle.dev/default-container";
+
 /// The annotation of pods that a node shows for those that it runs from files of its own.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -195,9 +200,14 @@ impl Injector {
         let Some(fields) = injected.as_object_mut() else { return Err(Vec::new()) };
         add_texts(fields, "labels", MESHED, "true");
         add_texts(fields, "annotations", INJECTED, &self.version);
+        if let Some(first) = default_container(&pod, native) {
+            for key in [DEFAULT_CONTAINER, OUR_DEFAULT_CONTAINER] {
+                add_texts(fields, "annotations", key, first);
+            }
+        }
         if let Some(spec) = fields.get_mut("spec").and_then(Value::as_object_mut) {
             probes.apply(spec, Some(&key));
-            let init = parts::wants_init(&options).then(|| parts::init(self, &options, pod.spec));
+            let init = parts::init(self, &options, pod.spec);
             add_containers(spec, init, sidecar, native);
             list_of(spec, "volumes").push(parts::identity());
         }
@@ -302,6 +312,15 @@ fn own_word(pod: &Pod<'_>) -> Result<Option<bool>, Vec<Violation>> {
         }]),
         (label, annotation) => Ok(label.or(annotation)),
     }
+}
+
+/// The container that `kubectl logs` and `kubectl exec` are to mean, unless the pod says so itself: not the
+/// first one, where that is the sidecar.
+fn default_container<'a>(pod: &Pod<'a>, native: bool) -> Option<&'a str> {
+    if native || pod.annotation(DEFAULT_CONTAINER).is_some() {
+        return None;
+    }
+    pod.containers.iter().find(|container| container.list == List::Containers).map(|container| container.name)
 }
 
 fn add_containers(spec: &mut Map<String, Value>, init: Option<Value>, sidecar: Value, native: bool) {

@@ -211,45 +211,85 @@ pub struct Pod {
 
 /// What a pod was made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "WrittenSpec")]
 pub struct PodSpec {
     /// Who it is to the API server, and to the mesh; absent means `default`.
     pub service_account_name: Option<String>,
     /// It has its node's addresses, not its own.
-    #[serde(default)]
     pub host_network: bool,
     /// The node that it runs on; absent until it was given one.
     pub node_name: Option<String>,
-    /// The ports at which its rules leave connections alone, as the container that makes the rules is told.
-    #[serde(default, rename = "initContainers", deserialize_with = "left_alone")]
+    /// The ports at which its rules leave connections alone, as whoever makes the rules is told.
     pub left_alone: Box<[RangeInclusive<u16>]>,
 }
 
-/// The init container that makes the rules of a pod with a sidecar.
+/// The init container that makes the rules of a pod with a sidecar, unless a CNI plugin does.
 pub const INIT_CONTAINER: &str = "heddle-init";
 
-/// Its argument that names ports of the pod to be left alone: PORT or FIRST-LAST, separated by commas.
+/// The container of the sidecar.
+pub const SIDECAR_CONTAINER: &str = "heddle-sidecar";
+
+/// The argument of `heddle-init` that names ports of the pod to be left alone: PORT or FIRST-LAST, separated by
+/// commas.
 const SKIP_INBOUND_PORTS: &str = "--skip-inbound-ports=";
 
-fn left_alone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[RangeInclusive<u16>]>, D::Error> {
-    #[derive(Deserialize)]
-    struct Container {
-        name: String,
-        #[serde(default)]
-        args: Option<Vec<String>>,
-    }
+/// The variable of the sidecar that names them to a CNI plugin, in the same form.
+pub const SKIP_INBOUND_PORTS_VARIABLE: &str = "HEDDLE_SKIP_INBOUND_PORTS";
 
-    let containers: Option<Vec<Container>> = Option::deserialize(deserializer)?;
-    let init = containers.into_iter().flatten().find(|container| container.name == INIT_CONTAINER);
-    let args = init.and_then(|init| init.args).unwrap_or_default();
-    let ports = args.iter().find_map(|arg| arg.strip_prefix(SKIP_INBOUND_PORTS)).unwrap_or_default();
-    // What is no range of ports keeps the container, and with it the pod, from starting.
-    let range = |text: &str| {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let range = first.trim().parse().ok()?..=last.trim().parse().ok()?;
-        Some(range).filter(|range| !range.is_empty() && !range.contains(&0))
-    };
-    Ok(ports.split(',').filter_map(range).take(MOST_LEFT_ALONE).collect())
+/// What is written of a pod, as far as it is looked at; not kept as it is, since that is most of the pod.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenSpec {
+    service_account_name: Option<String>,
+    #[serde(default)]
+    host_network: bool,
+    node_name: Option<String>,
+    init_containers: Option<Vec<WrittenContainer>>,
+    containers: Option<Vec<WrittenContainer>>,
+}
+
+#[derive(Deserialize)]
+struct WrittenContainer {
+    name: String,
+    args: Option<Vec<String>>,
+    env: Option<Vec<WrittenVariable>>,
+}
+
+#[derive(Deserialize)]
+struct WrittenVariable {
+    name: String,
+    value: Option<String>,
+}
+
+impl From<WrittenSpec> for PodSpec {
+    fn from(written: WrittenSpec) -> Self {
+        let left_alone = written.left_alone();
+        let WrittenSpec { service_account_name, host_network, node_name, .. } = written;
+        Self { service_account_name, host_network, node_name, left_alone }
+    }
+}
+
+impl WrittenSpec {
+    fn left_alone(&self) -> Box<[RangeInclusive<u16>]> {
+        let containers = || self.init_containers.iter().chain(&self.containers).flatten();
+        let named = |name: &str| containers().find(|container| container.name == name);
+        let ports = match named(INIT_CONTAINER) {
+            Some(init) => {
+                init.args.iter().flatten().find_map(|argument| argument.strip_prefix(SKIP_INBOUND_PORTS))
+            }
+            None => named(SIDECAR_CONTAINER).and_then(|sidecar| {
+                let mut variables = sidecar.env.iter().flatten();
+                variables.find(|variable| variable.name == SKIP_INBOUND_PORTS_VARIABLE)?.value.as_deref()
+            }),
+        };
+        // What is no range of ports keeps the pod from starting.
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let range = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+            Some(range).filter(|range| !range.is_empty() && !range.contains(&0))
+        };
+        ports.unwrap_or_default().split(',').filter_map(range).take(MOST_LEFT_ALONE).collect()
+    }
 }
 
 /// As many ranges as the container takes.

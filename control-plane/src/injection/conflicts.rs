@@ -4,7 +4,10 @@ use heddle_api::crd::Violation;
 use serde_json::{Map, Value};
 
 use super::pod::{Container, List, Pod, field, object, text};
-use super::{ADMIN_PORT_NAME, IDENTITY, INIT, INJECTED, MESHED, SIDECAR, SIDECAR_ID, SIDECAR_PORTS};
+use super::{
+    ADMIN_PORT_NAME, IDENTITY, INIT, INJECTED, MESHED, OUR_DEFAULT_CONTAINER, SIDECAR, SIDECAR_ID,
+    SIDECAR_PORTS,
+};
 
 /// Init containers of other meshes, by which they lead the pod's traffic to sidecars of their own, or
 /// wait for a CNI plugin that does.
@@ -24,6 +27,12 @@ pub(super) fn find(pod: &Pod<'_>, native: bool, violations: &mut Vec<Violation>)
     if pod.annotation(INJECTED).is_some() {
         let message = format!("is set by injection, but there is no container {SIDECAR}: remove it");
         wrong(format!("metadata.annotations[{INJECTED}]"), message);
+    }
+    if pod.annotation(OUR_DEFAULT_CONTAINER).is_some() {
+        wrong(
+            format!("metadata.annotations[{OUR_DEFAULT_CONTAINER}]"),
+            "is set by injection: remove it".into(),
+        );
     }
     if pod.label(MESHED).is_some() {
         wrong(format!("metadata.labels[{MESHED}]"), "is set by injection: remove it".into());

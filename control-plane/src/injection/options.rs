@@ -38,6 +38,8 @@ pub struct Options {
 pub(super) enum Interception {
     /// An init container of the pod.
     Init,
+    /// The same by the programs of iptables, which the image must have.
+    Iptables,
     /// A CNI plugin on the node, so that the pod needs no privilege.
     Cni,
 }
@@ -49,10 +51,6 @@ pub(super) struct Ports(Vec<RangeInclusive<u16>>);
 impl Ports {
     pub(super) fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|range| range.contains(&port))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 
@@ -151,8 +149,12 @@ impl Options {
                 self.native_sidecar = Some(choice("enabled", "disabled", "enabled or disabled")?);
             }
             "interception" => {
-                let init = choice("init", "cni", "init or cni")?;
-                self.interception = Some(if init { Interception::Init } else { Interception::Cni });
+                self.interception = Some(match value {
+                    "init" => Interception::Init,
+                    "iptables" => Interception::Iptables,
+                    "cni" => Interception::Cni,
+                    _ => return Err(invalid("one of init, iptables, cni")),
+                });
             }
             _ => return Err(InvalidOption::Unknown),
         }
@@ -204,7 +206,7 @@ impl Options {
         let mut options = Self::default();
         for (key, value) in annotations {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
-            if matches!(name, "inject" | "injected") {
+            if matches!(name, "inject" | "injected" | "default-container") {
                 continue;
             }
             let result = options.set(name, value.as_str().unwrap_or_default());
@@ -296,7 +298,7 @@ mod tests {
             ("sidecar-memory-request", "-1Mi", "memory"),
             ("drain-delay", "5", "duration"),
             ("native-sidecar", "true", "enabled or disabled"),
-            ("interception", "ebpf", "init or cni"),
+            ("interception", "ebpf", "one of init, iptables, cni"),
             ("log-level", "info\n", "level"),
             ("sidecar-image-pull-policy", "always", "IfNotPresent"),
         ] {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::options::{Interception, Options};
+use super::options::{Interception, Options, Ports};
 use super::pod::{field, object, text};
 use super::{ADMIN_PORT, ADMIN_PORT_NAME, IDENTITY, INIT, Injector, SIDECAR, SIDECAR_ID};
 
@@ -38,21 +38,18 @@ const CLASSIC_DRAIN_SECONDS: u64 = 5;
 /// Until a pod that ends is killed, unless it says otherwise (Kubernetes' default).
 const GRACE_SECONDS: u64 = 30;
 
-/// The init container that makes the rules.
-pub(super) fn init(injector: &Injector, options: &Options, pod: &Map<String, Value>) -> Value {
+/// The init container that makes the rules; `None`: a CNI plugin does.
+pub(super) fn init(injector: &Injector, options: &Options, pod: &Map<String, Value>) -> Option<Value> {
+    let by_iptables = match options.interception.unwrap_or(Interception::Init) {
+        Interception::Init => false,
+        Interception::Iptables => true,
+        Interception::Cni => return None,
+    };
     let mut args = vec!["init".to_owned()];
-    for (flag, ports) in [
-        ("skip-inbound-ports", &options.skip_inbound_ports),
-        ("skip-outbound-ports", &options.skip_outbound_ports),
-    ] {
-        if let Some(ports) = ports.as_ref().filter(|ports| !ports.is_empty()) {
-            args.push(format!("--{flag}={ports}"));
-        }
-    }
-    let cidrs = options.skip_outbound_cidrs.iter().flatten().map(ToString::to_string).collect::<Vec<_>>();
-    if !cidrs.is_empty() {
-        args.push(format!("--skip-outbound-cidrs={}", cidrs.join(",")));
-    }
+    args.extend(by_iptables.then(|| "--by=iptables".to_owned()));
+    args.extend(skipped(options).map(|(setting, value)| format!("--{setting}={value}")));
+    // Programs of iptables-legacy speak to the kernel by a raw socket.
+    let capabilities: &[&str] = if by_iptables { &["NET_ADMIN", "NET_RAW"] } else { &["NET_ADMIN"] };
     let mut container = image(INIT, injector, options);
     container.insert("args".into(), args.into());
     // Requests and limits are the same, so that it never costs a pod its class Guaranteed.
@@ -63,7 +60,7 @@ pub(super) fn init(injector: &Injector, options: &Options, pod: &Map<String, Val
         "securityContext".into(),
         json!({
             "allowPrivilegeEscalation": false,
-            "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
+            "capabilities": {"add": capabilities, "drop": ["ALL"]},
             "privileged": false,
             "readOnlyRootFilesystem": true,
             "runAsGroup": 0,
@@ -74,7 +71,19 @@ pub(super) fn init(injector: &Injector, options: &Options, pod: &Map<String, Val
     );
     unconfine(&mut container, pod);
     container.insert("terminationMessagePolicy".into(), "FallbackToLogsOnError".into());
-    Value::Object(container)
+    Some(Value::Object(container))
+}
+
+/// What the rules leave alone, as settings of `heddle-sidecar init`.
+fn skipped(options: &Options) -> impl Iterator<Item = (&'static str, String)> {
+    let ports = |ports: &Option<Ports>| ports.as_ref().map(ToString::to_string).unwrap_or_default();
+    let cidrs = options.skip_outbound_cidrs.iter().flatten().map(ToString::to_string).collect::<Vec<_>>();
+    let settings = [
+        ("skip-inbound-ports", ports(&options.skip_inbound_ports)),
+        ("skip-outbound-ports", ports(&options.skip_outbound_ports)),
+        ("skip-outbound-cidrs", cidrs.join(",")),
+    ];
+    settings.into_iter().filter(|(_, value)| !value.is_empty())
 }
 
 /// A profile of AppArmor that the pod has for its application would be ours, too. The field is only
@@ -194,6 +203,12 @@ fn environment(injector: &Injector, options: &Options, of: &SidecarOf<'_>) -> Va
     if of.native {
         env.push(text("HEDDLE_NATIVE_SIDECAR", "true"));
     }
+    if options.interception == Some(Interception::Cni) {
+        // The plugin, which makes the rules, and the control plane, which tells peers, read them here.
+        env.extend(skipped(options).map(|(setting, value)| {
+            text(&format!("HEDDLE_{}", setting.to_ascii_uppercase().replace('-', "_")), &value)
+        }));
+    }
     if let Some(probes) = &of.probes {
         env.push(text(PROBES, probes));
     }
@@ -261,9 +276,4 @@ pub(super) fn identity() -> Value {
             ]
         },
     })
-}
-
-/// Whether the init container is wanted.
-pub(super) fn wants_init(options: &Options) -> bool {
-    options.interception.unwrap_or(Interception::Init) == Interception::Init
 }

@@ -4,7 +4,7 @@ use heddle_api::crd::Violation;
 use serde_json::{Map, Value};
 
 use super::pod::{List, Pod};
-use super::{IDENTITY, INIT, INJECTED, MESHED, SIDECAR, probes};
+use super::{DEFAULT_CONTAINER, IDENTITY, INIT, INJECTED, MESHED, OUR_DEFAULT_CONTAINER, SIDECAR, probes};
 
 /// What became of a pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +34,11 @@ pub fn remove(pod: &Value) -> Result<Removed, Vec<Violation>> {
         without(spec, "volumes", &[IDENTITY]);
     }
     if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
-        for (texts, key) in [("labels", MESHED), ("annotations", INJECTED)] {
+        // One that was changed since is the pod's own.
+        let ours = view.annotation(OUR_DEFAULT_CONTAINER);
+        let ours = ours.filter(|ours| view.annotation(DEFAULT_CONTAINER) == Some(ours));
+        let added = [("labels", MESHED), ("annotations", INJECTED), ("annotations", OUR_DEFAULT_CONTAINER)];
+        for (texts, key) in added.into_iter().chain(ours.map(|_| ("annotations", DEFAULT_CONTAINER))) {
             let Some(map) = metadata.get_mut(texts).and_then(Value::as_object_mut) else { continue };
             map.shift_remove(key);
             if map.is_empty() {

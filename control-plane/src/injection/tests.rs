@@ -227,3 +227,67 @@ fn a_classic_sidecar_is_first_and_waited_for() {
     let native = &native["spec"]["initContainers"][1];
     assert!(native.get("lifecycle").is_none() && !native["env"].as_array().unwrap().contains(&delay));
 }
+
+/// `kubectl logs` showed the sidecar's, and `kubectl exec` went into its container.
+#[test]
+fn kubectl_means_the_application_beside_a_classic_sidecar() {
+    let pod = |annotations: Value| {
+        let containers = json!([{"name": "web"}, {"name": "helper"}]);
+        json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}})
+    };
+    let own = |native: &str, also: Option<&str>| {
+        let mut annotations = json!({"heddle.dev/native-sidecar": native});
+        if let Some(also) = also {
+            annotations[DEFAULT_CONTAINER] = also.into();
+        }
+        pod(annotations)
+    };
+    for (before, default) in [
+        (own("disabled", None), Some("web")),
+        (own("disabled", Some("helper")), Some("helper")),
+        (own("disabled", Some("web")), Some("web")),
+        (own("enabled", None), None),
+    ] {
+        let mut after = injected(&before);
+        assert_eq!(after["metadata"]["annotations"][DEFAULT_CONTAINER].as_str(), default, "{before}");
+        assert_eq!(inject(&after), Ok(Outcome::Skipped(Skip::AlreadyInjected("1.2.3".into()))));
+        assert_eq!(remove(&after), Ok(Removed::Restored(before.clone())));
+        // What somebody chose since is theirs.
+        after["metadata"]["annotations"][DEFAULT_CONTAINER] = "other".into();
+        let Ok(Removed::Restored(restored)) = remove(&after) else { panic!("it was injected") };
+        assert_eq!(restored["metadata"]["annotations"][DEFAULT_CONTAINER], "other");
+    }
+    let violations = inject(&pod(json!({OUR_DEFAULT_CONTAINER: "web"}))).unwrap_err();
+    assert_eq!(violations[0].path, format!("metadata.annotations[{OUR_DEFAULT_CONTAINER}]"));
+}
+
+/// Rules by iptables need one more privilege, which nobody else gets; rules by others need none.
+#[test]
+fn who_makes_the_rules_has_what_that_takes() {
+    let with = |interception: &str| {
+        let mut pod = web();
+        pod["metadata"]["annotations"] = json!({
+            "heddle.dev/interception": interception,
+            "heddle.dev/skip-inbound-ports": "9100,9200-9210",
+            "heddle.dev/skip-outbound-cidrs": "10.1.0.0/16",
+        });
+        injected(&pod)["spec"]["initContainers"].clone()
+    };
+    let skips = ["--skip-inbound-ports=9100,9200-9210", "--skip-outbound-cidrs=10.1.0.0/16"];
+    for (interception, capabilities, first) in [
+        ("init", &["NET_ADMIN"][..], &["init"][..]),
+        ("iptables", &["NET_ADMIN", "NET_RAW"], &["init", "--by=iptables"]),
+    ] {
+        let init = &with(interception)[0];
+        assert_eq!(init["securityContext"]["capabilities"], json!({"add": capabilities, "drop": ["ALL"]}));
+        assert_eq!(init["args"], json!([first, &skips].concat()));
+    }
+    let containers = with("cni");
+    assert_eq!(containers.as_array().unwrap().len(), 1);
+    let env = containers[0]["env"].as_array().unwrap();
+    for (name, value) in
+        [("HEDDLE_SKIP_INBOUND_PORTS", "9100,9200-9210"), ("HEDDLE_SKIP_OUTBOUND_CIDRS", "10.1.0.0/16")]
+    {
+        assert!(env.contains(&json!({"name": name, "value": value})), "{name}: {env:?}");
+    }
+}

@@ -95,14 +95,22 @@ fn pods_without_a_sidecar_stay_outside() {
 fn a_pod_is_outside_the_mesh_at_the_ports_that_its_rules_leave_alone() {
     let init = "initContainers: [{name: init, args: ['--skip-inbound-ports=1']}, \
                 {name: heddle-init, args: [init, '--skip-inbound-ports=22,8000-8010']}], ";
-    let own = pod("a", "1", "users", "{ip: 10.0.0.1}").replace("spec: {", &format!("spec: {{{init}"));
-    let text = [SERVICE, &own, &slice("s", "IPv4", &endpoint("10.0.0.1", "a", "1", ""))].concat();
-    let model = model(&text, &[]);
-    let range = |first, last| v1::PortRange { first, last };
-    let expected = [range(22, 22), range(8000, 8010)];
-    assert_eq!(service(&model, "shop/users").endpoints[0].left_alone, expected);
-    let at = model.address_of_pod("10.0.0.1".parse().unwrap()).unwrap();
-    assert_eq!(at.workload.unwrap().endpoints[0].left_alone, expected);
+    // Where a CNI plugin makes the rules, the sidecar's variables say what it leaves alone.
+    let env = "{name: heddle-sidecar, env: [{name: HEDDLE_POD_IPS, valueFrom: {}}, \
+               {name: HEDDLE_SKIP_INBOUND_PORTS, value: '22,8000-8010'}]}";
+    let native = format!("initContainers: [{env}], containers: [{{name: app}}], ");
+    let classic = format!("containers: [{env}, {{name: app}}], ");
+    for containers in [init, &native, &classic] {
+        let own =
+            pod("a", "1", "users", "{ip: 10.0.0.1}").replace("spec: {", &format!("spec: {{{containers}"));
+        let text = [SERVICE, &own, &slice("s", "IPv4", &endpoint("10.0.0.1", "a", "1", ""))].concat();
+        let model = model(&text, &[]);
+        let range = |first, last| v1::PortRange { first, last };
+        let expected = [range(22, 22), range(8000, 8010)];
+        assert_eq!(service(&model, "shop/users").endpoints[0].left_alone, expected, "{containers}");
+        let at = model.address_of_pod("10.0.0.1".parse().unwrap()).unwrap();
+        assert_eq!(at.workload.unwrap().endpoints[0].left_alone, expected, "{containers}");
+    }
 }
 
 /// A slice may be older or newer than what is known of its pods.

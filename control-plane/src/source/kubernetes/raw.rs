@@ -6,7 +6,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use heddle_api::crd::{self, INIT_CONTAINER, Violation, WEIGHT_LABEL};
+use heddle_api::crd::{
+    self, INIT_CONTAINER, SIDECAR_CONTAINER, SKIP_INBOUND_PORTS_VARIABLE, Violation, WEIGHT_LABEL,
+};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -18,8 +20,9 @@ use super::super::{Location, RefusedObject, SourceError};
 use super::kinds::Watched;
 use crate::kubernetes::watch::Versioned;
 
-/// Of a pod's containers, the only ones of which something is read.
+/// The lists of a pod's containers.
 const INITIAL: &str = "initContainers";
+const CONTAINERS: &str = "containers";
 
 /// An object of any kind.
 #[derive(Debug, Clone, Default)]
@@ -163,10 +166,17 @@ impl Raw {
             // Its spec is the bulk of all that is watched.
             if let Some(Value::Object(spec)) = self.content.get_mut("spec") {
                 spec.retain(|key, _| {
-                    matches!(key.as_str(), "serviceAccountName" | "hostNetwork" | "nodeName" | INITIAL)
+                    matches!(
+                        key.as_str(),
+                        "serviceAccountName" | "hostNetwork" | "nodeName" | INITIAL | CONTAINERS
+                    )
                 });
-                if let Some(Value::Array(containers)) = spec.get_mut(INITIAL) {
-                    containers.retain(|container| container["name"] == INIT_CONTAINER);
+                for list in [INITIAL, CONTAINERS] {
+                    let Some(Value::Array(containers)) = spec.get_mut(list) else { continue };
+                    containers.retain_mut(tells_of_rules);
+                    if containers.is_empty() {
+                        spec.remove(list);
+                    }
                 }
             }
             return;
@@ -191,4 +201,20 @@ impl Raw {
         }
         Value::Object(object).into()
     }
+}
+
+/// Whether a container says what a pod's rules leave alone: to itself, or to a CNI plugin. Of the sidecar nothing
+/// else is read.
+fn tells_of_rules(container: &mut Value) -> bool {
+    if container["name"] == INIT_CONTAINER {
+        return true;
+    }
+    let Some(fields) = container.as_object_mut() else { return false };
+    if fields.get("name").and_then(Value::as_str) != Some(SIDECAR_CONTAINER) {
+        return false;
+    }
+    fields.retain(|field, _| matches!(field.as_str(), "name" | "env"));
+    let Some(Value::Array(env)) = fields.get_mut("env") else { return false };
+    env.retain(|variable| variable["name"] == SKIP_INBOUND_PORTS_VARIABLE);
+    !env.is_empty()
 }
