@@ -51,6 +51,8 @@ const MAX_BODY: usize = 4096;
 pub(crate) enum Phase {
     /// Identity or configuration is not there yet.
     Starting,
+    /// In a pod whose rules do not bring connections here.
+    Bypassed,
     /// Traffic is served.
     Serving,
     /// Leaving.
@@ -167,6 +169,10 @@ impl Admin {
             "/ready" if read => match *self.phase.borrow() {
                 Phase::Serving => plain(StatusCode::OK, "ready\n"),
                 Phase::Starting => plain(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+                Phase::Bypassed => plain(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the pod's network rules do not bring its connections here; the log says what helps\n",
+                ),
                 Phase::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             },
             "/metrics" if read => content("text/plain; version=0.0.4", self.metrics.encode()),

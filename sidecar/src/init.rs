@@ -2,7 +2,7 @@
 //! sidecar.
 //!
 //! Runs once before the sidecar, in the pod's network namespace, with the
-//! capability `NET_ADMIN` and nothing else. [`rules`] says what is intercepted;
+//! capability `NET_ADMIN` and nothing else, save for [`iptables`]. [`rules`] says what is intercepted;
 //! it is written through netlink as one transaction that replaces what an
 //! earlier run left, and read back; older kernels are served in other [ways](Way), those
 //! without nf_tables by [`iptables`]. Always holds: either all rules are in force, in both families, or
@@ -151,7 +151,13 @@ impl Way {
     fn has(self, netfilter: &mut Netlink, rules: &[Rule]) -> anyhow::Result<bool> {
         let mut in_force = |family: &Family| -> anyhow::Result<bool> {
             let found = match nftables::comments(netfilter, *family) {
-                Err(refused) if is_nothing_there(&refused.source) => return Ok(false),
+                // A kernel without nf_tables does not know the question (`nfnetlink_rcv_msg`).
+                Err(refused)
+                    if is_nothing_there(&refused.source)
+                        || refused.source.raw_os_error() == Some(libc::EINVAL) =>
+                {
+                    return Ok(false);
+                }
                 found => found?,
             };
             Ok(rules::are(rules, &found, *family))

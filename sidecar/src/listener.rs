@@ -28,6 +28,14 @@ pub struct Plumbing {
     pub advertise: IpAddr,
 }
 
+impl Plumbing {
+    /// The addresses of the listeners to which NAT brings the application's calls.
+    pub(crate) fn redirected(&self) -> Vec<IpAddr> {
+        let redirected = self.outbound.iter().filter(|outbound| outbound.kind == OutboundKind::Redirected);
+        redirected.filter_map(|outbound| Some(outbound.listener.local_addr().ok()?.ip())).collect()
+    }
+}
+
 /// A listener for the application's calls.
 #[derive(Debug)]
 pub struct Outbound {

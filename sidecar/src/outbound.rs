@@ -12,6 +12,7 @@ use crate::config::AppProtocol;
 use crate::detect::{Verdict, detect};
 use crate::io::{Connection, Transport};
 use crate::listener::{OutboundKind, original_destination};
+use crate::pod::redirection;
 use crate::reason::Reason;
 use crate::session::{Routing, Session};
 use crate::upstream::{Destination, Learned};
@@ -32,7 +33,14 @@ pub(crate) async fn serve(socket: StdTcpStream, kind: &OutboundKind, worker: &Rc
     let routing = match kind {
         OutboundKind::ByAuthority => Ok(Routing::ByAuthority),
         OutboundKind::Transparent => socket.local_addr().map(Routing::Address),
-        OutboundKind::Redirected => redirected(&socket),
+        OutboundKind::Redirected => match redirected(&socket) {
+            Ok(Routing::Address(to)) if redirection::is_own(to) => {
+                // Who called has seen enough if it is gone.
+                let _ = redirection::answer(&socket, to);
+                return;
+            }
+            routing => routing,
+        },
         OutboundKind::HostLoopback => socket.local_addr().map(Routing::HostLoopback),
         OutboundKind::Fixed(name, port) => Ok(Routing::Service(name.clone(), *port)),
     };

@@ -8,6 +8,7 @@
 
 pub(crate) mod presence;
 pub(crate) mod probe;
+pub(crate) mod redirection;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};

@@ -27,6 +27,7 @@ use crate::listener::{InboundKind, OutboundKind, Plumbing};
 use crate::pod::Pod;
 use crate::pod::presence::others_are_present;
 use crate::pod::probe::Prober as AppProber;
+use crate::pod::redirection;
 use crate::policy::score::Standing;
 use crate::settings::{SidecarArgs, Workload};
 use crate::telemetry::access_log::AccessLog;
@@ -222,6 +223,7 @@ async fn life(
         metrics: metrics.clone(),
         standing,
     };
+    let redirected = setup.plumbing.redirected();
     let workers = worker::Setup {
         workers: usize::from(setup.sidecar.workers),
         config,
@@ -237,6 +239,16 @@ async fn life(
         spawn_blocking(move || worker::start(workers)).await?.context("the workers cannot start")?;
     tasks.spawn_local(watch_health(setup.workload, app, app_ready, observer.checks.clone()));
     tasks.spawn_local(observer.run());
+    if in_pod {
+        tokio::select! {
+            () = redirection::wait(&redirected, || { phase.send_replace(Phase::Bypassed); }) => {}
+            _ = &mut stop => {
+                workers.stop();
+                return Ok(());
+            }
+            ended = tasks.join_next() => bail!("a part of the agent ended: {ended:?}"),
+        }
+    }
     phase.send_replace(Phase::Serving);
     tracing::info!("the sidecar is ready");
     ready();

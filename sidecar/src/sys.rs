@@ -224,6 +224,8 @@ pub(crate) fn forbid_inspection() -> io::Result<()> {
 pub(crate) enum Capability {
     /// Network configuration, `SO_MARK`, `IP_TRANSPARENT`.
     NetAdmin = 12,
+    /// Raw sockets, by which the programs of iptables-legacy speak to the kernel.
+    NetRaw = 13,
     /// Looking into other processes' `/proc` entries.
     SysPtrace = 19,
     /// Namespaces and mounts.

@@ -68,6 +68,26 @@ impl Pod {
         self.network.pod.inside(|| command.output()).expect("it starts")
     }
 
+    /// The same as the injector's container has it: with these capabilities and no others, and no place to write to
+    /// but `/dev/shm`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn init_confined(&self, flags: &[&str], programs: &Path, capabilities: &[&str]) -> Output {
+        let set: String = capabilities.iter().map(|capability| format!(",+{capability}")).collect();
+        let script = format!(
+            "mount -o bind / /mnt && mount -o remount,bind,ro /mnt && mount -o rbind /proc /mnt/proc && \
+             mount -o rbind /dev /mnt/dev && mount -o rbind /sys /mnt/sys && mount -t tmpfs -o ro none /mnt/run && \
+             exec chroot /mnt setpriv --no-new-privs --bounding-set=-all{set} --inh-caps=-all -- \
+             env PATH=\"$0\" \"$@\""
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).arg(programs);
+        command.arg(self.directory.path().join("heddle-sidecar")).arg("init").args(flags);
+        command.env_remove("RUST_BACKTRACE");
+        self.network.pod.inside(|| command.output()).expect("util-linux has unshare")
+    }
+
     /// Starts the sidecar with these flags and waits until it is ready.
     pub fn sidecar(&self, flags: &[&str]) -> Process {
         let process = self.sidecar_starting(flags);

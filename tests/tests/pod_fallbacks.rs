@@ -126,6 +126,16 @@ fn iptables_do_what_nftables_do() {
         let multi = format!("/usr/sbin/xtables-{kind}-multi");
         assert!(fs::exists(&multi).is_ok_and(|is| is), "{multi} belongs to iptables");
         let programs = programs(&multi);
+        // With no more than the injector gives to whoever asks for it.
+        let confined = |capabilities: &[&str]| {
+            let output = pod.init_confined(&["--by", "iptables"], programs.path(), capabilities);
+            (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let (done, said) = confined(&["net_admin", "net_raw"]);
+        assert!(done, "{kind}: {said}");
+        let (done, said) = confined(&["net_admin"]);
+        assert_eq!(done, kind == "nft", "{kind}: {said}");
+        assert!(done || said.contains("capability NET_RAW"), "{said}");
         intercept(&pod, "iptables", Some(programs.path()));
     }
 }

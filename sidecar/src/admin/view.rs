@@ -32,6 +32,7 @@ pub(super) fn config(admin: &Admin) -> Value {
     json!({
         "phase": match *admin.phase.borrow() {
             Phase::Starting => "starting",
+            Phase::Bypassed => "bypassed",
             Phase::Serving => "serving",
             Phase::Draining => "draining",
         },

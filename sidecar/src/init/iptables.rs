@@ -2,7 +2,8 @@
 //! [rules](super::rules) in chains of our own, which `iptables-restore` replaces as
 //! one, and one jump to each.
 //!
-//! The programs have to be in `PATH`; the image of the sidecar has none.
+//! The programs have to be in `PATH`; the image of the sidecar has none. Those of iptables-legacy
+//! open a raw socket and need `NET_RAW` for it, the others no more than `NET_ADMIN`.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -11,6 +12,7 @@ use anyhow::{Context, anyhow, bail};
 
 use super::rules::{self, Chain, Rule};
 use crate::netlink::nftables::Family;
+use crate::sys::{self, Capability};
 
 /// Which programs, where there are several: those that go by the plain name may need nf_tables, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,13 @@ const LOCK: (&str, &str) = ("XTABLES_LOCKFILE", "/dev/shm/heddle-xtables.lock");
 pub(super) fn install(rules: &[Rule], families: &[Family]) -> anyhow::Result<()> {
     let by = |programs| families.iter().try_for_each(|family| restore(rules, *family, programs));
     let Err(usual) = by(Programs::Usual) else { return Ok(()) };
-    by(Programs::Legacy).map_err(|legacy| anyhow!("{usual:#}; {legacy:#}"))?;
+    by(Programs::Legacy).map_err(|legacy| match sys::has_capability(Capability::NetRaw) {
+        true => anyhow!("{usual:#}; {legacy:#}"),
+        false => anyhow!(
+            "{usual:#}; {legacy:#}; iptables-legacy needs the capability NET_RAW, which this process does not have: \
+             the annotation heddle.dev/interception: iptables of a pod asks for it"
+        ),
+    })?;
     remove_of(Programs::Usual);
     Ok(())
 }
@@ -192,6 +200,7 @@ mod tests {
             "-A OUTPUT -j HEDDLE_TRACK_OUTPUT\n",
             "-A PREROUTING -j HEDDLE_TRACK_INPUT\n",
             "*nat\n:HEDDLE_OUTBOUND - [0:0]\n:HEDDLE_INBOUND - [0:0]\n",
+            "-A HEDDLE_OUTBOUND -m owner --uid-owner 7100 -o lo -p tcp --dport 7199 -m comment --comment \"by which the sidecar (user 7100) sees that there are rules, to 7101\" -j REDIRECT --to-ports 7101\n",
             "-A HEDDLE_OUTBOUND -o lo -m comment --comment \"within the pod\" -j RETURN\n",
             "-A HEDDLE_OUTBOUND -p tcp -d 10.0.0.0/8 -m comment --comment \"skipped: to 10.0.0.0/8\" -j RETURN\n",
             "-A HEDDLE_OUTBOUND -p tcp -m comment --comment \"what the application calls, to 7101\" -j REDIRECT --to-ports 7101\n",

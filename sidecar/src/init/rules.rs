@@ -3,7 +3,8 @@
 //! A connection that the application makes, to anywhere but loopback, is
 //! redirected to the sidecar's outbound listener; its DNS queries to the
 //! sidecar's responder; what comes in from other hosts to the inbound listener.
-//! What the sidecar's own user does is left alone, and its queries to resolvers
+//! What the sidecar's own user does is left alone, save for the call by which it
+//! [sees that there are rules](redirection), and its queries to resolvers
 //! are not tracked: an application's socket of the same port, closed a moment
 //! ago, would otherwise lend them its redirection, and they would come back.
 //!
@@ -16,7 +17,7 @@ use super::InitArgs;
 use super::spec::Network;
 use crate::netlink::Request;
 use crate::netlink::nftables::{self, Family, Hook, Transport};
-use crate::pod;
+use crate::pod::{self, redirection};
 
 const DNS: u16 = 53;
 
@@ -126,6 +127,12 @@ pub(super) fn of(args: &InitArgs) -> Vec<Rule> {
     }
 
     let outbound = Chain::Outbound;
+    add(
+        outbound,
+        vec![Match::User(user), Match::ToLoopback, tcp.clone(), one(redirection::PORT)],
+        Action::RedirectTo(pod::OUTBOUND_PORT),
+        format!("by which the sidecar (user {user}) sees that there are rules, to {}", pod::OUTBOUND_PORT),
+    );
     add(outbound, vec![Match::User(user)], Action::LeaveAlone, format!("of the sidecar (user {user})"));
     add(outbound, vec![Match::ToLoopback], Action::LeaveAlone, "within the pod".into());
     for ports in &args.skip_outbound_ports.0 {

@@ -69,6 +69,24 @@ fn what_the_application_calls_goes_to_the_sidecar_and_what_the_sidecar_calls_doe
 }
 
 #[test]
+fn the_sidecar_is_called_by_itself_at_one_port_of_loopback_and_by_nobody_else() {
+    let rules = rules(&["--skip-outbound-ports", "7199"]);
+    let fate = |packet: &Packet| fate(&rules, Chain::Outbound, packet);
+    for ip in ["127.0.0.1", "::1"] {
+        let own = Packet { loopback: true, ..tcp(7100, ip, 7199) };
+        assert_eq!(fate(&own), Action::RedirectTo(7101));
+        for other in [
+            Packet { user: 1000, ..own.clone() },
+            Packet { to: (own.to.0, 7198), ..own.clone() },
+            Packet { loopback: false, ..own.clone() },
+            Packet { transport: Transport::Udp, ..own },
+        ] {
+            assert_eq!(fate(&other), Action::LeaveAlone, "{other:?}");
+        }
+    }
+}
+
+#[test]
 fn what_others_call_goes_to_the_sidecar_save_its_probes() {
     let rules = rules(&["--skip-inbound-ports", "9000-9001"]);
     let fate = |port| fate(&rules, Chain::Inbound, &tcp(0, "10.1.0.9", port));
