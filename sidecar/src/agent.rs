@@ -34,4 +34,4 @@ pub(crate) use registration::Registration;
 pub(crate) use standing::Observer;
 pub(crate) use validate::{for_clients_of, service as valid_service, workload as valid_workload};
 
-pub(crate) use health::watch as watch_health;
+pub(crate) use health::{Health, is_checked, watch as watch_health};

@@ -19,14 +19,14 @@ use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_blocking, spawn_local};
 use crate::admin::{self, Admin, Phase};
 use crate::agent::{
     Alerts, ControlPlane, Discovery, Identity, Knowledge, NoCertificate, Observer, Prober, ProofSource,
-    Reconnect, Registration, node, watch_health,
+    Reconnect, Registration, is_checked, node, watch_health,
 };
 use crate::config::{self, AppProtocol, ConfigHandle};
 use crate::dns::{self, Addresses, Forwarder};
 use crate::listener::{InboundKind, OutboundKind, Plumbing};
 use crate::pod::Pod;
 use crate::pod::presence::others_are_present;
-use crate::pod::probe::Prober as AppProber;
+use crate::pod::probe::{self, Prober as AppProber};
 use crate::pod::redirection;
 use crate::policy::score::Standing;
 use crate::settings::{SidecarArgs, Workload};
@@ -237,7 +237,12 @@ async fn life(
     // Off this runtime: workers make runtimes of their own.
     let workers =
         spawn_blocking(move || worker::start(workers)).await?.context("the workers cannot start")?;
-    tasks.spawn_local(watch_health(setup.workload, app, app_ready, observer.checks.clone()));
+    // In a pod it is the kubelet that checks the application, by way of us.
+    let checked_by_kubelet = admin.probes.as_ref().filter(|_| !is_checked(&setup.workload));
+    match checked_by_kubelet.map(AppProber::results) {
+        Some(results) => tasks.spawn_local(probe::follow(results, app_ready, observer.checks.clone())),
+        None => tasks.spawn_local(watch_health(setup.workload, app, app_ready, observer.checks.clone())),
+    };
     tasks.spawn_local(observer.run());
     if in_pod {
         tokio::select! {

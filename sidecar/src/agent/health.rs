@@ -32,6 +32,11 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// One lost probe of a busy application is no reason to send everyone away.
 const FAILURES: u32 = 3;
 
+/// Whether there is anything about the workload that [`watch`] can check.
+pub(crate) fn is_checked(workload: &Workload) -> bool {
+    !workload.ports.is_empty() || workload.health != HealthSpec::Tcp
+}
+
 /// Keeps `ready` up to date, for ever, and counts in `results` what probes gave.
 pub(crate) async fn watch(
     workload: Workload,
@@ -40,7 +45,7 @@ pub(crate) async fn watch(
     results: Rc<Cell<Tally>>,
 ) {
     let ports: Vec<u16> = workload.ports.iter().map(|port| port.number).collect();
-    if ports.is_empty() && workload.health == HealthSpec::Tcp {
+    if !is_checked(&workload) {
         // A workload that only calls others has nothing that could be unready.
         ready.send_replace(true);
         return std::future::pending().await;
@@ -69,16 +74,21 @@ pub(crate) async fn watch(
 }
 
 /// The decision: one success makes ready, several failures in a row unready.
-#[derive(Debug, Default)]
-struct Health {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Health {
     ready: bool,
     /// Failures in a row.
     failures: u32,
 }
 
 impl Health {
+    /// Whether the application is ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
     /// Notes a probe. Returns the readiness if it changed.
-    fn observe(&mut self, success: bool) -> Option<bool> {
+    pub(crate) fn observe(&mut self, success: bool) -> Option<bool> {
         self.failures = if success { 0 } else { self.failures.saturating_add(1) };
         let ready = success || (self.ready && self.failures < FAILURES);
         (std::mem::replace(&mut self.ready, ready) != ready).then_some(ready)

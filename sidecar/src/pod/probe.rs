@@ -14,6 +14,7 @@
 //! callers makes more than one.
 
 mod http;
+mod results;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -30,8 +31,9 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
+pub(crate) use self::results::{Results, follow};
 use crate::agent::probe as server;
 use crate::settings::InvalidSpec;
 
@@ -42,7 +44,9 @@ const AT_ONCE: usize = 32;
 const KEY_HEADER: &str = "heddle-probe";
 
 /// The last part of a probe's path; that of a hook is another.
-const PROBES: [&str; 3] = ["liveness", "readiness", "startup"];
+const PROBES: [&str; 3] = [LIVENESS, READINESS, "startup"];
+const LIVENESS: &str = "liveness";
+const READINESS: &str = "readiness";
 
 /// The limit, in seconds, of a probe that names none (Kubernetes' default).
 const DEFAULT_TIMEOUT: u64 = 1;
@@ -191,11 +195,18 @@ pub(crate) struct Prober {
     /// Probes that are being made, by path.
     attempts: Mutex<HashMap<String, WeakShared<BoxFuture<'static, Outcome>>>>,
     hooks: Semaphore,
+    results: watch::Sender<Results>,
 }
 
 impl Prober {
     pub(crate) fn new(probes: Probes, key: ProbeKey, address: IpAddr) -> Self {
-        Self { probes, key, address, attempts: Mutex::default(), hooks: Semaphore::new(AT_ONCE) }
+        let results = watch::Sender::new(Results::new(probes.0.keys().map(String::as_str)));
+        Self { probes, key, address, attempts: Mutex::default(), hooks: Semaphore::new(AT_ONCE), results }
+    }
+
+    /// What came of all probes so far.
+    pub(crate) fn results(&self) -> watch::Receiver<Results> {
+        self.results.subscribe()
     }
 
     /// Whether there is a probe with this path.
@@ -238,13 +249,16 @@ impl Prober {
             return running;
         }
         let (probe, address) = (probe.clone(), self.address);
+        let (results, known_by) = (self.results.clone(), path.to_owned());
         let attempt = async move {
-            match tokio::time::timeout(timeout, probe.make(address)).await {
+            let outcome = match tokio::time::timeout(timeout, probe.make(address)).await {
                 Ok(Ok(Said { text, good: true })) => Outcome::Good(text),
                 Ok(Ok(Said { text, good: false })) => Outcome::Bad(text),
                 Ok(Err(error)) => Outcome::Bad(error.to_string()),
                 Err(_) => Outcome::Bad(format!("no answer within {timeout:?}")),
-            }
+            };
+            results.send_modify(|results| results.note(&known_by, matches!(outcome, Outcome::Good(_))));
+            outcome
         };
         let attempt = attempt.boxed().shared();
         attempts.extend(attempt.downgrade().map(|weak| (path.to_owned(), weak)));

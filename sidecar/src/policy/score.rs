@@ -146,6 +146,10 @@ impl Default for Standing {
 /// How far back samples count: as far as retry budgets and circuit breakers look.
 pub const WINDOW: Duration = Duration::from_secs(10);
 
+/// How far back checks count that are too rare to be enough in [`WINDOW`]: those of a kubelet that probes every
+/// ten seconds, its default, are after fifty.
+pub const CHECKS_WINDOW: Duration = Duration::from_secs(60);
+
 /// How long a workload that has become ready is warming.
 pub const WARMING: Duration = Duration::from_secs(10);
 
@@ -156,13 +160,13 @@ pub const WORSE_AFTER: Duration = Duration::from_secs(2);
 /// not pull callers along.
 pub const BETTER_AFTER: Duration = Duration::from_secs(5);
 
-/// Fewer checks than this in the window say nothing: one lost one would be half of them.
+/// Fewer checks than this say nothing: one lost one would be half of them.
 const MIN_CHECKS: u64 = 5;
 
 /// Fewer calls than this in the window say nothing, as for circuit breakers.
 const MIN_CALLS: u64 = 20;
 
-/// Samples that are kept: a window of one every second, and some more.
+/// Samples that are kept: the longer window of one every second, and some more.
 const SAMPLES: usize = 64;
 
 /// How a measurement between 0 (good) and 1 (bad) makes points: all of them up to `good`,
@@ -257,7 +261,7 @@ impl Score {
             self.ready_since = None;
         }
         while self.samples.len() >= SAMPLES
-            || self.samples.front().is_some_and(|old| now.saturating_duration_since(old.at) > WINDOW)
+            || self.samples.front().is_some_and(|old| now.saturating_duration_since(old.at) > CHECKS_WINDOW)
         {
             self.samples.pop_front();
         }
@@ -285,13 +289,18 @@ impl Score {
 
     /// The points of the worst signal, and which that is if it costs anything.
     fn points(&mut self) -> (f64, Option<Signal>) {
-        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
-            return (100.0, None);
-        };
+        let is_recent = |last: &Sample, old: &Sample| last.at.saturating_duration_since(old.at) <= WINDOW;
+        let last = self.samples.back();
+        let begin = last.and_then(|last| self.samples.iter().position(|old| is_recent(last, old)));
+        let (Some(begin), Some(last)) = (begin, last) else { return (100.0, None) };
+        let first = &self.samples[begin];
+        let mut back = self.samples.range(..=begin).rev();
+        let enough = back.find(|old| last.checks.all.saturating_sub(old.checks.all) >= MIN_CHECKS);
+        let checked_since = enough.unwrap_or(first).checks;
         let passed = last.at.saturating_duration_since(first.at);
         let cpu = last.cpu.zip(first.cpu).and_then(|(last, first)| used(last, first, passed));
         let measured = [
-            (Signal::Checks, rate(last.checks, first.checks, MIN_CHECKS).map(|rate| CHECKS.points(rate))),
+            (Signal::Checks, rate(last.checks, checked_since, MIN_CHECKS).map(|rate| CHECKS.points(rate))),
             (
                 Signal::Dependencies,
                 rate(last.dependencies, first.dependencies, MIN_CALLS).map(|rate| DEPENDENCIES.points(rate)),

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -182,10 +183,10 @@ fn headers(get: &HttpGet) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-/// TLS as the kubelet's probes speak it.
+/// TLS as the kubelet's probes speak it: to servers of TLS 1.2, too, which the mesh does not.
 fn unverified() -> ClientConfig {
-    let mut config = ClientConfig::builder_with_provider(heddle_api::tls::provider())
-        .with_safe_default_protocol_versions()
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .expect("the provider has cipher suites for them")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Credulous))
@@ -229,6 +230,6 @@ impl ServerCertVerifier for Credulous {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        heddle_api::tls::provider().signature_verification_algorithms.supported_schemes()
+        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }

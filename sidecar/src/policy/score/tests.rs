@@ -161,6 +161,31 @@ fn what_becomes_ready_starts_anew() {
     assert_eq!(workload.pass(1, WELL).state, State::Healthy);
 }
 
+/// A kubelet probes every ten seconds unless it is told otherwise: one result in a window, which said nothing.
+#[test]
+fn rare_checks_count_as_far_back_as_it_takes_to_have_enough() {
+    let nothing = Second { checks: (0, 0), ..WELL };
+    let probed = |workload: &mut Workload, period: u32, failed: u64| {
+        workload.pass(1, Second { checks: (1, failed), ..WELL });
+        workload.pass(period - 1, nothing)
+    };
+    let mut rare = Workload::warm();
+    for _ in 0..6 {
+        assert_eq!(probed(&mut rare, 10, 0).state, State::Healthy);
+    }
+    for state in [State::Healthy, State::Warning, State::Critical] {
+        assert_eq!(probed(&mut rare, 10, 1).state, state);
+    }
+    for state in [State::Critical, State::Critical, State::Warning, State::Healthy] {
+        assert_eq!(probed(&mut rare, 10, 0).state, state);
+    }
+    let mut rarer = Workload::new();
+    rarer.pass(60, nothing);
+    for _ in 0..10 {
+        assert_eq!(probed(&mut rarer, 20, 1).state, State::Sampling, "three in a minute");
+    }
+}
+
 #[test]
 fn counts_that_fall_say_nothing() {
     let mut workload = Workload::warm();
