@@ -419,6 +419,7 @@ fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
         ("leader", "bad"),
         ("webhooks", "bad"),
         ("roots", "bad"),
+        ("authority", "bad"),
         ("policies and routes", "good"),
     ] {
         is(&after, subject, state);
@@ -475,6 +476,41 @@ fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
         "{removed}"
     );
 
+    // What routes were told is theirs: other controllers' words stay, and ours go when nobody repeats them.
+    let entry = |controller: &str| {
+        json!({
+            "parentRef": {"group": "", "kind": "Service", "name": "users"},
+            "controllerName": controller,
+            "conditions": [{
+                "type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }],
+        })
+    };
+    cluster.install_gateway_api();
+    cluster.apply(
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: users, namespace: default}, \
+         spec: {parentRefs: [{group: '', kind: Service, name: users}]}}",
+    );
+    eventually("the route is told", || {
+        let route = cluster.get("default", "httproute/users")?;
+        (route["status"]["parents"][0]["controllerName"] == "heddle.dev/control-plane").then_some(())
+    });
+    let both =
+        json!({"status": {"parents": [entry("example.com/other"), entry("heddle.dev/control-plane")]}});
+    cluster.kubectl(&[
+        "patch",
+        "-n",
+        "default",
+        "httproute/users",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &both.to_string(),
+    ]);
+    let too_early = cluster.heddle(&["uninstall", "--statuses"]);
+    assert!(!too_early.status.success() && String::from_utf8_lossy(&too_early.stderr).contains("first:"));
+
     let removed = printed(&cluster, &["uninstall", "--crds"]);
     cluster.kubectl_with(&["delete", "--wait=false", "-f", "-"], &removed).expect("everything is there");
     eventually("everything is gone", || {
@@ -485,6 +521,12 @@ fn a_mesh_is_installed_looked_at_upgraded_and_taken_away() {
     assert!(cluster.get("default", "configmap/heddle-trust-bundle").is_none());
     let again = printed(&cluster, &["uninstall", "--crds"]);
     assert!(!again.contains("kind: ClusterRole"), "what is gone is not asked for again: {again}");
+    let cleaned = cluster.heddle(&["uninstall", "--statuses"]);
+    assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    let route = cluster.get("default", "httproute/users").expect("it is not ours");
+    let left = route["status"]["parents"].as_array().expect("it has a status");
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left[0]["controllerName"], "example.com/other");
 }
 
 /// The control plane may do what it has to, and nothing near by.

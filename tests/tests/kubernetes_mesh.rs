@@ -9,6 +9,14 @@ use serde_json::Value;
 /// How soon a policy that was applied has to be in effect.
 const SOON: Duration = Duration::from_secs(1);
 
+/// Another name of a Service, for DNS and for nobody else.
+const ALIAS: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: tariffs, namespace: shop}
+spec: {type: ExternalName, externalName: prices.shop.svc.cluster.local}
+"#;
+
 #[test]
 fn plain_manifests_make_a_mesh() {
     let Some(cluster) = Cluster::meshed(1, &[]) else { return };
@@ -18,6 +26,17 @@ fn plain_manifests_make_a_mesh() {
             (answer.contains("StatusCode=200") && answer.contains("Hostname=prices-")).then_some(())
         });
     }
+
+    // An alias leads to the Service that it stands for, with all that holds there.
+    cluster.apply(ALIAS);
+    let alias = |status: &str| {
+        eventually(&format!("the alias answers {status}"), || {
+            let answer = cluster.ask("http://tariffs/").ok()?;
+            answer.contains(&format!("StatusCode={status}")).then_some(answer)
+        })
+    };
+    let answer = alias("200");
+    assert!(answer.contains("Hostname=prices-"), "{answer}");
 
     // Who has no identity is not served.
     cluster.apply(
@@ -38,6 +57,7 @@ spec:
     // A policy is in effect within a second, and says so.
     let after = cluster.close_prices();
     assert!(after < SOON, "after {after:?}");
+    alias("418");
     cluster.wait("shop", "faultpolicy/closed", "condition=Accepted");
     cluster.kubectl(&["delete", "-n", "shop", "faultpolicy/closed"]);
 

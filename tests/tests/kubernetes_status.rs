@@ -165,6 +165,11 @@ fn roots_are_everywhere(cluster: &Cluster) {
     let edit = json!({"data": {"roots.pem": "mine"}}).to_string();
     cluster.kubectl(&["patch", "-n", "shop", "configmap/heddle-trust-bundle", "-p", &edit]);
     eventually("what was edited is restored", || (roots(cluster, "shop")? == first).then_some(()));
+    let forged = json!({"immutable": true, "data": {"roots.pem": "mine for ever"}}).to_string();
+    cluster.kubectl(&["patch", "-n", "shop", "configmap/heddle-trust-bundle", "-p", &forged]);
+    eventually("one that was made immutable is made anew", || {
+        (roots(cluster, "shop")? == first).then_some(())
+    });
     cluster.kubectl(&["create", "namespace", "late"]);
     eventually("a new namespace has the roots", || (roots(cluster, "late")? == first).then_some(()));
 
@@ -229,6 +234,35 @@ fn routes_are_told(cluster: &Cluster) {
     let left = told(cluster, "users", "Accepted", "False/NoMatchingParent");
     assert!(at_parent(&left, "gone").is_none(), "{left}");
     assert_eq!(left["status"]["parents"][0]["controllerName"], "example.com/other");
+}
+
+/// Nobody is to believe that a route of a kind that is not served does something.
+fn unserved_routes_are_told(cluster: &Cluster) {
+    for kind in ["TLSRoute", "UDPRoute"] {
+        let version = eventually(&format!("there are {kind}s"), || {
+            let plural = format!("{}s.gateway.networking.k8s.io", kind.to_lowercase());
+            let definition = cluster.get("default", &format!("crd/{plural}"))?;
+            let served = definition["spec"]["versions"].as_array()?.iter().find(|v| v["served"] == true)?;
+            Some(served["name"].as_str()?.to_owned())
+        });
+        let hostnames = if kind == "TLSRoute" { "hostnames: [a.example.com]" } else { "" };
+        cluster.apply(&format!(
+            "
+apiVersion: gateway.networking.k8s.io/{version}
+kind: {kind}
+metadata: {{name: unserved, namespace: shop}}
+spec:
+  {hostnames}
+  parentRefs: [{{group: '', kind: Service, name: users}}]
+  rules: [{{backendRefs: [{{name: users, port: 80}}]}}]
+"
+        ));
+        eventually(&format!("the {kind} is told that it does nothing"), || {
+            let route = cluster.get("shop", &format!("{}/unserved", kind.to_lowercase()))?;
+            let accepted = condition(&at_parent(&route, "users")?["conditions"], "Accepted")?;
+            (accepted == "False/UnsupportedValue").then_some(())
+        });
+    }
 }
 
 fn policies_are_told(cluster: &Cluster) {
@@ -378,6 +412,7 @@ fn a_cluster_has_one_authority_one_writer_and_true_statuses() {
 
     roots_are_everywhere(&cluster);
     routes_are_told(&cluster);
+    unserved_routes_are_told(&cluster);
     policies_are_told(&cluster);
     pods_prove_themselves(&cluster, directory.path(), &a);
     silence_is_not_passed_over(&cluster, [&a, &b]);

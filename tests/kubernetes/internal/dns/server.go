@@ -24,6 +24,9 @@ const ttl = 1
 // domain is the cluster's.
 const domain = "cluster.local."
 
+// maxAliases is how many aliases lead to each other at most.
+const maxAliases = 8
+
 // Server answers from what the API server last said.
 type Server struct {
 	services corelisters.ServiceLister
@@ -69,6 +72,11 @@ func (server *Server) answer(writer dns.ResponseWriter, request *dns.Msg) {
 
 // Records are those of a name and kind, and whether the name exists at all.
 func (server *Server) Records(name string, kind uint16) ([]dns.RR, bool) {
+	return server.records(name, kind, maxAliases)
+}
+
+// records are the same where so many aliases may be followed.
+func (server *Server) records(name string, kind uint16, aliases int) ([]dns.RR, bool) {
 	relative, inside := strings.CutSuffix(strings.ToLower(name), "."+domain)
 	if !inside {
 		return nil, false
@@ -87,16 +95,22 @@ func (server *Server) Records(name string, kind uint16) ([]dns.RR, bool) {
 		if err != nil {
 			return nil, false
 		}
-		return server.serviceRecords(name, service, before[:len(before)-1], kind)
+		return server.serviceRecords(name, service, before[:len(before)-1], kind, aliases)
 	}
 	return nil, false
 }
 
 // serviceRecords are those of a name of a Service, of which host is what comes before the Service's name.
-func (server *Server) serviceRecords(name string, service *corev1.Service, host []string, kind uint16) ([]dns.RR, bool) {
+func (server *Server) serviceRecords(name string, service *corev1.Service, host []string, kind uint16, aliases int) ([]dns.RR, bool) {
 	if service.Spec.Type == corev1.ServiceTypeExternalName {
 		target := &dns.CNAME{Hdr: header(name, dns.TypeCNAME), Target: dns.Fqdn(service.Spec.ExternalName)}
-		return []dns.RR{target}, len(host) == 0
+		records := []dns.RR{target}
+		// Who asks is told where a name of the cluster leads in one answer, as by CoreDNS.
+		if kind != dns.TypeCNAME && aliases > 0 {
+			more, _ := server.records(target.Target, kind, aliases-1)
+			records = append(records, more...)
+		}
+		return records, len(host) == 0
 	}
 	endpoints := server.endpoints(service)
 	switch {

@@ -26,6 +26,8 @@ func server(t *testing.T) *Server {
 		{ObjectMeta: meta("cart"), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.20", ClusterIPs: []string{"10.96.0.20"}, Ports: ports}},
 		{ObjectMeta: meta("members"), Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, Ports: ports}},
 		{ObjectMeta: meta("elsewhere"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.com"}},
+		{ObjectMeta: meta("alias"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "cart.shop.svc.cluster.local"}},
+		{ObjectMeta: meta("loop"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "loop.shop.svc.cluster.local"}},
 	} {
 		if err := factory.Core().V1().Services().Informer().GetStore().Add(service); err != nil {
 			t.Fatal(err)
@@ -35,6 +37,17 @@ func server(t *testing.T) *Server {
 		t.Fatal(err)
 	}
 	return New(factory)
+}
+
+func TestAliasesAreFollowedWithinTheCluster(t *testing.T) {
+	server := server(t)
+	records, _ := server.Records("alias.shop.svc.cluster.local.", dns.TypeA)
+	if len(records) != 2 || records[1].(*dns.A).A.String() != "10.96.0.20" {
+		t.Errorf("%v", records)
+	}
+	if records, _ := server.Records("loop.shop.svc.cluster.local.", dns.TypeA); len(records) != maxAliases+1 {
+		t.Errorf("%v", records)
+	}
 }
 
 func TestNamesOfServicesAndPods(t *testing.T) {
