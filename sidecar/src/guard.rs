@@ -64,6 +64,11 @@ impl Guards {
         self.limits.as_ref().and_then(|limits| limits.ask(head, session, mark, &admission.tokens))
     }
 
+    /// Whether headers tell the application who asks: then trailers must not.
+    pub(crate) fn tells_claims(&self) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| tokens.tells_claims())
+    }
+
     /// Whether no opaque connection may pass: it shows no token. Where bytes are not what was `declared`, they
     /// may be requests after all, with headers that only we may write.
     pub(crate) fn refuses_bytes(&self, declared: bool) -> bool {

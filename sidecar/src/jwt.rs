@@ -72,6 +72,11 @@ impl PortTokens {
         }
     }
 
+    /// Whether headers tell claims to the application.
+    pub(crate) fn tells_claims(&self) -> bool {
+        self.gate.tells_claims()
+    }
+
     /// Whether a token is needed, whatever is said.
     pub(crate) fn refuses_bytes(&self) -> bool {
         self.gate.refuses_bytes().is_some()

@@ -101,6 +101,15 @@ impl Session {
     }
 
     /// Where the client is, if that is known.
+    /// Whether a policy tells the application by headers who asks. Trailers of their names would
+    /// tell it something else where they are merged into the head.
+    pub(crate) fn tells_claims(&self) -> bool {
+        let Routing::App(port) = self.routing else { return false };
+        let snapshot = self.worker.config.load();
+        let gate = snapshot.workload.as_ref().and_then(|workload| workload.gates.at(port));
+        gate.is_some_and(|gate| gate.tells_claims())
+    }
+
     pub(crate) fn client_address(&self) -> Option<IpAddr> {
         self.client.map(|client| client.ip())
     }

@@ -15,6 +15,8 @@ use crate::http1::trailers::{self, Trailer};
 pub struct Body {
     state: State,
     coding: Coding,
+    /// Whether the fields after the last chunk end here.
+    ends_trailers: bool,
     received: u64,
 }
 
@@ -87,13 +89,23 @@ impl Body {
     }
 
     const fn new(state: State, coding: Coding) -> Self {
-        Self { state, coding, received: 0 }
+        Self { state, coding, ends_trailers: false, received: 0 }
     }
 
     /// The same body, its content alone written; `None` if only the end of its connection says
     /// where it ends, which might as well be an abort.
     pub(crate) fn to_plain(&self) -> Option<Self> {
         (self.state != State::UntilClose).then(|| Self { coding: Coding::Plain, ..self.clone() })
+    }
+
+    /// Whether fields may follow it.
+    pub(crate) fn has_trailers(&self) -> bool {
+        matches!(self.state, State::Size { .. })
+    }
+
+    /// The fields that follow it are not sent on, which any recipient may do (RFC 9110, section 6.5.1).
+    pub(crate) fn end_trailers(&mut self) {
+        self.ends_trailers = true;
     }
 
     /// Whether all of it was taken.
@@ -194,7 +206,8 @@ impl Body {
                         if used + length > MAX_HEAD {
                             return Err(BadBody::TrailersTooLong);
                         }
-                        if self.coding == Coding::Chunked && trailers::is_allowed(name) {
+                        if self.coding == Coding::Chunked && !self.ends_trailers && trailers::is_allowed(name)
+                        {
                             crate::http1::fields::write_field(out, name, value);
                         }
                         at += length;

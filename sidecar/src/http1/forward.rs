@@ -53,9 +53,14 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
     let mark = head.mark.map(|mark| mark.of(client.connection.input.data()).into());
     let head_end = HeadEnd::new(client.to_upstream.bytes.len());
     client.connection.input.consume(head.consumed);
+    let mut body = head.body.clone();
+    // Decided here, since it may be read before its destination is known.
+    if body.has_trailers() && client.session.tells_claims() {
+        body.end_trailers();
+    }
     let mut request = Request {
         sending: Sending {
-            body: head.body.clone(),
+            body,
             replayable: true,
             holds: true,
             held: usize::MAX,

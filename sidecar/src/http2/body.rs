@@ -42,6 +42,8 @@ pub(crate) struct Body {
     replay: Option<Replay>,
     /// Received, and kept for another try.
     trailers: Option<HeaderMap>,
+    /// Whether the source's trailers are not sent on.
+    ends_trailers: bool,
     grpc_status: Option<u8>,
     /// Keeps it for bad times.
     keep: Option<Box<Keep>>,
@@ -96,9 +98,15 @@ impl Body {
             released: 0,
             replay,
             trailers: None,
+            ends_trailers: false,
             grpc_status: None,
             keep: None,
         }
+    }
+
+    /// What follows the content is not sent on, which any recipient may do (RFC 9110, section 6.5.1).
+    pub(crate) fn end_trailers(&mut self) {
+        self.ends_trailers = true;
     }
 
     /// Keeps it for bad times, if anything is there to do that. Nothing of it was sent yet.
@@ -164,8 +172,7 @@ impl Body {
                     replay.chunks.push(chunk);
                 }
                 None => {
-                    let mut trailers = ready!(self.from.poll_trailers(cx)).map_err(Broken::Source)?;
-                    trailers.iter_mut().for_each(sanitize_trailers);
+                    let trailers = ready!(poll_trailers(&mut self.from, self.ends_trailers, cx))?;
                     // Those that an earlier try has sent are kept already.
                     self.trailers = trailers.or(self.trailers.take());
                     replay.whole = true;
@@ -247,8 +254,7 @@ impl Body {
                 Stage::Trailers => {
                     let mut trailers = self.trailers.take();
                     if trailers.is_none() {
-                        trailers = ready!(self.from.poll_trailers(cx)).map_err(Broken::Source)?;
-                        trailers.iter_mut().for_each(sanitize_trailers);
+                        trailers = ready!(poll_trailers(&mut self.from, self.ends_trailers, cx))?;
                     }
                     if self.replay.is_some() {
                         self.trailers.clone_from(&trailers);
@@ -381,4 +387,15 @@ impl Body {
             let _ = self.from.flow_control().release_capacity(usize::try_from(new).unwrap_or(count));
         }
     }
+}
+
+/// What follows the content, as it is sent on; nothing if it ends here.
+fn poll_trailers(
+    from: &mut RecvStream,
+    end: bool,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<HeaderMap>, Broken>> {
+    let mut trailers = ready!(from.poll_trailers(cx)).map_err(Broken::Source)?.filter(|_| !end);
+    trailers.iter_mut().for_each(sanitize_trailers);
+    Poll::Ready(Ok(trailers))
 }

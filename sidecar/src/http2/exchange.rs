@@ -67,7 +67,10 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
     if client.is_tunnel {
         limits.hedge = None;
     }
-    let upload = Body::new(body, limits.replay);
+    let mut upload = Body::new(body, limits.replay);
+    if limits.ends_trailers {
+        upload.end_trailers();
+    }
     Exchange { call, client, head: Some(head), upload, limits }.run().await;
 }
 

@@ -260,6 +260,8 @@ pub(crate) struct Limits {
     pub(crate) replay: Option<usize>,
     /// Bytes of a response's body that are held back until they are whole; `None`: none are.
     pub(crate) held: Option<usize>,
+    /// Whether the request's trailers end here.
+    pub(crate) ends_trailers: bool,
 }
 
 /// What became of a request.

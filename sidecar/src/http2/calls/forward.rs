@@ -196,6 +196,7 @@ impl Call for Forward<'_> {
         }
     }
 
+            ends_trailers: self.destination.guards().is_some_and(|guards| guards.tells_claims()),
     fn service(&self) -> String {
         format!("{}.{}", self.destination.service, self.destination.namespace)
     }

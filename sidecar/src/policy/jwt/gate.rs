@@ -23,6 +23,7 @@ pub struct Gate {
     policies: Box<[PortPolicy]>,
     /// Each place once, with the providers that look there, by policy and place in it.
     places: Box<[(Location, Box<[ProviderAt]>)]>,
+    tells_claims: bool,
 }
 
 /// The place of a policy, and of a provider in it.
@@ -81,7 +82,14 @@ impl Gate {
             }
         }
         let places = places.into_iter().map(|(location, providers)| (location, providers.into()));
-        Self { policies, places: places.collect() }
+        let mut providers = policies.iter().flat_map(|policy| &policy.policy.providers);
+        let tells_claims = providers.any(|provider| !provider.headers.is_empty());
+        Self { places: places.collect(), tells_claims, policies }
+    }
+
+    /// Whether headers tell claims to the application.
+    pub fn tells_claims(&self) -> bool {
+        self.tells_claims
     }
 
     /// The policies.
