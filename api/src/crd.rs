@@ -58,14 +58,17 @@ pub use kubernetes::{
 };
 pub use manifest::{field_paths_of_traffic_policy, manifests, render};
 pub use mesh_config::{EgressMode, MESH_NAME, MeshConfigSpec};
-pub use number::{EndpointWeight, Multiplier, Percent, PortNumber, Positive, Priority, Ratio, Weight};
+pub use number::{
+    EndpointWeight, LabelBound, Multiplier, Percent, PortNumber, Positive, Priority, Ratio, Weight,
+};
 pub use rate_limit_policy::{RateLimit, RateLimitKey, RateLimitPolicySpec};
 pub use request_match::{HeaderEquals, RequestMatch};
 pub use secret::Secret;
 pub use size::{ByteSize, InvalidSize};
 pub use telemetry_policy::{
-    ALERT_REASONS, AccessLog, Alert, AlertCondition, AlertDirection, ErrorRate, Latency, MAX_ALERTS,
-    MESH_POLICY_NAMESPACE, RequestRate, SecretKeyRef, Selector, TelemetryPolicySpec, Webhook,
+    ALERT_REASONS, AccessLog, Alert, AlertCondition, ErrorRate, HeaderLabel, Latency, MAX_ALERTS,
+    MESH_POLICY_NAMESPACE, MetricLabel, MetricLabels, RESERVED_LABELS, RequestDirection, RequestRate,
+    SecretKeyRef, Selector, StandardLabel, TelemetryPolicySpec, Webhook,
 };
 pub use traffic_policy::{
     Algorithm, Backoff, BackoffStrategy, Canary, CanaryBy, CircuitBreaker, Concurrency, ConcurrencyMode,

@@ -31,7 +31,7 @@ use crate::policy::retry::RetryPolicy;
 use crate::policy::stale::Cache;
 use crate::reason::Reason;
 use crate::routing::Table;
-use crate::telemetry::metrics::Direction;
+use crate::telemetry::metrics::{AddedLabel, Direction, Labeling};
 use crate::upstream::{Home, Origination};
 
 /// Everything known at one moment.
@@ -393,6 +393,8 @@ pub struct Workload {
     pub sampling: f64,
     /// What its requests are watched for.
     pub alerts: Vec<WatchedAlert>,
+    /// What is done to the labels of its requests' metrics.
+    pub metric_labels: MetricLabels,
     /// The limits on requests to each port that has any.
     pub rate_limits: Vec<PortLimits>,
     /// Which tokens requests to it bring.
@@ -403,6 +405,30 @@ impl Workload {
     /// The limits on requests to a port.
     pub fn rate_limits(&self, port: u16) -> Option<&PortLimits> {
         self.rate_limits.iter().find(|limits| limits.port == port)
+    }
+}
+
+/// What is done to the labels of request metrics, by direction; `None`: nothing.
+#[derive(Debug, Default, Clone)]
+pub struct MetricLabels {
+    /// Of requests to the application.
+    pub inbound: Option<Arc<Labeling>>,
+    /// Of the application's own.
+    pub outbound: Option<Arc<Labeling>>,
+}
+
+impl MetricLabels {
+    /// Those of requests of this direction.
+    pub fn of(&self, direction: Direction) -> Option<&Arc<Labeling>> {
+        match direction {
+            Direction::Inbound => self.inbound.as_ref(),
+            Direction::Outbound => self.outbound.as_ref(),
+        }
+    }
+
+    /// The added labels; those of both directions come twice.
+    pub fn labels(&self) -> impl Iterator<Item = &AddedLabel> {
+        self.inbound.iter().chain(&self.outbound).flat_map(|labeling| &labeling.added)
     }
 }
 

@@ -13,7 +13,8 @@ use heddle_api::name::ServiceName;
 use crate::reason::Reason;
 use crate::routing::Way;
 use crate::telemetry::metrics::{
-    Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics, Tls, UNKNOWN_PEER,
+    Direction, InFlight, LabelValues, Labeler, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics, Tls,
+    UNKNOWN_PEER,
 };
 use crate::upstream::{DEFAULT_ROUTE, Destination, Endpoint};
 use crate::worker::Worker;
@@ -100,7 +101,6 @@ impl Session {
         self.tls == Tls::Mutual
     }
 
-    /// Where the client is, if that is known.
     /// Whether a policy tells the application by headers who asks. Trailers of their names would
     /// tell it something else where they are merged into the head.
     pub(crate) fn tells_claims(&self) -> bool {
@@ -110,6 +110,7 @@ impl Session {
         gate.is_some_and(|gate| gate.tells_claims())
     }
 
+    /// Where the client is, if that is known.
     pub(crate) fn client_address(&self) -> Option<IpAddr> {
         self.client.map(|client| client.ip())
     }
@@ -172,6 +173,21 @@ impl Session {
         self.worker.metrics.requests(&RequestLabels { route: way.label.clone(), ..labels })
     }
 
+    /// What reads the labels that a policy adds to requests' metrics, if one adds or removes any.
+    #[inline]
+    pub(crate) fn labeler(&self) -> Option<Rc<Labeler>> {
+        self.worker.labeler(self.direction)
+    }
+
+    /// Counts a request as in flight, under its labels if a policy has any.
+    #[inline]
+    pub(crate) fn begin(&self, metrics: &Rc<RequestMetrics>, labels: Option<&LabelValues>) -> InFlight {
+        match labels {
+            None => metrics.begin(),
+            Some(labels) => labels.metrics(metrics, &self.worker.metrics).begin(),
+        }
+    }
+
     /// The metrics of an opaque connection to this endpoint (`None`: it came to none).
     pub(crate) fn tcp(
         &self,
@@ -210,6 +226,7 @@ impl Session {
             route: DEFAULT_ROUTE.into(),
             peer,
             tls,
+            added: None,
         }
     }
 

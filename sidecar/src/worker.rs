@@ -34,7 +34,7 @@ use crate::mirror::Copies;
 use crate::policy::rng::Rng;
 use crate::sys;
 use crate::telemetry::access_log::{AccessLog, AccessLogWriter};
-use crate::telemetry::metrics::{HandshakeSide, Registry, Shard};
+use crate::telemetry::metrics::{Direction, HandshakeSide, Labeler, Registry, Shard};
 use crate::telemetry::span::{Tracer, Tracing};
 use crate::upstream::{Checks, ClientConfigs, Destination, DestinationKey, MeshProtocol};
 use crate::wheel::Wheel;
@@ -181,6 +181,8 @@ pub struct Worker {
     pub(crate) access_log: AccessLogWriter,
     access_logged: Cell<bool>,
     sampling: Cell<f64>,
+    /// What is done to the labels of requests' metrics, inbound and outbound.
+    labelers: RefCell<[Option<Rc<Labeler>>; 2]>,
     /// How peers are greeted.
     pub(crate) server_config: Arc<rustls::ServerConfig>,
     registry: Registry,
@@ -216,6 +218,12 @@ impl Worker {
     #[inline]
     pub fn sampling(&self) -> f64 {
         self.sampling.get()
+    }
+
+    /// What is done to the labels of the metrics of requests of this direction, if anything is.
+    #[inline]
+    pub fn labeler(&self, direction: Direction) -> Option<Rc<Labeler>> {
+        self.labelers.borrow()[direction as usize].clone()
     }
 
     /// Whole seconds since the start.
@@ -264,6 +272,13 @@ impl Worker {
         if let Some(workload) = &snapshot.workload {
             self.access_logged.set(workload.access_log);
             self.sampling.set(workload.sampling);
+            let mut labelers = self.labelers.borrow_mut();
+            for (labeler, direction) in labelers.iter_mut().zip(Direction::ALL) {
+                let told = workload.metric_labels.of(direction);
+                if labeler.as_ref().map(|labeler| Arc::as_ptr(labeler.labeling())) != told.map(Arc::as_ptr) {
+                    *labeler = told.map(|told| Rc::new(Labeler::new(told.clone(), &self.registry)));
+                }
+            }
         }
         let home = snapshot.home();
         self.destinations.borrow_mut().retain(|key, destination| {
@@ -368,6 +383,7 @@ async fn run(
         access_log: parts.access_log.writer(),
         access_logged: Cell::new(false),
         sampling: Cell::new(1.0),
+        labelers: RefCell::default(),
         registry: parts.registry,
         draining: Cell::new(false),
         destinations: RefCell::default(),
@@ -403,6 +419,7 @@ async fn run(
             tokio::time::sleep(SWEEP_INTERVAL).await;
             sweeper.sweep(Instant::now());
             if round.is_multiple_of(SWEEPS_PER_METRICS_SWEEP) {
+                sweeper.labelers.borrow().iter().flatten().for_each(|labeler| labeler.sweep());
                 sweeper.metrics.sweep();
             }
         }

@@ -57,6 +57,15 @@ pub fn whole(kind: &str) -> Value {
         "TelemetryPolicy" => json!({
             "targetRefs": [{"group": "", "kind": "Namespace", "name": "default"}],
             "accessLog": {"enabled": true}, "sampling": 0.5,
+            "metricLabels": {
+                "add": [
+                    {"name": "tenant", "header": {"name": "x-tenant", "absent": "nobody", "maxValues": 20}},
+                    {"name": "plan", "header": {"name": "x-plan", "values": ["free", "paid"]}, "direction": "Inbound"},
+                    {"name": "rule", "route": true, "direction": "Outbound"},
+                    {"name": "cell", "value": "eu-1"},
+                ],
+                "remove": ["peer", "route"],
+            },
             "alerts": [
                 {
                     "name": "errors", "when": {"errorRate": {"percent": 0.5, "class": "circuit_open"}},

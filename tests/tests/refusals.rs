@@ -113,6 +113,28 @@ fn in_context(kind: &str) -> Vec<(&'static [(&'static str, &'static str)], &'sta
                 "spec.providers[0].claimsToHeaders[0].claim",
             ),
         ],
+        "TelemetryPolicy" => vec![
+            (&[("targetRefs", "[]")], "spec"),
+            (&[("selector", "{\"matchLabels\": {\"a\": \"b\"}}")], "spec.selector"),
+            (&[("targetRefs/0/kind", "\"Service\"")], "spec.targetRefs[0].kind"),
+            (&[("sampling", "1.5")], "spec.sampling"),
+            (&[("metricLabels/add/0/name", "\"peer\"")], "spec.metricLabels.add[0].name"),
+            (&[("metricLabels/add/0/name", "\"a b\"")], "spec.metricLabels.add[0].name"),
+            (&[("metricLabels/add/1/name", "\"tenant\"")], "spec.metricLabels.add[1].name"),
+            (&[("metricLabels/add/0/header/name", "\"cookie\"")], "spec.metricLabels.add[0].header.name"),
+            (&[("metricLabels/add/0/header/absent", "\"\"")], "spec.metricLabels.add[0].header.absent"),
+            (&[("metricLabels/add/0/header/maxValues", "0")], "spec.metricLabels.add[0].header.maxValues"),
+            (&[("metricLabels/add/1/header/maxValues", "1")], "spec.metricLabels.add[1].header"),
+            (
+                &[("metricLabels/add/1/header/values/1", "\"free\"")],
+                "spec.metricLabels.add[1].header.values[1]",
+            ),
+            (&[("metricLabels/add/2/route", "false")], "spec.metricLabels.add[2].route"),
+            (&[("metricLabels/add/2/value", "\"a\"")], "spec.metricLabels.add[2]"),
+            (&[("metricLabels/add/3/value", "\"\"")], "spec.metricLabels.add[3].value"),
+            (&[("metricLabels/remove/1", "\"code\"")], "spec.metricLabels.remove[1]"),
+            (&[("alerts/1/name", "\"errors\"")], "spec.alerts[1].name"),
+        ],
         other => panic!("no {other}"),
     }
 }
@@ -207,4 +229,9 @@ fn each_wrong_field_of_a_rate_limit_policy_is_refused_by_its_path() {
 #[test]
 fn each_wrong_field_of_a_jwt_policy_is_refused_by_its_path() {
     refuses_whatever_is_wrong("JwtPolicy");
+}
+
+#[test]
+fn each_wrong_field_of_a_telemetry_policy_is_refused_by_its_path() {
+    refuses_whatever_is_wrong("TelemetryPolicy");
 }

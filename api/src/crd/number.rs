@@ -132,6 +132,16 @@ whole!(
     Priority(u8), 0..=127, { "type": "integer", "minimum": 0, "maximum": 127 }
 );
 
+whole!(
+    /// How many values a metric label may have: series multiply by it.
+    LabelBound(u16), 1..=200, { "type": "integer", "minimum": 1, "maximum": 200 }
+);
+
+impl LabelBound {
+    /// The bound of a label that names none: every tenant of a small house.
+    pub const DEFAULT: Self = Self(50);
+}
+
 impl Default for Weight {
     fn default() -> Self {
         Self(1)

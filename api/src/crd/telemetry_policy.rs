@@ -2,6 +2,7 @@
 //! namespace, or workloads by label.
 
 mod alert;
+mod metric_labels;
 
 use std::collections::BTreeMap;
 
@@ -10,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::alert::is_url;
 pub use self::alert::{
-    ALERT_REASONS, Alert, AlertCondition, AlertDirection, ErrorRate, Latency, MAX_ALERTS, RequestRate,
+    ALERT_REASONS, Alert, AlertCondition, ErrorRate, Latency, MAX_ALERTS, RequestDirection, RequestRate,
     SecretKeyRef, Webhook,
 };
+pub use self::metric_labels::{HeaderLabel, MetricLabel, MetricLabels, RESERVED_LABELS, StandardLabel};
 use super::rule::Rule;
 use super::{Attachment, GROUP, Kind, Metadata, Ratio, TARGET_COLUMNS, TargetRef, Violation};
 
@@ -47,6 +49,10 @@ pub struct TelemetryPolicySpec {
     /// The share of new traces that are sampled. Default: 1; a caller's decision is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampling: Option<Ratio>,
+    /// The labels of request metrics, besides the standard ones and without some of those. A
+    /// policy's replace all that less specific ones say; `{}` leaves the standard ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric_labels: Option<MetricLabels>,
     /// What about requests somebody wants to be told. The rules of all policies
     /// for a workload hold; of two with the same name the more specific policy's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -119,6 +125,9 @@ impl Kind for TelemetryPolicySpec {
                 ));
             }
             violations.extend(target.misplaced(&path, metadata));
+        }
+        if let Some(labels) = &self.metric_labels {
+            labels.validate("spec.metricLabels", &mut violations);
         }
         violations.extend(alert::validate(&self.alerts));
         violations

@@ -353,7 +353,7 @@ fn concerns(rule: &AlertRule, service: &ServiceName) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use heddle_api::crd::AlertDirection;
+    use heddle_api::crd::RequestDirection;
 
     use super::*;
     use crate::compile::AlertTarget as Target;
@@ -363,7 +363,7 @@ pub(super) mod tests {
         let rule = AlertRule {
             policy: ObjectName { namespace: "shop".into(), name: "watch".into() },
             name: "errors".into(),
-            direction: AlertDirection::Inbound,
+            direction: RequestDirection::Inbound,
             summary: "5% or more".into(),
             repeat: Duration::from_secs(3600),
             target: None,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::{digest, hmac};
 use axum::body::Body;
-use heddle_api::crd::AlertDirection;
+use heddle_api::crd::RequestDirection;
 use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
 use serde_json::json;
@@ -87,10 +87,10 @@ fn body(notice: &Notice) -> String {
 }
 
 /// The word in JSON.
-pub(crate) fn direction(direction: AlertDirection) -> &'static str {
+pub(crate) fn direction(direction: RequestDirection) -> &'static str {
     match direction {
-        AlertDirection::Inbound => "inbound",
-        AlertDirection::Outbound => "outbound",
+        RequestDirection::Inbound => "inbound",
+        RequestDirection::Outbound => "outbound",
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is recorded about a workload's requests.
 
 mod alerts;
+mod metric_labels;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,10 +69,13 @@ impl Telemetry {
         let applying: Vec<_> = applying.iter().map(|policy| &policy.value.spec).collect();
         let access_log = applying.iter().find_map(|spec| spec.access_log);
         let sampling = applying.iter().find_map(|spec| spec.sampling);
+        // As a whole: two lists of labels together could be more than a policy may ask for.
+        let metric_labels = applying.iter().find_map(|spec| spec.metric_labels.as_ref());
         v1::Telemetry {
             access_log: access_log.is_some_and(|log| log.enabled),
             sampling: sampling.map_or(DEFAULT_SAMPLING, |share| share.get()),
             alerts: alerts.into_values().collect(),
+            metric_labels: metric_labels.and_then(metric_labels::wire),
         }
     }
 }

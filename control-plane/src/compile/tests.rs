@@ -565,6 +565,42 @@ fn the_most_specific_telemetry_policy_wins() {
 }
 
 #[test]
+fn metric_labels_are_those_of_the_most_specific_policy_that_names_any() {
+    let telemetry = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: heddle.dev/v1alpha1\nkind: TelemetryPolicy\n\
+             metadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n---\n"
+        )
+    };
+    let text = telemetry(
+        "all",
+        "{targetRefs: [{group: '', kind: Namespace, name: shop}], \
+          metricLabels: {add: [{name: tenant, header: {name: X-Tenant}}], remove: [peer]}}",
+    ) + &telemetry(
+        "users",
+        "{selector: {matchLabels: {app: users}}, metricLabels: {add: [{name: a, value: b}]}}",
+    ) + &telemetry("quiet", "{selector: {matchLabels: {app: quiet}}, metricLabels: {}}");
+    let model = model(&text, &[]);
+    let of = |app: &str| {
+        let mut workload = workload("shop/users", "a", &[]);
+        workload.labels.insert("app".to_owned(), app.to_owned());
+        model.workload_for(&workload).telemetry.unwrap().metric_labels
+    };
+    let inherited = of("orders").unwrap();
+    assert_eq!(inherited.remove, [v1::StandardLabel::Peer as i32]);
+    let header = v1::HeaderLabel {
+        name: "x-tenant".into(),
+        absent: "unknown".into(),
+        max_values: 50,
+        values: Vec::new(),
+    };
+    assert_eq!(inherited.add[0].source, Some(v1::metric_label::Source::Header(header)));
+    let own = of("users").unwrap();
+    assert_eq!((own.add.len(), own.add[0].name.as_str(), own.remove.len()), (1, "a", 0));
+    assert_eq!(of("quiet"), None, "an empty one leaves the standard labels");
+}
+
+#[test]
 fn what_did_not_change_keeps_its_bytes() {
     let orders = workload("shop/orders", "a", &[("", 80)]);
     let before = model(USERS, std::slice::from_ref(&orders));

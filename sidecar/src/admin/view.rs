@@ -18,7 +18,7 @@ use crate::policy::breaker::{Cause, CircuitState};
 use crate::policy::health_check::Verdict;
 use crate::policy::rate_limit::{Levels, RateLimit};
 use crate::policy::score::Signal;
-use crate::telemetry::metrics::{Circuit, EndpointLabels};
+use crate::telemetry::metrics::{Circuit, Direction, EndpointLabels, Labeling};
 use crate::upstream::Check;
 
 /// `/config`: the state of the sidecar, and what it was told.
@@ -58,6 +58,9 @@ pub(super) fn config(admin: &Admin) -> Value {
                 .collect::<BTreeMap<_, _>>(),
             "accessLog": workload.access_log,
             "sampling": workload.sampling,
+            "metricLabels": Direction::ALL.into_iter().map(|direction| {
+                (direction.as_str(), workload.metric_labels.of(direction).map(|told| labeling(told)))
+            }).collect::<BTreeMap<_, _>>(),
             "rateLimits": rate_limits(workload),
         })),
         "services": services.into_iter().map(|(name, lookup)| match lookup {
@@ -74,6 +77,15 @@ pub(super) fn config(admin: &Admin) -> Value {
             "workload": snapshot.workloads.get(address).and_then(|workload| workload.endpoints.first())
                 .map(|endpoint| &*endpoint.id),
         })).collect::<Vec<_>>(),
+    })
+}
+
+/// What is done to the labels of request metrics.
+fn labeling(labeling: &Labeling) -> Value {
+    let removed = [("peer", labeling.removes_peer), ("route", labeling.removes_route)];
+    json!({
+        "added": labeling.added.iter().map(|label| &*label.name).collect::<Vec<_>>(),
+        "removed": removed.into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect::<Vec<_>>(),
     })
 }
 

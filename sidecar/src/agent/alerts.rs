@@ -208,6 +208,7 @@ mod tests {
                 route: "".into(),
                 peer: "unknown".into(),
                 tls: Tls::None,
+                added: None,
             })
         };
         let (users, orders) = (requests("users"), requests("orders"));
@@ -255,6 +256,7 @@ mod tests {
             route: "".into(),
             peer: "unknown".into(),
             tls: Tls::None,
+            added: None,
         });
         let end = |code| requests.begin().finish(Outcome { code, ..Outcome::default() }, Duration::ZERO);
         let (mut watched, start) = (HashMap::new(), Instant::now());

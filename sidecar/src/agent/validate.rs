@@ -21,6 +21,7 @@ mod balancing;
 mod external;
 mod fault;
 mod jwt;
+mod metric_labels;
 mod policy;
 mod rate_limit;
 mod route;
@@ -162,6 +163,11 @@ pub(crate) fn workload(message: &v1::Workload, before: Option<&Workload>) -> Res
         access_log: telemetry.access_log,
         sampling: telemetry.sampling,
         alerts: alert::alerts(telemetry.alerts).map_err(|e| e.within("telemetry"))?,
+        metric_labels: metric_labels::metric_labels(
+            telemetry.metric_labels.as_ref(),
+            before.map(|before| &before.metric_labels),
+        )
+        .map_err(|e| e.within("telemetry.metric_labels"))?,
         rate_limits: rate_limit::rate_limits(&message.rate_limits, before)?,
         gates: jwt::gates(&message.jwt_policies, before)?,
     })
@@ -585,7 +591,7 @@ mod tests {
             namespace: "shop".into(),
             service: "users".into(),
             ports: Vec::new(),
-            telemetry: Some(v1::Telemetry { access_log: true, sampling, alerts: Vec::new() }),
+            telemetry: Some(v1::Telemetry { access_log: true, sampling, ..v1::Telemetry::default() }),
             ..v1::Workload::default()
         };
         assert!(workload(&message(1.0), None).unwrap().access_log);

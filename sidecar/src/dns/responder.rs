@@ -471,6 +471,7 @@ mod tests {
             gates: config::Gates::default(),
             hosts: [("api.payments.example".into(), payments.clone())].into(),
             access_log: false,
+            metric_labels: config::MetricLabels::default(),
             sampling: 0.0,
             alerts: Vec::new(),
         };

@@ -11,6 +11,7 @@ use crate::http1::request::RequestHead;
 use crate::http1::{BadHead, HeadScan, Origin};
 use crate::io::{Connection, WriteBuffer};
 use crate::reason::Reason;
+use crate::route::Http1Head;
 use crate::sanitize::answer::{Answer, Form, Http1};
 use crate::session::Session;
 use crate::telemetry::metrics::{Outcome, RequestMetrics};
@@ -151,7 +152,8 @@ impl Client {
 
     /// Answers a request that could not be read.
     async fn refuse_head(&mut self, reason: Reason, bad: BadHead) -> Next {
-        let requests = self.session.requests(None, None).begin();
+        let labels = self.session.labeler().map(|labeler| labeler.read(None::<&Http1Head<'_>>));
+        let requests = self.session.begin(&self.session.requests(None, None), labels.as_ref());
         let message = bad.to_string();
         let answer = Answer { message: &message, ..Answer::new(reason) };
         answer.write_http1(Form::Plain, Http1 { head: false, close: true }, &mut self.to_client.bytes);

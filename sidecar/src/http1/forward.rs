@@ -40,7 +40,7 @@ use crate::policy::retry::{Advice, Decision, Failure, GiveUp, Progress};
 use crate::reason::Reason;
 use crate::route::Http1Head;
 use crate::routing::Routed;
-use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics, RetryOutcome};
+use crate::telemetry::metrics::{Direction, InFlight, LabelValues, Outcome, RequestMetrics, RetryOutcome};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{self, Bound, Destination, Endpoint, Lease, MeshProtocol, broken};
 use crate::word::Word;
@@ -78,6 +78,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
         fallback: None,
         mark,
         word: None,
+        labels: None,
         attempts: 0,
         progress: Progress {
             started,
@@ -119,6 +120,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
     {
         return request.refuse(client, Some(&destination), reason, "").await;
     }
+    request.read_labels(client);
     match destination.admit(request.head.urgency) {
         Ok(_admitted) => request.serve(client, &destination).await,
         Err(reason) => request.refuse(client, Some(&destination), reason, "").await,
@@ -153,6 +155,8 @@ struct Request {
     mark: Option<Box<[u8]>>,
     /// What a policy of the application's own side says about it.
     word: Option<Box<Word>>,
+    /// Under what it is counted besides the standard labels.
+    labels: Option<Box<LabelValues>>,
     /// The part of its head that is recorded when it ends; the buffer it came from is used again before.
     told: Option<Told>,
 }
@@ -396,7 +400,8 @@ impl Request {
             Some(routed) => routed.way.requests(&endpoint, &client.session.worker.metrics),
             None => client.requests(destination, &endpoint),
         };
-        Aim { metrics: metrics.begin(), load: destination.begin(&endpoint, now), endpoint }
+        let metrics = client.session.begin(&metrics, self.labels.as_deref());
+        Aim { metrics, load: destination.begin(&endpoint, now), endpoint }
     }
 
     /// Sends the request to one endpoint and waits for the head of its response.

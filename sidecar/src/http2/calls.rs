@@ -27,7 +27,7 @@ use crate::sanitize::answer::{Answer, Form};
 use crate::sanitize::headers::ROUTE_HEADER;
 use crate::session::Session;
 use crate::session::record::Exchange;
-use crate::telemetry::metrics::{Direction, Outcome, RequestMetrics};
+use crate::telemetry::metrics::{Direction, InFlight, Outcome, RequestMetrics};
 use crate::telemetry::trace::{InboundInFlight, Incoming, SpanContext};
 use crate::upstream::{Destination, Endpoint};
 use crate::wheel::Wheel;
@@ -83,11 +83,19 @@ impl Side {
             error: Some(reason),
         };
         let duration = started.elapsed();
-        self.session.requests(destination, None).begin().finish(outcome, duration);
+        // The head of one that is refused for its token still says whatever the client made up.
+        let read = (reason != Reason::Unauthenticated).then_some(head);
+        self.begin_nowhere(read, destination).finish(outcome, duration);
         if self.session.is_recorded(None) {
             let told = (&head.method, &head.uri);
             self.record(told, Exchange { destination, ..exchange(outcome, duration) });
         }
+    }
+
+    /// A request begins to be counted that comes to no endpoint.
+    fn begin_nowhere(&self, head: Option<&request::Parts>, destination: Option<&Destination>) -> InFlight {
+        let labels = self.session.labeler().map(|labeler| labeler.read(head));
+        self.session.begin(&self.session.requests(destination, None), labels.as_ref())
     }
 
     fn record(&self, (method, uri): (&Method, &Uri), exchange: Exchange<'_>) {
@@ -119,7 +127,7 @@ impl Side {
             Turn::Backend(place, session) => (place, session),
             Turn::Reply(reply) => {
                 let outcome = Outcome { code: reply.status, grpc_status: None, error: None };
-                self.session.requests(Some(front), None).begin().finish(outcome, started.elapsed());
+                self.begin_nowhere(Some(&*head), Some(front)).finish(outcome, started.elapsed());
                 return Err(Detour::Reply(reply));
             }
             Turn::Refused(why) => return Err(refused(head, Reason::NoBackend, why)),
@@ -287,6 +295,8 @@ impl Calls for Side {
             word,
             affinity: destination.affinity(head, address, &worker.rng),
             recorded,
+            // Boxed because it is rare: its size would be every request's.
+            labels: self.session.labeler().map(|labeler| Box::new(labeler.read(Some(&*head)))),
             routed,
             plain,
             fallback,

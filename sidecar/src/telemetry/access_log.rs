@@ -228,6 +228,7 @@ mod tests {
             route: "".into(),
             peer: "spiffe://mesh/ns/shop/sa/web".into(),
             tls: Tls::Mutual,
+            added: None,
         }
     }
 

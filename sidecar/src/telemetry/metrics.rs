@@ -15,6 +15,7 @@ mod encode;
 mod fallback;
 mod family;
 mod hedge;
+mod labeling;
 mod labels;
 mod process;
 mod totals;
@@ -28,8 +29,12 @@ pub use self::cell::Outcome;
 pub use self::circuit::{Circuit, CircuitGauge};
 pub use self::fallback::{FallbackMetrics, FallbackStep};
 pub use self::hedge::{HedgeMetrics, HedgeOutcome};
+pub use self::labeling::{
+    AddedLabel, Admits, LabelValues, Labeler, Labeling, MAX_LABELS, MAX_VALUE, MAX_VALUES, Source, Vocabulary,
+};
 pub use self::labels::{
-    DestinationLabels, Direction, EndpointLabels, RequestLabels, ServiceLabels, TcpLabels, Tls, UNKNOWN_PEER,
+    Added, DestinationLabels, Direction, EndpointLabels, RequestLabels, ServiceLabels, TcpLabels, Tls,
+    UNKNOWN_PEER,
 };
 pub use self::totals::{Durations, Side};
 
@@ -166,6 +171,12 @@ impl Registry {
         let result = if refusal.is_some() { "refused" } else { "ok" };
         let labels = [("side", side.as_str()), ("result", result), ("reason", refusal.unwrap_or(""))];
         self.counter("heddle_tls_handshakes_total", "TLS handshakes made by the sidecar itself.", &labels)
+    }
+
+    /// `heddle_metric_label_overflow_total`: requests whose value for an added label was counted as `other`.
+    pub fn label_overflows(&self, label: &str) -> SharedCounter {
+        let help = "Requests whose value for an added label is not among those that it takes in.";
+        self.counter("heddle_metric_label_overflow_total", help, &[("label", label)])
     }
 
     /// The circuits of all endpoints and services, those of services without an endpoint's name.

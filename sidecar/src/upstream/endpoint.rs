@@ -132,6 +132,7 @@ impl Endpoint {
             route: DEFAULT_ROUTE.into(),
             peer: peer.clone(),
             tls,
+            added: None,
         });
         let tcp = metrics.tcp(&TcpLabels {
             direction,

@@ -106,6 +106,7 @@ impl Sidecar {
             access_log: false,
             sampling: 0.0,
             alerts: Vec::new(),
+            metric_labels: config::MetricLabels::default(),
             rate_limits,
             gates: config::Gates::default(),
         };

@@ -79,7 +79,7 @@ pub struct Alert {
     /// Whose side of requests counts. Default: `Inbound`, those that the workload serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-default" = "Inbound"))]
-    pub direction: Option<AlertDirection>,
+    pub direction: Option<RequestDirection>,
     /// `Outbound` only: the one service that the requests go to, as `NAME` or
     /// `NAME.NAMESPACE`. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,7 +167,7 @@ pub struct Latency {
 
 /// Whose side of requests counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub enum AlertDirection {
+pub enum RequestDirection {
     /// Requests that the workload serves.
     #[default]
     Inbound,
@@ -221,7 +221,7 @@ impl Alert {
         let short = time(self.repeat).is_some_and(|repeat| repeat < SHORTEST_REPEAT);
         refuse(short, "repeat", "is shorter than 1m".into());
         if let Some(service) = &self.service {
-            let outbound = self.direction == Some(AlertDirection::Outbound);
+            let outbound = self.direction == Some(RequestDirection::Outbound);
             refuse(!outbound, "service", "says something with direction Outbound only".into());
             let unknown = self.destination("any").is_none();
             refuse(unknown, "service", format!("{service:?} is no NAME or NAME.NAMESPACE"));

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use heddle_api::crd::{self, Alert, AlertCondition, AlertDirection, GatewayDuration, Webhook};
+use heddle_api::crd::{self, Alert, AlertCondition, GatewayDuration, RequestDirection, Webhook};
 use heddle_api::discovery::v1;
 
 use crate::compile::traffic::duration;
@@ -24,7 +24,7 @@ pub(crate) struct Rule {
     /// The policy that has it, and its name there.
     pub(crate) policy: ObjectName,
     pub(crate) name: String,
-    pub(crate) direction: AlertDirection,
+    pub(crate) direction: RequestDirection,
     /// What it says, for people.
     pub(crate) summary: String,
     /// How often a firing alert is told again.
@@ -76,7 +76,7 @@ pub(super) fn wire(policy: &ObjectName, alert: &Alert) -> v1::Alert {
         id: id(policy, alert),
         // Exactly one is given, or the object would have been refused.
         condition: errors.or(above).or(below).or(slow),
-        outbound: alert.direction == Some(AlertDirection::Outbound),
+        outbound: alert.direction == Some(RequestDirection::Outbound),
         service: destination.map(|name| name.to_string()).unwrap_or_default(),
         window: Some(time(alert.window, DEFAULT_WINDOW)),
         min_requests: alert.min_requests.unwrap_or(DEFAULT_MIN_REQUESTS),

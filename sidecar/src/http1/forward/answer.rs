@@ -7,9 +7,9 @@ use super::Request;
 use crate::http1::Method;
 use crate::http1::connection::{Client, Next};
 use crate::reason::Reason;
-use crate::route::Reply;
+use crate::route::{Http1Head, Reply};
 use crate::sanitize::answer::{Answer, Http1};
-use crate::telemetry::metrics::{InFlight, Outcome, RequestMetrics};
+use crate::telemetry::metrics::{InFlight, Outcome};
 use crate::telemetry::trace::SpanContext;
 use crate::upstream::{Destination, Endpoint};
 
@@ -27,16 +27,30 @@ pub(super) struct Unanswered<'a> {
 }
 
 impl Request {
-    /// Who counts it while no endpoint does.
-    pub(super) fn metrics_of_nobody(
-        &self,
+    /// Reads what a policy's labels say of it, if that was not done: as it is forwarded, so that
+    /// what a token or a route says of it is in its head, and what a client made up is not.
+    pub(super) fn read_labels(&mut self, client: &Client) {
+        if self.labels.is_none()
+            && let Some(labeler) = client.session.labeler()
+        {
+            let head = client.to_upstream.bytes.get(..self.head_end.at()).map(Http1Head::new);
+            // Boxed because it is rare: its size would be every request's.
+            self.labels = Some(Box::new(labeler.read(head.as_ref())));
+        }
+    }
+
+    /// It begins to be counted, with no endpoint that could do it.
+    pub(super) fn begin_nowhere(
+        &mut self,
         client: &Client,
         destination: Option<&Rc<Destination>>,
-    ) -> Rc<RequestMetrics> {
-        match &self.routed {
+    ) -> InFlight {
+        self.read_labels(client);
+        let metrics = match &self.routed {
             Some(routed) => client.session.requests_of(&routed.way),
             None => client.session.requests(destination.map(|d| &**d), None),
-        }
+        };
+        client.session.begin(&metrics, self.labels.as_deref())
     }
 
     /// Answers in place of an endpoint that was never chosen.
@@ -47,7 +61,7 @@ impl Request {
         reason: Reason,
         message: &str,
     ) -> Next {
-        let metrics = self.metrics_of_nobody(client, destination).begin();
+        let metrics = self.begin_nowhere(client, destination);
         self.answer(client, Unanswered { destination, endpoint: None, metrics, reason, message }).await
     }
 
@@ -60,7 +74,9 @@ impl Request {
     ) -> Next {
         let whole = self.sending.body.is_complete();
         let stays = self.head.keep_alive && whole && !client.session.worker.is_draining();
-        let metrics = client.session.requests(Some(front), None).begin();
+        self.read_labels(client);
+        let metrics = client.session.requests(Some(front), None);
+        let metrics = client.session.begin(&metrics, self.labels.as_deref());
         reply.write_http1(!stays, &mut client.to_client.bytes);
         let next = match (stays, whole) {
             (true, _) => Next::KeepAlive,

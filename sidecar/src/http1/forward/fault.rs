@@ -36,7 +36,7 @@ impl Request {
             match self.delay(client, delay).await {
                 Ok(()) => now = Instant::now(),
                 Err(Stop::ClientLeft) => {
-                    let metrics = self.metrics_of_nobody(client, Some(destination)).begin();
+                    let metrics = self.begin_nowhere(client, Some(destination));
                     self.finish(client, Some(destination), None, metrics, Outcome::default(), 0);
                     return Err(Next::Abort);
                 }

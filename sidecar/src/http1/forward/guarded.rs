@@ -19,6 +19,9 @@ impl Request {
                 Err(word) => {
                     let reason = word.refused.unwrap_or(Reason::Unauthenticated);
                     self.word = Some(word);
+                    // Its head still says whatever the client made up.
+                    let labeler = client.session.labeler();
+                    self.labels = labeler.map(|labeler| Box::new(labeler.read(None::<&Http1Head<'_>>)));
                     return Err(reason);
                 }
             };

@@ -27,7 +27,7 @@ use crate::sanitize::answer::{ERROR_HEADER, Form};
 use crate::session::Session;
 use crate::session::record::Exchange;
 use crate::telemetry::metrics::{
-    Direction, HedgeOutcome, InFlight, Outcome, RetryMetrics, RetryOutcome, Tls,
+    Direction, HedgeOutcome, InFlight, LabelValues, Outcome, RetryMetrics, RetryOutcome, Tls,
 };
 use crate::telemetry::trace::{InboundInFlight, SpanContext, is_replaced};
 use crate::upstream::{self, Admitted, Bound, Destination, Endpoint};
@@ -62,6 +62,8 @@ pub(in crate::http2) struct Forward<'a> {
     pub(super) fallback: Option<Box<Fallback>>,
     /// What is told about it at its end, if anything is.
     pub(super) recorded: Option<(Method, Uri)>,
+    /// Under what it is counted besides the standard labels.
+    pub(super) labels: Option<Box<LabelValues>>,
     pub(super) trace: Option<SpanContext>,
     pub(super) tries: u32,
     pub(super) _in_app: Option<InboundInFlight>,
@@ -89,10 +91,11 @@ impl Forward<'_> {
         self.counted.take().unwrap_or_else(|| {
             // It came to no endpoint.
             let session = &self.side.session;
-            match &self.routed {
-                Some(routed) => session.requests_of(&routed.way).begin(),
-                None => session.requests(Some(&self.destination), None).begin(),
-            }
+            let metrics = match &self.routed {
+                Some(routed) => session.requests_of(&routed.way),
+                None => session.requests(Some(&self.destination), None),
+            };
+            session.begin(&metrics, self.labels.as_deref())
         })
     }
 
@@ -121,7 +124,7 @@ impl Forward<'_> {
             Some(routed) => routed.way.requests(&endpoint, &worker.metrics),
             None => self.side.metrics(&self.destination, &endpoint),
         };
-        self.counted = Some(metrics.begin());
+        self.counted = Some(self.side.session.begin(&metrics, self.labels.as_deref()));
         self.retry = self.progress.retries;
         let terms = terms(worker, &self.policy);
         let links = endpoint.http2.clone();
@@ -193,10 +196,10 @@ impl Call for Forward<'_> {
             // With no attempts too: a stale connection is no try.
             replay: Some(self.policy.retry.buffer_bytes),
             held: self.policy.retry.holds().filter(|_| self.progress.method_permitted),
+            ends_trailers: self.destination.guards().is_some_and(|guards| guards.tells_claims()),
         }
     }
 
-            ends_trailers: self.destination.guards().is_some_and(|guards| guards.tells_claims()),
     fn service(&self) -> String {
         format!("{}.{}", self.destination.service, self.destination.namespace)
     }

@@ -185,6 +185,7 @@ fn snapshot(account: &str, apps: &[SocketAddr], mesh: Option<MeshPeer>, policy: 
             zone: "".into(),
             hosts: [].into(),
             access_log: false,
+            metric_labels: config::MetricLabels::default(),
             sampling: 0.0,
             alerts: Vec::new(),
             rate_limits: Vec::new(),

@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 use std::time::Instant;
 
 use super::cell::{BUCKETS, Cell, Histogram};
+use super::labels::Added;
 use super::{Families, fallback};
 
 /// What a metric is.
@@ -130,7 +131,7 @@ fn requests(families: &Families, encoder: &mut Encoder) {
             let grpc_status =
                 outcome.and_then(|outcome| outcome.grpc_status).map_or(String::new(), |s| s.to_string());
             let error = outcome.and_then(|outcome| outcome.error).map_or("", |reason| reason.as_str());
-            let labels = [
+            let standard = [
                 ("direction", labels.direction.as_str()),
                 ("service", &*labels.service),
                 ("namespace", &*labels.namespace),
@@ -141,9 +142,15 @@ fn requests(families: &Families, encoder: &mut Encoder) {
                 ("peer", &*labels.peer),
                 ("tls", labels.tls.as_str()),
             ];
+            let labels: Vec<_> = standard.into_iter().chain(added(&labels.added)).collect();
             encoder.integer(name, &labels, count);
         }
     }
+}
+
+/// The labels that a policy adds.
+fn added(added: &Option<Added>) -> impl Iterator<Item = (&str, &str)> {
+    added.iter().flat_map(|added| added.iter()).map(|(name, value)| (&**name, &**value))
 }
 
 fn routes(families: &Families, encoder: &mut Encoder) {
@@ -151,12 +158,13 @@ fn routes(families: &Families, encoder: &mut Encoder) {
     let name = "heddle_request_duration_seconds";
     encoder.family(name, Kind::Histogram, "Time from a request's first byte to its response's last.");
     for (labels, cells) in &routes {
-        let labels = [
+        let standard = [
             ("direction", labels.direction.as_str()),
             ("service", &*labels.service),
             ("namespace", &*labels.namespace),
             ("route", &*labels.route),
         ];
+        let labels: Vec<_> = standard.into_iter().chain(added(&labels.added)).collect();
         encoder.histogram(name, &labels, &cells.duration);
     }
     let name = "heddle_requests_in_flight";

@@ -21,6 +21,12 @@ pub(super) trait Labels: Clone + Eq + Hash + Ord {
     /// The set that stands for it when the family is full.
     fn overflow(&self) -> Self;
 
+    /// The set that stands for it when half of the family's room is taken; `None`: it can have the
+    /// other half as well. For sets that clients take part in making: they never take it all.
+    fn coarser(&self) -> Option<Self> {
+        None
+    }
+
     /// The set under which its counts are kept for [`Family::sums`] when its last user has
     /// gone; `None`: they go too.
     fn gone(&self) -> Option<Self> {
@@ -87,11 +93,14 @@ impl<L: Labels, C: Cells> Family<L, C> {
     /// The labels to count under: the ones asked for if there is room.
     pub(super) fn admit(&self, labels: &L) -> L {
         let groups = &self.series.lock().groups;
-        if groups.contains_key(labels) || groups.len() < self.limit {
-            labels.clone()
-        } else {
-            labels.overflow()
+        if groups.contains_key(labels) {
+            return labels.clone();
         }
+        let labels = match labels.coarser() {
+            Some(coarser) if groups.len() >= self.limit / 2 => coarser,
+            _ => labels.clone(),
+        };
+        if groups.contains_key(&labels) || groups.len() < self.limit { labels } else { labels.overflow() }
     }
 
     /// New cells for a label set, which count until they [`Self::leave`].

@@ -20,6 +20,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Inbound, Self::Outbound];
+
     /// The word in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -69,19 +72,35 @@ pub struct RequestLabels {
     pub peer: Arc<str>,
     /// How the connection to the other side is secured.
     pub tls: Tls,
+    /// Labels that a policy adds; `None` where there is none.
+    pub added: Option<Added>,
+}
+
+/// The names of labels that a policy adds, each with its value.
+pub type Added = Arc<[(Arc<str>, Arc<str>)]>;
+
+/// The same labels with no value of their own.
+fn coarse(added: &Added) -> Added {
+    let other: Arc<str> = OTHER.into();
+    added.iter().map(|(name, _)| (name.clone(), other.clone())).collect()
 }
 
 impl Labels for RequestLabels {
     fn overflow(&self) -> Self {
         let other: Arc<str> = OTHER.into();
         let (service, namespace, route) = (other.clone(), other.clone(), other.clone());
-        Self { direction: self.direction, service, namespace, route, peer: other, tls: self.tls }
+        Self { direction: self.direction, service, namespace, route, peer: other, tls: self.tls, added: None }
+    }
+
+    fn coarser(&self) -> Option<Self> {
+        self.added.as_ref().map(|added| Self { added: Some(coarse(added)), ..self.clone() })
     }
 
     /// By service, as alert rules pick them.
     fn gone(&self) -> Option<Self> {
         let Self { direction, service, namespace, .. } = self.clone();
-        Some(Self { direction, service, namespace, route: "".into(), peer: "".into(), tls: Tls::None })
+        let (route, peer) = ("".into(), "".into());
+        Some(Self { direction, service, namespace, route, peer, tls: Tls::None, added: None })
     }
 }
 
@@ -92,24 +111,30 @@ pub(super) struct RouteLabels {
     pub(super) service: Arc<str>,
     pub(super) namespace: Arc<str>,
     pub(super) route: Arc<str>,
+    pub(super) added: Option<Added>,
 }
 
 impl RouteLabels {
     pub(super) fn of(labels: &RequestLabels) -> Self {
-        let RequestLabels { direction, service, namespace, route, .. } = labels.clone();
-        Self { direction, service, namespace, route }
+        let RequestLabels { direction, service, namespace, route, added, .. } = labels.clone();
+        Self { direction, service, namespace, route, added }
     }
 }
 
 impl Labels for RouteLabels {
     fn overflow(&self) -> Self {
         let other: Arc<str> = OTHER.into();
-        Self { direction: self.direction, service: other.clone(), namespace: other.clone(), route: other }
+        let (service, namespace) = (other.clone(), other.clone());
+        Self { direction: self.direction, service, namespace, route: other, added: None }
+    }
+
+    fn coarser(&self) -> Option<Self> {
+        self.added.as_ref().map(|added| Self { added: Some(coarse(added)), ..self.clone() })
     }
 
     /// By service, as alert rules pick them.
     fn gone(&self) -> Option<Self> {
-        Some(Self { route: "".into(), ..self.clone() })
+        Some(Self { route: "".into(), added: None, ..self.clone() })
     }
 }
 

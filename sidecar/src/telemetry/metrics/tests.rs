@@ -98,6 +98,7 @@ fn labels(service: &str, peer: &str) -> RequestLabels {
         route: "by-id".into(),
         peer: peer.into(),
         tls: Tls::Mutual,
+        added: None,
     }
 }
 

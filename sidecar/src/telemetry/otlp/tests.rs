@@ -132,6 +132,7 @@ fn span(direction: Direction, outcome: Outcome) -> Span {
         route: "".into(),
         peer: "spiffe://mesh/ns/shop/sa/web".into(),
         tls: Tls::Mutual,
+        added: None,
     };
     Span {
         trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736,
