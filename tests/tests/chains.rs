@@ -10,30 +10,38 @@ use heddle_tests::{App, ControlPlane, Process, eventually, exchange, get};
 
 const TRACE: &str = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n";
 
-/// A client that calls `middle`, whose application calls `last`, which always answers 503.
+/// A client that calls the first of some services, whose applications each call the next; the last
+/// one always answers 503.
 struct Chain {
     last: Backend,
-    /// The heads of the requests that came to the application in the middle.
-    middle: Arc<Mutex<Vec<String>>>,
+    hops: Vec<Hop>,
     client: Process,
-    _middle: Process,
     _control_plane: ControlPlane,
 }
 
-impl Chain {
-    /// Starts it; the application in the middle answers as many requests with 500 by itself.
-    fn start(environment: &[(&str, &str)], refusals: usize) -> Self {
-        let control_plane = ControlPlane::start();
-        let last = Backend::always(503);
-        control_plane.apply("mesh.yaml", &manifests(last.port()));
+/// A service in the middle.
+struct Hop {
+    /// The heads of the requests that came to its application.
+    seen: Arc<Mutex<Vec<String>>>,
+    sidecar: Process,
+}
+
+impl Hop {
+    /// Starts it; its application answers as many requests with 500 by itself.
+    fn start(
+        control_plane: &ControlPlane,
+        environment: &[(&str, &str)],
+        (name, next): (&str, &'static str),
+        refusals: usize,
+    ) -> Self {
         let outbound = Arc::<OnceLock<SocketAddr>>::default();
-        let middle = Arc::<Mutex<Vec<String>>>::default();
-        let (out, seen, count) = (outbound.clone(), middle.clone(), AtomicUsize::new(0));
+        let seen = Arc::<Mutex<Vec<String>>>::default();
+        let (out, kept, count) = (outbound.clone(), seen.clone(), AtomicUsize::new(0));
         let app = App::answering(move |head| {
             if head.starts_with("GET /ready") {
                 return "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into();
             }
-            seen.lock().expect("nobody panics with it").push(head.to_owned());
+            kept.lock().expect("nobody panics with it").push(head.to_owned());
             if count.fetch_add(1, Ordering::SeqCst) < refusals {
                 return "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".into();
             }
@@ -41,50 +49,73 @@ impl Chain {
             let trace = head.lines().find(|line| line.starts_with("traceparent: "));
             let trace = trace.map(|line| format!("{line}\r\n")).filter(|_| !head.contains("x-forget: "));
             let trace = trace.unwrap_or_default();
-            let request = format!("GET / HTTP/1.1\r\nhost: last\r\nconnection: close\r\n{trace}\r\n");
+            let request = format!("GET / HTTP/1.1\r\nhost: {next}\r\nconnection: close\r\n{trace}\r\n");
             let outbound = out.get().expect("the sidecar is there before requests come");
             let answer = exchange(*outbound, &request).expect("there is an answer");
             let status = answer.split(' ').nth(1).expect("there is a status");
             format!("HTTP/1.1 {status} Told\r\ncontent-length: 0\r\n\r\n")
         });
         let address = format!("127.0.0.1:{}", app.port());
-        let sidecar = control_plane.sidecar_with(
-            environment,
-            "middle",
-            ["--port", "http:8080:http", "--app", &address],
-        );
+        let sidecar =
+            control_plane.sidecar_with(environment, name, ["--port", "http:8080:http", "--app", &address]);
         outbound.set(sidecar.listening("outbound")).expect("it is set once");
-        let client = control_plane.sidecar_with(environment, "client", ["--workers", "1"]);
-        client.said("the sidecar is ready");
-        control_plane.workloads("middle", 1);
-        let ready = || get(client.listening("outbound"), "middle:8080", "/ready").filter(|(s, _)| *s == 200);
-        eventually("the middle is reached", ready);
-        eventually("the policies are known", || {
-            let (_, config) = get(client.listening("admin"), "localhost", "/config")?;
-            config.contains("default/middle").then_some(())
-        });
-        // Asks for the last service without reaching an endpoint of it.
-        eventually("the last is known", || {
-            get(sidecar.listening("outbound"), "last:81", "/").filter(|(status, _)| *status == 404)
-        });
-        Self { last, middle, client, _middle: sidecar, _control_plane: control_plane }
-    }
-
-    /// The answer to a request of the client's with these fields, and how often the middle and
-    /// the last one were asked for it.
-    fn call(&self, fields: &str) -> (String, usize, usize) {
-        let before = (self.asked().len(), self.last.hits().len());
-        let request = format!("GET / HTTP/1.1\r\nhost: middle:8080\r\nconnection: close\r\n{fields}\r\n");
-        let answer = exchange(self.client.listening("outbound"), &request).expect("there is an answer");
-        (answer, self.asked().len() - before.0, self.last.hits().len() - before.1)
-    }
-
-    fn asked(&self) -> Vec<String> {
-        self.middle.lock().expect("nobody panics with it").clone()
+        control_plane.workloads(name, 1);
+        Self { seen, sidecar }
     }
 }
 
-fn manifests(port: u16) -> String {
+impl Chain {
+    /// One with `middle` in the middle, whose application answers as many requests with 500 by itself.
+    fn start(environment: &[(&str, &str)], refusals: usize) -> Self {
+        Self::of(&[("middle", "last")], environment, refusals)
+    }
+
+    /// One of these hops, each with the host that it calls.
+    fn of(hops: &[(&str, &'static str)], environment: &[(&str, &str)], refusals: usize) -> Self {
+        let control_plane = ControlPlane::start();
+        let last = Backend::always(503);
+        let names: Vec<&str> = hops.iter().map(|(name, _)| *name).collect();
+        control_plane.apply("mesh.yaml", &manifests(last.port(), &names));
+        let started = hops.iter().map(|hop| Hop::start(&control_plane, environment, *hop, refusals));
+        let started: Vec<Hop> = started.collect();
+        let client = control_plane.sidecar_with(environment, "client", ["--workers", "1"]);
+        client.said("the sidecar is ready");
+        let callers = [&client].into_iter().chain(started.iter().map(|hop| &hop.sidecar));
+        for (caller, name) in callers.clone().zip(&names) {
+            let ready = || {
+                let host = format!("{name}:8080");
+                get(caller.listening("outbound"), &host, "/ready").filter(|(status, _)| *status == 200)
+            };
+            eventually("the next one is reached", ready);
+            eventually("its policy is known", || {
+                let (_, config) = get(caller.listening("admin"), "localhost", "/config")?;
+                config.contains(&format!("\"default/{name}\"")).then_some(())
+            });
+        }
+        // Asks for the last service without reaching an endpoint of it.
+        let caller = callers.last().expect("the client is one");
+        eventually("the last is known", || {
+            get(caller.listening("outbound"), "last:81", "/").filter(|(status, _)| *status == 404)
+        });
+        Self { last, hops: started, client, _control_plane: control_plane }
+    }
+
+    /// The answer to a request of the client's with these fields, and how often the first hop and
+    /// the last service were asked for it.
+    fn call(&self, fields: &str) -> (String, usize, usize) {
+        let before = (self.asked(0).len(), self.last.hits().len());
+        let request = format!("GET / HTTP/1.1\r\nhost: middle:8080\r\nconnection: close\r\n{fields}\r\n");
+        let answer = exchange(self.client.listening("outbound"), &request).expect("there is an answer");
+        (answer, self.asked(0).len() - before.0, self.last.hits().len() - before.1)
+    }
+
+    /// The heads of the requests that came to a hop.
+    fn asked(&self, hop: usize) -> Vec<String> {
+        self.hops[hop].seen.lock().expect("nobody panics with it").clone()
+    }
+}
+
+fn manifests(port: u16, hops: &[&str]) -> String {
     let policy = |service: &str| {
         format!(
             "---
@@ -98,7 +129,7 @@ spec:
 "
         )
     };
-    format!(
+    let service = format!(
         "apiVersion: v1
 kind: Service
 metadata: {{name: last}}
@@ -110,10 +141,10 @@ metadata: {{name: last-1, labels: {{kubernetes.io/service-name: last}}}}
 addressType: IPv4
 ports: [{{name: main, port: {port}}}]
 endpoints: [{{addresses: [127.0.0.1]}}]
-{}{}",
-        policy("middle"),
-        policy("last")
-    )
+"
+    );
+    let policies = hops.iter().chain([&"last"]).map(|service| policy(service));
+    service + &policies.collect::<String>()
 }
 
 #[test]
@@ -128,13 +159,35 @@ fn a_hop_does_not_multiply_the_tries_of_the_next() {
     assert_eq!((middle, last), (4, 16));
 }
 
+/// With three retries at each of three hops, sixty-four requests would come of one.
+#[test]
+fn tries_stay_those_of_the_last_hop_however_long_the_chain_is() {
+    let chain = Chain::of(&[("middle", "further:8080"), ("further", "last")], &[], 0);
+    let (answer, middle, last) = chain.call(TRACE);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!((middle, chain.asked(1).len(), last), (1, 1, 4));
+    assert!(!answer.to_ascii_lowercase().contains("heddle-retry"), "{answer}");
+    let heads = [chain.asked(0), chain.asked(1)].concat().join("\n").to_ascii_lowercase();
+    assert!(!heads.contains("heddle-"), "no application sees anything of it: {heads}");
+}
+
+/// What the first hop asks for again reaches the end once for each of its tries.
+#[test]
+fn a_retry_is_one_request_to_all_hops_behind_it() {
+    let chain = Chain::of(&[("middle", "further:8080"), ("further", "last")], &[], 1);
+    // The first application refuses the first try by itself, the second one the second try.
+    let (answer, middle, last) = chain.call(TRACE);
+    assert!(answer.starts_with("HTTP/1.1 5"), "{answer}");
+    assert_eq!((middle, chain.asked(1).len(), last), (2, 1, 0));
+}
+
 #[test]
 fn what_is_done_for_a_retry_is_not_retried() {
     let chain = Chain::start(&[], 1);
     let (answer, middle, last) = chain.call(TRACE);
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert_eq!((middle, last), (2, 1));
-    let heads = chain.asked().join("\n").to_ascii_lowercase();
+    let heads = chain.asked(0).join("\n").to_ascii_lowercase();
     assert!(!heads.contains("heddle-attempt"), "the application sees nothing of it: {heads}");
 }
 

@@ -499,6 +499,31 @@ fn another_service_that_fails_is_followed_by_the_next_step_and_has_no_fallback_o
 }
 
 #[test]
+fn steps_are_tried_in_the_order_in_which_they_are_written() {
+    let cached = cache("1h", "1Mi");
+    let (stale, other_step) = (cached.as_str(), "{service: {name: readonly}}");
+    let other = echo();
+    for (steps, without, with) in [
+        // What answers for a path that is kept and for one that is not: while the other service is
+        // not there, and when it is.
+        (vec![stale, other_step, RESPONSE], ["stale-cache", "response"], ["stale-cache", "service"]),
+        (vec![other_step, stale, RESPONSE], ["stale-cache", "response"], ["service", "service"]),
+        (vec![other_step, stale], ["stale-cache", "circuit_open"], ["service", "service"]),
+    ] {
+        let app = by_path();
+        let steps = steps.join(", ");
+        let front = Front::start(&format!("{BREAKER}{}", fallback(ALL, &steps)), "http", &[app.port()]);
+        assert_eq!(get(&front, "/kept").by(), "service itself");
+        assert_eq!(get(&front, "/break").status, 500);
+        let by = || ["/kept", "/new"].map(|path| get(&front, path).by().to_owned());
+        assert_eq!(by(), without, "{steps}");
+        front.apply("readonly.yaml", &service("readonly", other.port(), "http", ""));
+        eventually("the other service is there", || (get(&front, "/new").by() == "service").then_some(()));
+        assert_eq!(by(), with, "{steps}");
+    }
+}
+
+#[test]
 fn calls_go_to_another_service_as_well() {
     let told = |_| Told { status: 200, time: Duration::ZERO, grpc_status: Some("0") };
     let other = Http2Backend::start(told);
