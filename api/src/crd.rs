@@ -17,6 +17,8 @@ mod manifest;
 mod mesh_config;
 mod number;
 mod rate_limit_policy;
+#[cfg(test)]
+mod reference;
 mod request_match;
 mod rule;
 mod secret;
