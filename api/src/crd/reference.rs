@@ -128,9 +128,12 @@ fn rows(outer: &str, schema: &Value, page: &mut String) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = if outer.is_empty() { name.clone() } else { format!("{outer}.{name}") };
         let mark = if needed(name) { "**" } else { "" };
-        let rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
-        let rules = rules.filter(|rule| rule["fieldPath"] == format!(".{name}"));
-        let rules: Vec<&str> = rules.filter_map(|rule| rule["message"].as_str()).collect();
+        // What the object says of this field, and what this says of itself and of each of its items.
+        let of = |schema: &Value| schema["x-kubernetes-validations"].as_array().cloned().unwrap_or_default();
+        let told = of(schema).into_iter().filter(|rule| rule["fieldPath"] == format!(".{name}"));
+        let own = [of(field), of(&field["items"])].concat().into_iter();
+        let rules: Vec<Value> = told.chain(own.filter(|rule| rule.get("fieldPath").is_none())).collect();
+        let rules: Vec<&str> = rules.iter().filter_map(|rule| rule["message"].as_str()).collect();
         let rules =
             if rules.is_empty() { String::new() } else { format!(" Refusals say: {}.", rules.join("; ")) };
         writeln!(page, "| {mark}`{path}`{mark} | {} | {}{rules} |", is(field), text(field)).unwrap();

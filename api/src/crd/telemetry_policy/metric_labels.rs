@@ -105,6 +105,7 @@ pub struct MetricLabel {
 ]))]
 pub struct HeaderLabel {
     /// The header, of which the first value counts.
+    #[schemars(length(max = 256))]
     pub name: HeaderName,
     /// What requests without it have. Default: `unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
