@@ -1,12 +1,15 @@
 //! Retries along a chain of services: the tries of one hop are not multiplied
 //! by those of the hop before.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::Duration;
 
-use heddle_tests::backend::Backend;
+use heddle_tests::backend::{Backend, Http2Backend, Told, runtime};
 use heddle_tests::{App, ControlPlane, Process, eventually, exchange, get};
+use http::{Request, Response};
 
 const TRACE: &str = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n";
 
@@ -115,6 +118,57 @@ impl Chain {
     }
 }
 
+/// A server of HTTP/2 that asks `last` for each request, with its trace, and answers with the status
+/// of that; it counts the requests.
+fn http2_middle(outbound: &Arc<OnceLock<SocketAddr>>, seen: &Arc<AtomicUsize>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    listener.set_nonblocking(true).expect("it can be");
+    let (outbound, seen) = (outbound.clone(), seen.clone());
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener).expect("there is a runtime");
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (outbound, seen) = (outbound.clone(), seen.clone());
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(tcp).await.ok()?;
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let (outbound, seen) = (outbound.clone(), seen.clone());
+                    tokio::spawn(async move {
+                        let trace =
+                            request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+                        let status = if request.uri().path() == "/ready" {
+                            200
+                        } else {
+                            seen.fetch_add(1, Ordering::SeqCst);
+                            let is_grpc = request.headers().contains_key("content-type");
+                            http2_ask(*outbound.get()?, "http://last/", trace?, is_grpc).await?
+                        };
+                        let response = Response::builder().status(status).body(()).ok()?;
+                        respond.send_response(response, true).ok()
+                    });
+                }
+                Some(())
+            });
+        }
+    };
+    thread::spawn(|| runtime().block_on(serve));
+    port
+}
+
+/// The status of a request over HTTP/2.
+async fn http2_ask(at: SocketAddr, target: &str, trace: &str, is_grpc: bool) -> Option<u16> {
+    let tcp = tokio::net::TcpStream::connect(at).await.ok()?;
+    let (mut connection, driver) = h2::client::handshake(tcp).await.ok()?;
+    tokio::spawn(driver);
+    let mut request = Request::builder().method(if is_grpc { "POST" } else { "GET" });
+    if is_grpc {
+        request = request.header("content-type", "application/grpc").header("te", "trailers");
+    }
+    let request = request.uri(target).header("traceparent", trace).body(()).ok()?;
+    let (response, _) = connection.send_request(request, true).ok()?;
+    Some(response.await.ok()?.status().as_u16())
+}
+
 fn manifests(port: u16, hops: &[&str]) -> String {
     let policy = |service: &str| {
         format!(
@@ -157,6 +211,42 @@ fn a_hop_does_not_multiply_the_tries_of_the_next() {
     // What cannot be known is not guarded against: this is what would happen to all.
     let (_, middle, last) = chain.call(&format!("x-forget: yes\r\n{}", TRACE.replace("4bf9", "5bf9")));
     assert_eq!((middle, last), (4, 16));
+}
+
+#[test]
+fn http2_and_grpc_do_not_multiply_tries_either() {
+    let control_plane = ControlPlane::start();
+    let told = Told { status: 503, time: Duration::ZERO, grpc_status: None };
+    let last = Http2Backend::start(move |_| told);
+    let mesh =
+        manifests(last.port(), &["middle"]).replace("appProtocol: http}", "appProtocol: kubernetes.io/h2c}");
+    control_plane.apply("mesh.yaml", &mesh.replace("on: [5xx]", "on: [5xx], methods: [GET, POST]"));
+    let (outbound, seen) = (Arc::<OnceLock<SocketAddr>>::default(), Arc::<AtomicUsize>::default());
+    let address = format!("127.0.0.1:{}", http2_middle(&outbound, &seen));
+    let middle = control_plane.sidecar("middle", ["--port", "main:8080:http2", "--app", &address]);
+    outbound.set(middle.listening("outbound")).expect("it is set once");
+    let client = control_plane.sidecar("client", ["--workers", "1"]);
+    client.said("the sidecar is ready");
+    control_plane.workloads("middle", 1);
+    let ask = |path: &str, trace: &str, is_grpc| {
+        let target = format!("http://middle:8080{path}");
+        runtime().block_on(http2_ask(client.listening("outbound"), &target, trace, is_grpc))
+    };
+    let trace = |n: u8| format!("00-{n:x}bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
+    eventually("the middle is reached", || ask("/ready", &trace(1), false).filter(|status| *status == 200));
+    eventually("its policy is known", || {
+        let (_, config) = get(client.listening("admin"), "localhost", "/config")?;
+        config.contains("\"default/middle\"").then_some(())
+    });
+    eventually("the last is known", || {
+        get(middle.listening("outbound"), "last:81", "/").filter(|(status, _)| *status == 404)
+    });
+    for (nth, is_grpc) in [(2, false), (3, true)] {
+        let before = (seen.load(Ordering::SeqCst), last.streams());
+        assert_eq!(ask("/", &trace(nth), is_grpc), Some(503), "gRPC: {is_grpc}");
+        let asked = (seen.load(Ordering::SeqCst) - before.0, last.streams() - before.1);
+        assert_eq!(asked, (1, 4), "gRPC: {is_grpc}");
+    }
 }
 
 /// With three retries at each of three hops, sixty-four requests would come of one.
