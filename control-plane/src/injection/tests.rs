@@ -1,3 +1,5 @@
+mod damage;
+
 use serde_json::json;
 
 use super::*;
