@@ -175,6 +175,11 @@ pub(crate) fn named(object: &Value) -> String {
     }
 }
 
+/// How many there are, in words: `1 pod`, `2 pods`.
+pub(crate) fn counted(number: usize, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
+}
+
 /// A label of an object.
 pub(crate) fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object["metadata"]["labels"].get(name)?.as_str()

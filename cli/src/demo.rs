@@ -64,6 +64,8 @@ fn introduce(shop: &Shop) {
         println!("  {line}");
     }
     let (url, admin, control_plane) = (shop.url(), shop.admin_of("storefront"), shop.control_plane());
+    // As it was called: whoever builds it has it in no place where a shell looks.
+    let heddle = std::env::args().next().unwrap_or_else(|| "heddle".into());
     println!("\nTry, in another terminal:\n");
     println!("  curl {url}/account/2                    # through three services");
     println!("  curl http://{admin}/metrics | grep requests_total   # what a sidecar saw");
@@ -71,9 +73,9 @@ fn introduce(shop: &Shop) {
         "  kill -9 {}                               # one replica of users; nobody notices",
         shop.replica()
     );
-    println!("  heddle stat --control-plane {control_plane}");
+    println!("  {heddle} stat --control-plane {control_plane}");
     println!(
-        "  heddle run --control-plane {control_plane} --service me -- curl -s http://orders:8080/orders/1"
+        "  {heddle} run --control-plane {control_plane} --service me -- curl -s http://orders:8080/orders/1"
     );
     println!("\nCtrl-C ends everything.\n");
 }

@@ -4,6 +4,7 @@
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -32,7 +33,7 @@ pub(crate) struct StatArgs {
     /// Print the workloads as JSON, once
     #[arg(long)]
     json: bool,
-    /// Print one table and end
+    /// Print one table and end, as is done where the output is no terminal
     #[arg(long)]
     once: bool,
     /// Time between tables, and the time that rates are taken over, in seconds
@@ -111,7 +112,7 @@ pub(crate) async fn run(args: StatArgs) -> anyhow::Result<()> {
         let now = observe(&admin, &selection).await?;
         let alerts = alerts(&admin, &selection, &now.services).await?;
         let table = render(&rows(&before, &now)) + &table::alerts(&alerts);
-        if args.once {
+        if args.once || !io::stdout().is_terminal() {
             print!("{table}");
             return Ok(());
         }

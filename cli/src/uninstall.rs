@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cluster::kinds::{is_same, labelled, path_of};
-use crate::cluster::{Cluster, ClusterArgs, DEPLOYMENT, Failure, NAMESPACE, annotation, named};
+use crate::cluster::{Cluster, ClusterArgs, DEPLOYMENT, Failure, NAMESPACE, annotation, counted, named};
 use crate::install::{self, CHOSEN};
 
 /// Prints what has to go for a cluster to be no mesh any more, for `kubectl delete -f -`
@@ -136,7 +136,13 @@ pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
              plane is gone,\ntake that away: heddle uninstall --statuses\n"
         );
     }
-    install::print(&ordered(objects, args.crds))
+    let found = objects.len();
+    let going = ordered(objects, args.crds);
+    if going.is_empty() {
+        let but = if found == 0 { "" } else { " but its definitions, which --crds deletes" };
+        eprintln!("There is nothing of Heddle in this cluster{but}.");
+    }
+    install::print(&going)
 }
 
 /// What there is of a kind that the cluster may not have.
@@ -159,7 +165,8 @@ fn going(policies: &[Value], definitions: bool) -> Option<String> {
     if named.is_empty() {
         return None;
     }
-    let mut text = format!("With {with} go {} policies that somebody made:\n", named.len());
+    let policies = counted(named.len(), "policy", "policies");
+    let mut text = format!("Gone with {with} will be {policies} that somebody made:\n");
     named.iter().take(SHOWN).for_each(|name| text.push_str(&format!("  {name}\n")));
     if named.len() > SHOWN {
         text.push_str(&format!("  and {} more\n", named.len() - SHOWN));
@@ -194,9 +201,9 @@ fn warning(meshed: &[Value]) -> Option<String> {
         return None;
     }
     let mut text = format!(
-        "{} pods have a sidecar. They go on working, but renew no certificate: within a day they reach \
+        "Still with a sidecar: {}. They go on working, but renew no certificate: within a day they reach \
          each other no more.\nRemove label heddle.dev/inject from their namespaces, and restart them first:\n",
-        meshed.len()
+        counted(meshed.len(), "pod", "pods")
     );
     for pod in meshed.iter().take(SHOWN) {
         text.push_str(&format!("  {}\n", named(pod)));
@@ -239,10 +246,10 @@ mod tests {
         assert_eq!(going(&[policy("shop"), mesh.clone()], false), None);
         let text = going(&[policy("shop"), policy(NAMESPACE)], false).unwrap();
         assert!(
-            text.contains(" go 1 policies") && text.contains("  TrafficPolicy heddle-system/a\n"),
+            text.contains(" will be 1 policy that") && text.contains("  TrafficPolicy heddle-system/a\n"),
             "{text}"
         );
-        assert!(going(&[policy("shop"), mesh], true).unwrap().contains(" go 2 policies"));
+        assert!(going(&[policy("shop"), mesh], true).unwrap().contains(" will be 2 policies that"));
     }
 
     #[test]
@@ -251,7 +258,7 @@ mod tests {
         let pod = |n: usize| json!({"metadata": {"name": format!("p{n}"), "namespace": "shop"}});
         let pods: Vec<Value> = (0..25).map(pod).collect();
         let text = warning(&pods).unwrap();
-        assert!(text.starts_with("25 pods have a sidecar") && text.contains("  shop/p0\n"), "{text}");
+        assert!(text.starts_with("Still with a sidecar: 25 pods.") && text.contains("  shop/p0\n"), "{text}");
         assert!(text.ends_with("and 5 more\n"), "{text}");
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{some_of, unknown};
 use crate::cluster::kinds::resource_of;
-use crate::cluster::{Cluster, DEPLOYMENT, Failure, annotation, items, label};
+use crate::cluster::{Cluster, DEPLOYMENT, Failure, annotation, counted, items, label};
 use crate::install::{self, Chosen};
 use crate::upgrade::installed;
 
@@ -135,7 +135,7 @@ fn kernels(nodes: &[Value]) -> Finding {
         return Finding::degraded(KERNELS, "there is no node with Linux", "add one");
     }
     if old.is_empty() {
-        return Finding::good(KERNELS, format!("{} nodes with nftables", linux.len()));
+        return Finding::good(KERNELS, format!("{} with nftables", counted(linux.len(), "node", "nodes")));
     }
     let (major, minor) = NFTABLES;
     Finding::degraded(
@@ -166,7 +166,7 @@ fn pod_security(namespaces: &[Value]) -> Finding {
     }
     Finding::bad(
         POD_SECURITY,
-        format!("{} refuse heddle-init, which needs NET_ADMIN", some_of(&strict)),
+        format!("refused is heddle-init, which needs NET_ADMIN, in {}", some_of(&strict)),
         "use a CNI plugin that makes the rules (annotation heddle.dev/interception: cni), or set the namespaces' \
          label\npod-security.kubernetes.io/enforce to privileged",
     )

@@ -8,7 +8,9 @@ use heddle_sidecar::check::Finding;
 use serde_json::Value;
 
 use super::{some_of, unknown};
-use crate::cluster::{Cluster, DEPLOYMENT, Failure, annotation, items, label, named, version_of_image};
+use crate::cluster::{
+    Cluster, DEPLOYMENT, Failure, annotation, counted, items, label, named, version_of_image,
+};
 use crate::upgrade::installed;
 
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
@@ -73,12 +75,19 @@ fn injected(namespaces: &[Value], pods: &[Value]) -> Finding {
     };
     let without: Vec<String> = pods.iter().filter(wanted).filter(|pod| !is_meshed(pod)).map(named).collect();
     let meshed = pods.iter().filter(is_meshed).count();
+    if without.is_empty() && meshed == 0 {
+        return Finding::good(
+            SIDECARS,
+            "no pod has one or asks for one; namespaces do by the label heddle.dev/inject=enabled",
+        );
+    }
+    let meshed = counted(meshed, "pod has one", "pods have one");
     if without.is_empty() {
-        return Finding::good(SIDECARS, format!("{meshed} pods have one, and no other is asked for"));
+        return Finding::good(SIDECARS, format!("{meshed}, and no other is asked for"));
     }
     Finding::degraded(
         SIDECARS,
-        format!("{meshed} pods have one; asked for and without are {}", some_of(&without)),
+        format!("{meshed}; asked for and without: {}", some_of(&without)),
         "kubectl rollout restart their deployments; kubectl describe tells what was skipped, and why",
     )
 }
@@ -131,8 +140,12 @@ fn trust(namespaces: &[Value], pods: &[Value], bundles: &[Value]) -> Finding {
     needing.extend(pods.iter().filter(is_meshed).map(namespace_of));
     let having: BTreeSet<&str> = bundles.iter().map(namespace_of).collect();
     let without: Vec<String> = needing.difference(&having).map(|name| (*name).to_owned()).collect();
+    if needing.is_empty() {
+        return Finding::good(TRUST, "no namespace needs one");
+    }
     if without.is_empty() {
-        return Finding::good(TRUST, format!("in every one of {} namespaces that need one", needing.len()));
+        let needing = counted(needing.len(), "namespace that needs one", "namespaces that need one");
+        return Finding::good(TRUST, format!("in all of {needing}"));
     }
     Finding::bad(
         TRUST,
@@ -232,7 +245,7 @@ mod tests {
         assert_eq!(injected(&namespaces, &[meshed.clone(), pod("other", "b", None)]).state, State::Good);
         let finding = injected(&namespaces, &[meshed, pod("shop", "old", None)]);
         assert_eq!(finding.state, State::Degraded);
-        assert!(finding.detail.ends_with("without are shop/old"), "{}", finding.detail);
+        assert!(finding.detail.ends_with("without: shop/old"), "{}", finding.detail);
         let mut asked_not = pod("shop", "c", None);
         asked_not["metadata"]["annotations"] = json!({INJECT: "disabled"});
         assert_eq!(injected(&namespaces, &[asked_not]).state, State::Good);
