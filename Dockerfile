@@ -3,7 +3,8 @@
 #   docker build --target control-plane -t heddle/control-plane:0.1.0 .
 #   docker build --target cli -t heddle/cli:0.1.0 .
 #   docker build --target apps -t heddle/apps:0.1.0 .
-# Each holds static programs and nothing else: no shell, no libraries, nobody's account but a number.
+# Each holds static programs and the authorities by which servers outside the mesh are verified: no shell,
+# no libraries, nobody's account but a number.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /heddle
@@ -17,6 +18,7 @@ RUN target="$(uname -m)-unknown-linux-gnu" \
     && for program in /programs/*; do ldd "$program" 2>&1 | grep -q 'statically linked'; done
 
 FROM scratch AS base
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 LABEL org.opencontainers.image.vendor="Heddle" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="0.1.0"

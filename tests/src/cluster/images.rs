@@ -1,7 +1,7 @@
 //! What the names of images stand for.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -25,16 +25,26 @@ pub(super) fn of_every_cluster(assets: &Assets) -> BTreeMap<String, Value> {
     ])
 }
 
-/// Heddle's own images, as the `Dockerfile` makes them of the programs of this build. Those are not static
-/// here, so that their libraries are in the images as well; nothing else is.
+/// Names a folder whose programs images have: static ones, as `tests/static` leaves them.
+const PROGRAMS: &str = "HEDDLE_TEST_IMAGES";
+
+/// The authorities that whoever is outside the mesh is verified by.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Heddle's own images, as the `Dockerfile` makes them: of static programs where there are any, or else of those
+/// of this build, with the libraries that they need; nothing else is in them.
 ///
 /// # Panics
 /// If the programs do not build.
 pub fn of_heddle() -> BTreeMap<String, Value> {
+    let folder = std::env::var_os(PROGRAMS).map(PathBuf::from);
     let image = |programs: &[&str], user: u32| {
         let mut files = BTreeMap::new();
+        if Path::new(AUTHORITIES).exists() {
+            files.insert(AUTHORITIES.to_owned(), AUTHORITIES.to_owned());
+        }
         for program in programs {
-            let path = binary(program);
+            let path = folder.as_ref().map_or_else(|| binary(program), |folder| folder.join(program));
             for library in libraries(&path) {
                 files.insert(library.clone(), library);
             }
