@@ -380,10 +380,14 @@ impl Endpoints<'_> {
         };
         let mut others = Vec::new();
         for (port, target) in bindings {
+            // One that another instance has would be reached twice.
+            if self.plain.get(&(port, target)).is_some_and(|other| *other != id) {
+                continue;
+            }
             let bound = *draft.bindings.entry(port).or_insert(target.port());
             if bound == target.port() {
                 self.plain.insert((port, target), id.clone());
-            } else if !self.plain.contains_key(&(port, target)) {
+            } else {
                 others.push((port, target));
             }
         }
