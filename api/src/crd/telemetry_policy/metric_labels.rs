@@ -112,8 +112,8 @@ pub struct HeaderLabel {
     #[schemars(length(min = 1, max = MAX_VALUE), extend("x-default" = "unknown"))]
     pub absent: Option<String>,
     /// How many values a sidecar takes in, 1 to 200, those that come first. Default: 50.
+    // The API server is not to write it down: beside `values` it would be wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-default" = 50))]
     pub max_values: Option<LabelBound>,
     /// The only values that are taken in, in place of a bound: clients cannot make up others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
