@@ -24,6 +24,14 @@ manifests:
 bench *ARGS:
     cargo run --release -p heddle-bench -- {{ARGS}}
 
+# What the Dockerfile's flags make of the programs, alone in their roots; with PROFILE by its own command.
+static *PROFILE:
+    tests/static {{PROFILE}}
+
 # A minute of fuzzing per target (needs a nightly toolchain and cargo-fuzz).
 fuzz SECONDS="60":
-    cd fuzz && for target in $(cargo +nightly fuzz list); do cargo +nightly fuzz run $target -- -max_total_time={{SECONDS}}; done
+    cd fuzz && for target in $(cargo +nightly fuzz list); do \
+        mkdir -p corpus/$target && \
+        cargo +nightly fuzz run --sanitizer none $target corpus/$target seeds/$target -- \
+            -max_total_time={{SECONDS}} || exit 1; \
+    done
