@@ -187,9 +187,9 @@ pub(super) fn duration(path: &str, value: prost_types::Duration) -> Result<Durat
     duration.filter(|duration| *duration <= LONGEST).ok_or_else(invalid)
 }
 
-/// The longest that can be written (GEP-2257): four parts of 99999 hours. Whatever the clock says, it can be
-/// added to it.
-const LONGEST: Duration = Duration::from_secs(4 * 99_999 * 3600);
+/// The longest `maxAge` of CORS, in 32 bits of seconds; what can be written as a duration (GEP-2257) is
+/// shorter. Whatever the clock says, it can be added to it.
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
 
 #[cfg(test)]
 mod tests {
