@@ -140,8 +140,10 @@ fn pods_go_on_without_the_api_server_and_move_when_a_node_is_drained() {
     });
     cluster.drain("node-0");
     cluster.rolled_out("shop", "deploy/cart");
-    let nodes = cluster.kubectl(&["get", "pods", "-n", "shop", "-o", "jsonpath={.items[*].spec.nodeName}"]);
-    assert!(!nodes.contains("node-0"), "{nodes}");
+    let nodes = ["get", "pods", "-n", "shop", "-o", "jsonpath={.items[*].spec.nodeName}"];
+    eventually("the last pod has left the node", || {
+        (!cluster.kubectl(&nodes).contains("node-0")).then_some(())
+    });
     assert!(served(&cluster));
 }
 
