@@ -65,14 +65,15 @@ impl Pipeline {
                 registry.expire(Instant::now());
                 registry.registrations()
             });
+            // Before anybody is told of them: what a sidecar knows must not be unknown after a restart.
+            if remembered.as_ref() != Some(&registrations) {
+                self.remember(registrations.clone()).await;
+                remembered = Some(registrations.clone());
+            }
             let begun = Instant::now();
             self.publish(&registrations, gate.in_force()).await;
             // Where changes never end, half of the time is left for others.
             let rested = Instant::now() + begun.elapsed().min(LONGEST_REST);
-            if remembered.as_ref() != Some(&registrations) {
-                self.remember(registrations.clone()).await;
-                remembered = Some(registrations);
-            }
             self.change(&mut look, &mut gate, &mut shares).await;
             tokio::time::sleep_until(rested.max(Instant::now() + GATHER).into()).await;
         }
