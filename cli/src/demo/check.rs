@@ -99,7 +99,7 @@ async fn identities(admin: &Admin) -> anyhow::Result<String> {
     for workload in admin.workloads().await?.workloads {
         for sample in admin.metrics(&workload).await? {
             // The published entry is the host's own, and says so.
-            if sample.name != "heddle_requests_total" || is_entry(&sample) {
+            if sample.name != "heddle_requests_total" || is_entry(&sample) || reached_nobody(&sample) {
                 continue;
             }
             ensure!(
@@ -118,6 +118,12 @@ async fn identities(admin: &Admin) -> anyhow::Result<String> {
 
 fn is_entry(sample: &Sample) -> bool {
     sample.label("direction") == "inbound" && sample.label("service") == "storefront"
+}
+
+/// Whether the requests were refused for want of anybody to ask, as the first ones may be while the
+/// shop opens.
+fn reached_nobody(sample: &Sample) -> bool {
+    matches!(sample.label("error"), "no_healthy_endpoint" | "unknown_service")
 }
 
 async fn not_found(shop: &Shop, admin: &Admin) -> anyhow::Result<String> {
