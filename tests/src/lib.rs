@@ -2,7 +2,7 @@
 //! system chooses, which end when the test does. Nothing sleeps for a fixed
 //! time; everything waits for a condition, within a generous limit. [`load`]
 //! keeps calling while something happens, [`forge`] makes certificates that
-//! should convince nobody.
+//! should convince nobody, [`trials`] is for promises in numbers.
 
 pub mod backend;
 pub mod cluster;
@@ -29,6 +29,7 @@ pub mod replica;
 pub mod resolver;
 pub mod shop;
 pub mod tokens;
+pub mod trials;
 
 /// The longest that any condition may take to come true. Test machines are slow and shared.
 const LIMIT: Duration = Duration::from_secs(30);
