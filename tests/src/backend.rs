@@ -4,7 +4,7 @@
 use std::io::BufRead;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,30 @@ impl Backend {
     /// Where it listens.
     pub fn port(&self) -> u16 {
         self.app.port()
+    }
+}
+
+/// Holds back whom it is asked about until it is opened.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    /// Whoever waits may go on, and whoever comes later, too.
+    ///
+    /// # Panics
+    /// If somebody has panicked with it.
+    pub fn open(&self) {
+        *self.0.0.lock().expect("nobody panics with it") = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until it is open.
+    ///
+    /// # Panics
+    /// If somebody has panicked with it.
+    pub fn pass(&self) {
+        let shut = self.0.0.lock().expect("nobody panics with it");
+        drop(self.0.1.wait_while(shut, |open| !*open).expect("nobody panics with it"));
     }
 }
 

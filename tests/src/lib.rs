@@ -25,14 +25,18 @@ pub mod load;
 pub mod open_loop;
 pub mod outside;
 pub mod pod;
+pub mod ports;
 pub mod replica;
 pub mod resolver;
 pub mod shop;
 pub mod tokens;
 pub mod trials;
 
-/// The longest that any condition may take to come true. Test machines are slow and shared.
-const LIMIT: Duration = Duration::from_secs(30);
+use self::ports::Reserved;
+
+/// The longest that any condition may take to come true. Test machines are slow and shared, and
+/// patience costs nothing where it does.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -198,6 +202,8 @@ pub struct ControlPlane {
     directory: tempfile::TempDir,
     address: SocketAddr,
     args: &'static [&'static str],
+    /// Keeps the address while nobody listens there.
+    reserved: Option<Reserved>,
 }
 
 impl ControlPlane {
@@ -226,7 +232,7 @@ impl ControlPlane {
         std::fs::create_dir(directory.path().join("manifests")).expect("there is room");
         let process = Self::process(directory.path(), listen, args);
         let address = process.listening("discovery");
-        Self { process, directory, address, args }
+        Self { process, directory, address, args, reserved: None }
     }
 
     /// Where its admin listener is.
@@ -282,11 +288,12 @@ impl ControlPlane {
     /// Ends it as a crash would.
     pub fn kill(&mut self) {
         self.process.kill();
+        self.reserved.get_or_insert_with(|| Reserved::at(self.address));
     }
 
     /// Starts it again at the same address with what it had kept.
     pub fn restart(&mut self) {
-        self.process.kill();
+        self.kill();
         self.process = Self::process(self.directory.path(), &self.address.to_string(), self.args);
         self.process.listening("discovery");
     }

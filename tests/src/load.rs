@@ -16,7 +16,7 @@ const CLIENTS: usize = 6;
 const PACE: u32 = 50;
 
 /// No call may take longer: a request that hangs has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// GETs at a steady rate until it is told to stop.
 pub struct Load {

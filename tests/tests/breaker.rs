@@ -8,8 +8,11 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use heddle_tests::backend::{Backend, Front, HOST, Http2Backend, Told, call, runtime};
+use anyhow::ensure;
+use heddle_tests::backend::{Backend, Front, Gate, HOST, Http2Backend, Told, call, runtime};
 use heddle_tests::eventually;
+use heddle_tests::ports::refusing;
+use heddle_tests::trials::one_of_three;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -62,19 +65,24 @@ fn a_share_of_failures_in_a_window_ejects() {
 
 #[test]
 fn a_share_of_slow_calls_ejects() {
-    for share in ["percent: 50", "percentile: 90"] {
+    let shares = |share: &str| {
         let spec = |duration: &str| {
             breaker(&format!(
                 "slowCall: {{duration: {duration}, {share}}}, failureRate: {{percent: 100, minRequests: 5}}, \
                  open: {{base: 1h, max: 1h}}"
             ))
         };
-        let slow = || Backend::start(|_| (200, 12 * MS));
-        let bad = slow();
-        let (hits, front) = hits_of(&spec("10ms"), &bad);
+        let slow = |time: Duration| Backend::start(move |_| (200, time));
+        // The limit is far above what the machine may let the good one wait.
+        let bad = slow(1050 * MS);
+        let (hits, front) = hits_of(&spec("1s"), &bad);
         assert_eq!((hits, &front.circuits()[0]["reason"]), (5, &"slow_calls".into()), "{share}");
-        assert_eq!(hits_of(&spec("10s"), &slow()).0, 30, "{share}");
-    }
+        assert_eq!(hits_of(&spec("1m"), &slow(12 * MS)).0, 30, "{share}");
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| shares("percent: 50"));
+        shares("percentile: 90");
+    });
 }
 
 #[test]
@@ -93,19 +101,28 @@ fn openings_last_and_grow_as_said() {
         });
         let real: Vec<Duration> = hits.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert!(real.iter().zip(gaps).all(|(real, gap)| *real >= (gap - 2) * MS), "{growth}: {real:?}");
-        // The others would last as long at the end.
-        assert!(growth != "Fixed" || real[2] < 290 * MS, "{real:?}");
+        if growth == "Fixed" {
+            // The others would never be as short again.
+            eventually("one that is not longer than the first", || {
+                front.get("");
+                let hits = bad.hits();
+                hits[2..].windows(2).any(|pair| pair[1] - pair[0] < 290 * MS).then_some(())
+            });
+        }
     }
 }
 
 #[test]
 fn a_bounded_number_of_probes_decides_by_their_share() {
     let status = Arc::new(AtomicU16::new(500));
-    let told = status.clone();
+    let (told, gate) = (status.clone(), Gate::default());
+    let waits = gate.clone();
     let backend = Backend::start(move |nth| {
-        let told = told.load(Ordering::SeqCst);
+        if nth > 0 {
+            waits.pass();
+        }
         // The last of three probes fails in any case.
-        (if nth == 3 { 500 } else { told }, if nth == 0 { Duration::ZERO } else { 150 * MS })
+        (if nth == 3 { 500 } else { told.load(Ordering::SeqCst) }, Duration::ZERO)
     });
     let spec = breaker(
         "consecutiveFailures: 1, maxEjectedPercent: 100, open: {base: 100ms, growth: Fixed}, \
@@ -115,10 +132,15 @@ fn a_bounded_number_of_probes_decides_by_their_share() {
     assert_eq!(front.get("").status, 500);
     status.store(200, Ordering::SeqCst);
     eventually("its time is over", || (front.states(false) == [1]).then_some(()));
-    let answers = front.get_at_once(8);
-    assert_eq!(backend.hits().len(), 4, "three probes: {answers:?}");
-    let open = answers.iter().filter(|a| a.error.as_deref() == Some("circuit_open")).count();
-    assert_eq!(open, 5, "{answers:?}");
+    thread::scope(|scope| {
+        let probes: Vec<_> = (0..3).map(|_| scope.spawn(|| front.get(""))).collect();
+        eventually("three probes are under way", || (backend.hits().len() == 4).then_some(()));
+        let others = front.get_at_once(5);
+        assert!(others.iter().all(|a| a.error.as_deref() == Some("circuit_open")), "{others:?}");
+        gate.open();
+        let answers: Vec<_> = probes.into_iter().map(|probe| probe.join()).collect();
+        assert_eq!(backend.hits().len(), 4, "three probes: {answers:?}");
+    });
     assert_eq!(front.states(false), [0], "two of three suffice");
     assert!(front.get_at_once(4).iter().all(|answer| answer.status == 200));
 
@@ -226,8 +248,7 @@ fn tcp_is_judged_by_resets_and_refused_connections() {
     let (echo, _) = server(|mut stream| {
         thread::spawn(move || std::io::copy(&mut stream.try_clone()?, &mut stream));
     });
-    let closed = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let closed = closed.expect("there is a port").port();
+    let closed = refusing();
     let spec = breaker("consecutiveFailures: 3, maxEjectedPercent: 80, open: {base: 1h, max: 1h}");
     let front = Front::start(&spec, "tcp", &[resets, echo, closed]);
     let answers: Vec<String> = (0..12).map(|_| talk(front.upstream(), "ping pong")).collect();
@@ -279,31 +300,35 @@ fn an_open_circuit_survives_a_policy_push() {
 
 #[test]
 fn a_recovered_endpoint_returns_without_a_spike() {
-    let sick = Arc::new(AtomicU16::new(500));
-    let told = sick.clone();
-    let flapping = Backend::start(move |_| (told.load(Ordering::SeqCst), Duration::ZERO));
-    let good = Backend::always(200);
-    let spec = breaker("consecutiveFailures: 1, open: {base: 1s, growth: Fixed}");
-    let front = Front::start(&spec, "http", &[flapping.port(), good.port()]);
-    eventually("it is ejected", || {
-        front.get("");
-        (front.states(false) == [0, 2]).then_some(())
+    one_of_three(|| {
+        let sick = Arc::new(AtomicU16::new(500));
+        let told = sick.clone();
+        let flapping = Backend::start(move |_| (told.load(Ordering::SeqCst), Duration::ZERO));
+        let good = Backend::always(200);
+        let spec = breaker("consecutiveFailures: 1, open: {base: 1s, growth: Fixed}");
+        let front = Front::start(&spec, "http", &[flapping.port(), good.port()]);
+        eventually("it is ejected", || {
+            front.get("");
+            (front.states(false) == [0, 2]).then_some(())
+        });
+        sick.store(200, Ordering::SeqCst);
+        let back = eventually("it is back", || {
+            front.get("");
+            (front.states(false) == [0, 0]).then(Instant::now)
+        });
+        let mut halves = [[0_usize; 2]; 2];
+        while back.elapsed() < 1200 * MS {
+            let before = (flapping.hits().len(), good.hits().len());
+            front.get("");
+            let half = usize::from(back.elapsed() > 1000 * MS);
+            halves[half][0] += flapping.hits().len() - before.0;
+            halves[half][1] += good.hits().len() - before.1;
+        }
+        // On the way back its share grows from a tenth to all: a half of its half on average. Of
+        // what is asked late in that time, because the machine was busy before, it gets more.
+        let [coming, whole] = halves;
+        ensure!(coming[0] * 10 > coming[1] && coming[0] * 10 < coming[1] * 7, "{halves:?}");
+        ensure!(whole[0].abs_diff(whole[1]) <= 2 + whole[1] / 10, "{halves:?}");
+        Ok(())
     });
-    sick.store(200, Ordering::SeqCst);
-    let back = eventually("it is back", || {
-        front.get("");
-        (front.states(false) == [0, 0]).then(Instant::now)
-    });
-    let mut halves = [[0_usize; 2]; 2];
-    while back.elapsed() < 1200 * MS {
-        let before = (flapping.hits().len(), good.hits().len());
-        front.get("");
-        let half = usize::from(back.elapsed() > 1000 * MS);
-        halves[half][0] += flapping.hits().len() - before.0;
-        halves[half][1] += good.hits().len() - before.1;
-    }
-    // On the way back its share grows from a tenth to all: a half of its half on average.
-    let [coming, whole] = halves;
-    assert!(coming[0] * 10 > coming[1] && coming[0] * 10 < coming[1] * 7, "{halves:?}");
-    assert!(whole[0].abs_diff(whole[1]) <= 2 + whole[1] / 10, "{halves:?}");
 }

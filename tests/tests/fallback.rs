@@ -16,6 +16,9 @@ use serde_json::Value;
 
 const MS: Duration = Duration::from_millis(1);
 
+/// What one takes that is not waited for.
+const NEVER: Duration = Duration::from_secs(3600);
+
 const H2C: &str = "kubernetes.io/h2c";
 
 /// The first failure opens the circuit of the service for good.
@@ -98,7 +101,7 @@ const RESPONSE: &str = "{response: {status: 203, headers: {Content-Type: applica
 
 #[test]
 fn a_fixed_response_replaces_the_errors_that_are_named_and_no_others() {
-    let slow = || Backend::start(|_| (200, 400 * MS));
+    let slow = || Backend::start(|_| (200, NEVER));
     let failing = Backend::always(500);
     for (on, other, spec, ports) in [
         ("[CircuitOpen]", "[Timeout, NoHealthyEndpoint]", BREAKER.to_owned(), vec![failing.port()]),
@@ -314,7 +317,9 @@ fn http_2_has_the_same_cache() {
         assert_eq!(ask(&mut connection, "GET", "/c", &[]).await.status, 500);
         let stale = ask(&mut connection, "GET", "/a", &[]).await;
         assert_eq!((stale.status, stale.by(), stale.body.as_str()), (200, "stale-cache", "ok"));
-        assert_eq!((stale.header("age"), stale.header("content-length")), (Some("0"), Some("2")));
+        let age: u64 = stale.header("age").and_then(|age| age.parse().ok()).expect("it has an age");
+        assert!(age < 100, "{age}");
+        assert_eq!(stale.header("content-length"), Some("2"));
         let head = ask(&mut connection, "HEAD", "/a", &[]).await;
         assert_eq!(
             (head.by(), head.body.as_str(), head.header("content-length")),
@@ -329,7 +334,7 @@ fn http_2_has_the_same_cache() {
 #[test]
 fn responses_are_kept_no_longer_and_no_more_than_said() {
     let app = by_path();
-    let spec = format!("{BREAKER}{}", fallback(ALL, &cache("3s", "1Mi")));
+    let spec = format!("{BREAKER}{}", fallback(ALL, &cache("5s", "1Mi")));
     let front = Front::start(&spec, "http", &[app.port()]);
     get(&front, "/a");
     get(&front, "/break");
@@ -427,7 +432,7 @@ fn another_service_gets_what_may_be_asked_again() {
     assert_eq!(send(&front, "POST", "/p", "content-length: 2\r\n\r\nhi").by(), "service");
 
     // It may have been processed: only methods that may be repeated go on.
-    let slow = Backend::start(|_| (200, 400 * MS));
+    let slow = Backend::start(|_| (200, NEVER));
     let spec = format!("  timeouts: {{request: 60ms}}\n{}", fallback(ALL, &steps));
     let front = Front::start(&spec, "http", &[slow.port()]);
     reaches(&front, "/");
@@ -532,7 +537,7 @@ fn calls_go_to_another_service_as_well() {
     front.apply("readonly.yaml", &service("readonly", other.port(), H2C, ""));
     let dead = Front::start(&fallback(ALL, &steps), H2C, &[]);
     dead.apply("readonly.yaml", &service("readonly", 1, H2C, ""));
-    let slow = Http2Backend::start(|_| Told { status: 200, time: 400 * MS, grpc_status: None });
+    let slow = Http2Backend::start(|_| Told { status: 200, time: NEVER, grpc_status: None });
     let spec = format!("  timeouts: {{request: 60ms}}\n{}", fallback(ALL, &steps));
     let late = Front::start(&spec, H2C, &[slow.port()]);
     late.apply("readonly.yaml", &service("readonly", other.port(), H2C, ""));
@@ -568,8 +573,9 @@ fn degraded_mode_is_entered_and_left_slowly_and_told_once() {
     let slow = Arc::new(AtomicBool::new(true));
     let told = slow.clone();
     let backend =
-        Backend::start(move |_| (200, if told.load(Ordering::SeqCst) { 2000 * MS } else { Duration::ZERO }));
-    let spec = format!("  timeouts: {{request: 400ms}}\n{}", fallback(ALL, RESPONSE));
+        Backend::start(move |_| (200, if told.load(Ordering::SeqCst) { NEVER } else { Duration::ZERO }));
+    // Others have to be answered within it, also by a machine that is busy.
+    let spec = format!("  timeouts: {{request: 1500ms}}\n{}", fallback(ALL, RESPONSE));
     let front = Front::start(&spec, "http", &[backend.port()]);
     let users = ["service=\"users\"", "namespace=\"default\""];
     let degraded = || front.metric("heddle_degraded{", &users);
@@ -586,7 +592,7 @@ fn degraded_mode_is_entered_and_left_slowly_and_told_once() {
     let counted = front.metric("heddle_requests_total{", &["code=\"203\"", "error=\"timeout\""]);
     assert_eq!(counted, 8.0);
     slow.store(false, Ordering::SeqCst);
-    eventually("the slow ones are done", || (get(&front, "/").by() == "service itself").then_some(()));
+    assert_eq!(get(&front, "/").by(), "service itself");
     (0..30).for_each(|_| assert_eq!(get(&front, "/").by(), "service itself"));
     assert!(degraded() == 1.0 && shown());
     get(&front, "/");

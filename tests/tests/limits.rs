@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use heddle_tests::backend::{Answer, Backend, Front, HOST, Http2Backend, Told, call, runtime};
+use anyhow::ensure;
+use heddle_tests::backend::{Answer, Backend, Front, Gate, HOST, Http2Backend, Told, call, runtime};
 use heddle_tests::eventually;
+use heddle_tests::trials::one_of_three;
 
 const MS: Duration = Duration::from_millis(1);
 const H2C: &str = "kubernetes.io/h2c";
@@ -18,12 +20,16 @@ fn shed() -> Answer {
     Answer { status: 503, error: Some("overloaded".into()), retry_after: Some(1) }
 }
 
+/// What slow ones take for an answer: all requests of a test come meanwhile, also where the machine
+/// is busy with something else.
+const LONG: Duration = Duration::from_secs(2);
+
 fn slow() -> Backend {
-    Backend::start(|_| (200, 300 * MS))
+    Backend::start(|_| (200, LONG))
 }
 
 fn slow_http2() -> Http2Backend {
-    Http2Backend::start(|_| Told { status: 200, time: 300 * MS, grpc_status: None })
+    Http2Backend::start(|_| Told { status: 200, time: LONG, grpc_status: None })
 }
 
 /// How many of so many HTTP/2 requests at once are answered 200; the others are shed.
@@ -75,13 +81,16 @@ fn connections_and_who_waits_for_one_are_bounded() {
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 2, "{answers:?}");
     assert!(answers[2..].iter().all(|answer| *answer == shed()), "{answers:?}");
     let hits = backend.hits();
-    assert!(hits[1] - hits[0] >= 290 * MS, "one after the other: {hits:?}");
+    assert!(hits[1] - hits[0] >= LONG - 10 * MS, "one after the other: {hits:?}");
     let circuit = &front.circuits()[0];
     assert_eq!(circuit["failures"], 0, "our own limit is no failure of the endpoint");
-    // Over HTTP/2 the first of them to come waits for the connection, and with it whoever may.
-    let backend = slow_http2();
-    let front = Front::start("  limits: {pendingRequests: 1}", H2C, &[backend.port()]);
-    assert!(served(&front, 4) < 4);
+    // Over HTTP/2 the first of them to come waits for the connection, and with it whoever may. It
+    // is there in no time, and our own requests may come later.
+    let front = eventually("some come before the connection is there", || {
+        let backend = slow_http2();
+        let front = Front::start("  limits: {pendingRequests: 1}", H2C, &[backend.port()]);
+        (served(&front, 4) < 4).then_some(front)
+    });
     assert_eq!(served(&front, 4), 4, "once it is there");
 }
 
@@ -126,7 +135,7 @@ fn an_http2_connection_whose_last_stream_ends_makes_room_for_who_waits() {
     // Whichever comes first, the other has to wait for its connection.
     let begun = Instant::now();
     assert_eq!(served(&front, 2), 2);
-    assert!(begun.elapsed() < Duration::from_secs(20), "not until it has been idle for long");
+    assert!(begun.elapsed() < Duration::from_secs(30), "not until it has been idle for long");
     assert_eq!((slow.streams(), other.streams()), (1, 1));
 }
 
@@ -200,7 +209,12 @@ fn a_connection_serves_no_more_requests_than_it_may() {
 
 #[test]
 fn an_adaptive_limit_keeps_to_its_bounds_and_sheds_the_least_urgent_first() {
-    let backend = Backend::start(|_| (200, 500 * MS));
+    let gate = Gate::default();
+    let waits = gate.clone();
+    let backend = Backend::start(move |_| {
+        waits.pass();
+        (200, Duration::ZERO)
+    });
     let spec = "  concurrency: {mode: Adaptive, min: 8, max: 8}";
     let front = Front::start(spec, "http", &[backend.port()]);
     thread::scope(|scope| {
@@ -210,6 +224,7 @@ fn an_adaptive_limit_keeps_to_its_bounds_and_sheds_the_least_urgent_first() {
         let more: Vec<_> = (0..4).map(|_| scope.spawn(|| front.get("priority: u=3\r\n"))).collect();
         eventually("eight are in flight", || (backend.hits().len() == 8).then_some(()));
         assert_eq!(front.get(""), shed(), "the limit");
+        gate.open();
         for call in calls.into_iter().chain(more) {
             assert_eq!(call.join().expect("a caller does not panic").status, 200);
         }
@@ -257,9 +272,12 @@ fn overload(spec: &str) -> (usize, Duration) {
 
 #[test]
 fn an_adaptive_limit_keeps_latency_under_overload_and_loses_no_throughput() {
-    let (without, queueing) = overload("  timeouts: {request: 1m}");
-    assert!(queueing > 100 * MS, "30 callers queue for 5 ms each: {queueing:?}");
-    let (with, latency) = overload("  concurrency: {mode: Adaptive, targetLatency: 20ms}");
-    assert!(latency < 60 * MS, "{latency:?} against {queueing:?}");
-    assert!(with * 10 >= without * 7, "{with} against {without}");
+    one_of_three(|| {
+        let (without, queueing) = overload("  timeouts: {request: 1m}");
+        ensure!(queueing > 100 * MS, "30 callers queue for 5 ms each: {queueing:?}");
+        let (with, latency) = overload("  concurrency: {mode: Adaptive, targetLatency: 20ms}");
+        ensure!(latency * 5 < queueing * 2, "{latency:?} against {queueing:?}");
+        ensure!(with * 10 >= without * 7, "{with} against {without}");
+        Ok(())
+    });
 }
