@@ -4,11 +4,11 @@
 //!
 //! Of the control planes of one cluster, which all hear of every pod, the one tells that holds the
 //! lease, and goes on while no other does: an API server that is away silences nobody. What it has told
-//! the others keep, and the next one goes on from there.
-//!
-//! Nothing else is kept over a restart: what fires then is reported, and told, again.
+//! the others keep, and the next one goes on from there. When no other is left it is [`kept`] where it
+//! outlives all of them, and a control plane that starts anew goes on from that.
 
 mod board;
+mod kept;
 mod outbox;
 mod told;
 mod webhook;
@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use self::board::{Board, Key, TooMany};
 pub(crate) use self::board::{Reported, Shown};
+use self::kept::Kept;
 use self::outbox::{Fate, Outbox};
 use self::told::Told;
 use self::webhook::NotTaken;
@@ -36,6 +37,7 @@ use crate::discovery::Published;
 use crate::https::Client;
 use crate::metrics::{Metrics, Notified};
 use crate::model::Model;
+use crate::record::Record;
 use crate::registry::WorkloadKey;
 use crate::reports::SharedReports;
 
@@ -117,6 +119,8 @@ pub(crate) struct Teller {
     /// Whether this replica holds the lease; `None`: there are no others.
     pub(crate) leading: Option<watch::Receiver<bool>>,
     pub(crate) published: watch::Receiver<Option<Arc<Published>>>,
+    /// Where what is told outlives this control plane; `None`: nowhere.
+    pub(crate) record: Option<Record>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -128,22 +132,31 @@ impl Teller {
         let mut posts: JoinSet<(Key, Result<(), NotTaken>)> = JoinSet::new();
         let mut at_pods = self.reports.alerts();
         let mut tells = false;
+        let mut kept = Kept::new(self.record.take());
         loop {
             let published = self.published.borrow_and_update().clone();
             tells = self.is_to_tell(tells);
             // Without rules nothing is looked at, and what would be due stays so.
-            let look = published.and_then(|published| {
-                if !tells {
+            let mut look = None;
+            match published {
+                Some(published) if tells => {
+                    self.recall(&mut kept).await;
+                    let is_news = self.look(&published.model, &mut outbox);
+                    let told = self.share();
+                    kept.keep(&told, is_news).await;
+                    self.send(&published.model, &mut outbox, &mut posts, &client);
+                    look = self.alerts.board.lock().next_look();
+                }
+                Some(_) => {
                     outbox.clear();
                     posts.abort_all();
+                    kept.forget();
                     self.alerts.board.lock().listen();
-                    return None;
+                    self.share();
                 }
-                self.tell(&published.model, &mut outbox, &mut posts, &client);
-                self.alerts.board.lock().next_look()
-            });
-            self.share();
-            let next = [look, outbox.next()].into_iter().flatten().min();
+                None => {}
+            }
+            let next = [look, outbox.next(), kept.due()].into_iter().flatten().min();
             let due = async {
                 match next {
                     Some(next) => tokio::time::sleep_until(next.into()).await,
@@ -169,8 +182,17 @@ impl Teller {
         leads || told && self.alerts.others.lock().is_empty()
     }
 
-    /// Has the others know what this one tells.
-    fn share(&self) {
+    /// Learns what was told before, unless another control plane said it or this one has told itself.
+    async fn recall(&self, kept: &mut Kept) {
+        let is_new = self.alerts.board.lock().is_new();
+        if is_new {
+            let told = kept.recall().await;
+            self.alerts.board.lock().restore(told);
+        }
+    }
+
+    /// Has the others know what this one tells, and returns it.
+    fn share(&self) -> Vec<Told> {
         let told = self.alerts.board.lock().telling();
         let alerts = told.iter().flatten().map(Told::message).collect();
         let telling = v1::Telling { tells: told.is_some(), alerts };
@@ -181,16 +203,11 @@ impl Teller {
             }
             changed
         });
+        told.unwrap_or_default()
     }
 
-    /// Brings the board up to date and sends what is due.
-    fn tell(
-        &self,
-        model: &Model,
-        outbox: &mut Outbox,
-        posts: &mut JoinSet<(Key, Result<(), NotTaken>)>,
-        client: &Arc<Client>,
-    ) {
+    /// Brings the board up to date; returns whether there is something new to tell.
+    fn look(&self, model: &Model, outbox: &mut Outbox) -> bool {
         let (now, time, rules) = (Instant::now(), SystemTime::now(), &model.alert_rules);
         // Of pods that the cluster does not know, or not any more, nothing is told.
         let at_pods = self.reports.firing().into_iter();
@@ -203,7 +220,9 @@ impl Teller {
             notices.extend(board.look(rules, &at_pods, now, time));
             notices
         };
+        let mut is_news = false;
         for notice in notices {
+            is_news |= notice.rule.target.is_some();
             let (alert, service) = (&notice.key.rule, &notice.key.service);
             info!(alert, %service, status = notice.status.as_str(), value = notice.value, "an alert changed");
             if notice.rule.target.is_some() && !outbox.push(notice, now) {
@@ -211,6 +230,18 @@ impl Teller {
                 warn!("too many alerts wait for their webhooks; one was dropped");
             }
         }
+        is_news
+    }
+
+    /// Sends what is due.
+    fn send(
+        &self,
+        model: &Model,
+        outbox: &mut Outbox,
+        posts: &mut JoinSet<(Key, Result<(), NotTaken>)>,
+        client: &Arc<Client>,
+    ) {
+        let (now, rules) = (Instant::now(), &model.alert_rules);
         outbox.keys(now, |key| {
             let target = rules.get(&key.rule).and_then(|rule| rule.target.as_ref());
             target.is_none_or(|target| target.key.is_some())

@@ -5,8 +5,10 @@
 //! a Secret (`authority`), believes pods by their tokens (`token_review`) and
 //! needs no disk. Several replicas tell each other what pods report; one writes
 //! (`lease`): the mesh's roots into each namespace (`trust_bundle`), what became
-//! of policies and routes to their statuses (`status`), and the mesh itself
-//! (`mesh_object`). What is read from there is the business of [`crate::source`].
+//! of policies and routes to their statuses (`status`), the mesh itself
+//! (`mesh_object`), and what must outlive all of them: the pods that are not well
+//! (`scores`) and what people were told ([`crate::record`]). What is read from
+//! there is the business of [`crate::source`].
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -23,6 +25,7 @@ use crate::ca::SharedAuthority;
 use crate::ca::bundle::Roots;
 use crate::discovery::Published;
 use crate::metrics::Metrics;
+use crate::record::Record;
 use crate::replicas::Follower;
 use crate::reports::SharedReports;
 use crate::settings::{AuthoritySettings, ClusterSettings};
@@ -35,6 +38,7 @@ pub(crate) mod authority;
 pub(crate) mod lease;
 pub(crate) mod mesh_object;
 pub(crate) mod pace;
+pub(crate) mod scores;
 pub(crate) mod status;
 pub(crate) mod token_review;
 pub(crate) mod trust_bundle;
@@ -42,6 +46,9 @@ pub(crate) mod watch;
 
 /// Who writes, as the cluster's field ownership names it.
 pub(crate) const FIELD_MANAGER: &str = "heddle";
+
+/// The `ConfigMap` of the alerts that people are told of, and the key in it.
+const TOLD: (&str, &str) = ("heddle-alerts", "alerts.json");
 
 /// A cluster whose authority is known.
 pub(crate) struct InCluster {
@@ -92,6 +99,20 @@ impl InCluster {
         Ok((Self { client, settings, keeper }, shared, roots))
     }
 
+    /// Takes in how pods were before this control plane started.
+    pub(crate) async fn restore(&self, reports: &SharedReports) {
+        scores::restore(&self.record(scores::NAME, scores::KEY), reports).await;
+    }
+
+    /// Where it is kept what people are told.
+    pub(crate) fn told(&self) -> Record {
+        self.record(TOLD.0, TOLD.1)
+    }
+
+    fn record(&self, name: &'static str, key: &'static str) -> Record {
+        Record::ConfigMap { maps: Api::namespaced(self.client.clone(), &self.settings.namespace), name, key }
+    }
+
     /// Starts what works in the background, and what has to end by itself at the end. The receiver
     /// says whether this replica holds the lease.
     pub(crate) fn start(
@@ -100,6 +121,7 @@ impl InCluster {
         background: &mut JoinSet<()>,
         ending: &mut JoinSet<()>,
     ) -> Receiver<bool> {
+        let scores = self.record(scores::NAME, scores::KEY);
         let Self { client, settings, keeper } = self;
         let server = ApiServer::new(client.clone());
         let Surroundings { credentials, published, sources, counter, reports, alerts, metrics, shutdown } =
@@ -109,6 +131,9 @@ impl InCluster {
         metrics.follow_lease(leading.clone());
         ending.spawn(candidate.run(shutdown));
         background.spawn(keeper.run(server.clone(), leading.clone(), metrics.clone()));
+        let scores =
+            scores::ScoreKeeper { record: scores, reports: reports.clone(), leading: leading.clone() };
+        background.spawn(scores.run());
         let follower = Follower {
             credentials: credentials.clone(),
             sources: sources.clone(),

@@ -59,6 +59,9 @@ impl Pipeline {
         let mut remembered: Option<Vec<Arc<Registration>>> = None;
         let mut gate = Gate::default();
         let mut shares = self.reports.shares();
+        // What an earlier run knew of pods is in force from the first model on.
+        gate.changed();
+        self.reports.with(|reports| gate.take(reports, Instant::now()));
         self.look_at_roots();
         loop {
             let registrations = self.registry.with(|registry| {

@@ -113,6 +113,19 @@ impl Reports {
         self.put(None, stream, pod, report, since, false)
     }
 
+    /// Takes in how pods were that an earlier control plane knew, as if their streams had been lost, to
+    /// be kept until `until`. Which alerts fire at them they say themselves.
+    pub(crate) fn restore(&mut self, pods: Vec<(PodKey, Health)>, until: Instant) -> Changed {
+        for (pod, health) in pods {
+            let version = self.stream();
+            let report = Arc::new(Report { health, alerts: Vec::new() });
+            // No stream has this number: those of pods and replicas get numbers of their own.
+            let (since, stream, until) = (0, version, Some(until));
+            self.own.entry(pod).or_insert(Entry { report, since, lost: true, stream, until, version });
+        }
+        Changed { shares: true, alerts: false, own: true }
+    }
+
     /// A pod reports anew.
     pub(crate) fn update(
         &mut self,

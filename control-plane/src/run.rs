@@ -32,6 +32,7 @@ use crate::kubernetes::{InCluster, NoCluster, Surroundings};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, renew, renew_once};
+use crate::record::Record;
 use crate::registry::{Registry, saved};
 use crate::reports::SharedReports;
 use crate::runtime_dir::Announced;
@@ -173,6 +174,7 @@ impl ControlPlane {
         let data_of_port = data.as_ref().filter(|_| settings.listen.port() != 0);
         let saved = data_of_port.map(|data| data.registrations(addresses.discovery.port()));
         restore(&registry, saved.as_ref());
+        let told = data_of_port.map(|data| Record::File(data.alerts(addresses.discovery.port())));
 
         let (published, newest) = watch::channel(None);
         let (open, connections) = watch::channel(0);
@@ -180,6 +182,13 @@ impl ControlPlane {
         let sources = source::watch(settings.sources.clone()).await.map_err(Reason::from)?;
         let sessions = Arc::new(Sessions::default());
         let reports = SharedReports::new();
+        let told = match &cluster {
+            Some(cluster) => {
+                cluster.restore(&reports).await;
+                Some(cluster.told())
+            }
+            None => told,
+        };
         let alerts = Arc::new(SharedAlerts::default());
         let shared =
             Shared { published: newest.clone(), sessions: sessions.clone(), metrics: metrics.clone() };
@@ -215,6 +224,7 @@ impl ControlPlane {
             reports: reports.clone(),
             leading: None,
             published: newest.clone(),
+            record: told,
             metrics: metrics.clone(),
         };
         let shown = Admin {

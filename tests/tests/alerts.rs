@@ -127,7 +127,10 @@ struct Mesh {
 
 impl Mesh {
     fn start(count: usize) -> Self {
-        let control_plane = ControlPlane::start();
+        Self::of(ControlPlane::start(), count)
+    }
+
+    fn of(control_plane: ControlPlane, count: usize) -> Self {
         let app = App::answering(|request| {
             if request.starts_with("GET /slow") {
                 thread::sleep(Duration::from_millis(120));
@@ -428,4 +431,68 @@ fn a_secret_that_is_missing_is_told_and_waited_for_and_never_quoted() {
     let (seconds, signed) =
         signature.trim_start_matches("t=").split_once(",v1=").expect("both parts are there");
     assert_eq!(signed, tag(seconds, &body));
+}
+
+/// A control plane that was started anew once told again, as something new, what still fired.
+#[test]
+fn a_control_plane_that_is_killed_and_comes_back_tells_nothing_twice() {
+    let receiver = Receiver::failing(2);
+    let mut control_plane = ControlPlane::start();
+    // What is kept is kept for a port that was asked for.
+    control_plane.restart();
+    let mut mesh = Mesh::of(control_plane, 1);
+    let secret = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: hooks, namespace: default}}\nstringData: {{key: {KEY}}}\n"
+    );
+    mesh.control_plane.apply("secret.yaml", &secret);
+    let webhook = format!(
+        "webhook: {{url: 'http://127.0.0.1:{}/', secretRef: {{name: hooks, key: key}}}}",
+        receiver.port
+    );
+    let rule = |name: &str, requests: usize| {
+        format!(
+            "  - {{name: {name}, when: {{errorRate: {{percent: 50}}}}, window: 1h, minRequests: {requests}, {webhook}}}"
+        )
+    };
+    mesh.apply(&[rule("errors", 5), rule("more", 40)].join("\n"));
+    mesh.watched(&[&mesh.users[0]], &["errors", "more"]);
+    (0..5).for_each(|_| drop(mesh.call("/bad")));
+
+    // Killed before anybody took it: it is sent again as the same notice.
+    eventually("it is sent", || (!receiver.requests().is_empty()).then_some(()));
+    mesh.control_plane.restart();
+    let told = eventually("it is taken", || receiver.taken(2).first().cloned());
+    let keys: Vec<_> = receiver.requests().iter().map(|(head, _)| field(head, "idempotency-key")).collect();
+    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+
+    // Killed after that was noted: it is over.
+    let port = mesh.control_plane.address().port();
+    let kept = mesh.control_plane.authority().with_file_name(format!("alerts-{port}.json"));
+    eventually("it is noted", || {
+        std::fs::read_to_string(&kept).ok()?.contains("\"onItsWay\":false").then_some(())
+    });
+    mesh.control_plane.restart();
+    // The workload's next report says that both fire: when the other is told, this one was looked at.
+    eventually("another one fires", || {
+        mesh.call("/bad");
+        receiver.taken(2).iter().any(|notice| notice["alert"] == "more").then_some(())
+    });
+    let shown = mesh.control_plane.shows("/alerts");
+    let shown = shown["alerts"].as_array().expect("it is a list").iter();
+    let since: Vec<_> =
+        shown.filter(|shown| shown["alert"] == "errors").map(|shown| shown["since"].clone()).collect();
+    assert_eq!(since, [told["since"].clone()]);
+
+    eventually("both are resolved", || {
+        (0..50).for_each(|_| drop(mesh.call("/good")));
+        let resolved = receiver.taken(2).iter().filter(|notice| notice["status"] == "resolved").count();
+        (resolved == 2).then_some(())
+    });
+    let of = |alert: &str| -> Vec<(Value, Value)> {
+        let notices = receiver.taken(2).into_iter().filter(|notice| notice["alert"] == alert);
+        notices.map(|notice| (notice["status"].clone(), notice["since"].clone())).collect()
+    };
+    let since = &told["since"];
+    assert_eq!(of("errors"), ["firing", "resolved"].map(|status| (status.into(), since.clone())));
+    assert_eq!(of("more").len(), 2);
 }

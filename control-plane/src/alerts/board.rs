@@ -6,7 +6,8 @@
 //!
 //! Of the control planes of one cluster one tells. The others keep what it has told ([`Told`]), so
 //! that whoever tells next goes on from there: nothing is told twice, and what was still on its way
-//! is sent again as the same notice.
+//! is sent again as the same notice. So does one that starts with what was [kept](super::kept), and it
+//! takes nothing for resolved before the workloads had time to report again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -102,8 +103,15 @@ pub(super) struct Board {
     firing: BTreeMap<Key, Firing>,
     /// What is resolved and on its way.
     resolving: BTreeMap<Key, Firing>,
-    /// What another has told.
+    /// What was told before this one tells; `None`: that is not known.
+    before: Option<Before>,
+}
+
+/// What was told before.
+struct Before {
     told: Vec<Told>,
+    /// By a control plane that is gone, so that workloads may not be back yet.
+    is_kept: bool,
 }
 
 /// What fires at pods, as the alerts of each and its service.
@@ -130,6 +138,8 @@ struct Firing {
     told: u32,
     /// What was told last has not arrived yet.
     on_its_way: bool,
+    /// Until when it fires though nobody says so, and at how many workloads it did: they may not be back yet.
+    until: Option<Instant>,
 }
 
 impl Board {
@@ -139,15 +149,27 @@ impl Board {
             return Vec::new();
         }
         let mut notices = Vec::new();
+        let Some(before) = self.before.take() else { return notices };
+        let until = before.is_kept.then(|| now + LOST_GRACE);
         for Told { key, value, requests, instances, since, last_told_at, told, on_its_way, resolved } in
-            std::mem::take(&mut self.told)
+            before.told
         {
             // What the policy does not say any more nobody waits for.
             let Some(rule) = rules.get(&key.rule).cloned() else { continue };
             let ago = time.duration_since(last_told_at).unwrap_or_default();
             let last_told = now.checked_sub(ago).unwrap_or(now);
-            let firing =
-                Firing { rule, value, requests, instances, since, last_told, last_told_at, told, on_its_way };
+            let firing = Firing {
+                rule,
+                value,
+                requests,
+                instances,
+                since,
+                last_told,
+                last_told_at,
+                told,
+                on_its_way,
+                until,
+            };
             let status = if resolved { Status::Resolved } else { Status::Firing };
             if on_its_way {
                 notices.push(firing.notice(&key, status, time));
@@ -170,7 +192,17 @@ impl Board {
 
     /// What another tells. It counts once this one does not.
     pub(super) fn heard(&mut self, told: Vec<Told>) {
-        self.told = told;
+        self.before = Some(Before { told, is_kept: false });
+    }
+
+    /// Whether this one would begin to tell without knowing what was told before.
+    pub(super) fn is_new(&self) -> bool {
+        !self.tells && self.before.is_none()
+    }
+
+    /// What was told by a control plane that is gone. What is heard of another that is there is newer.
+    pub(super) fn restore(&mut self, told: Vec<Told>) {
+        self.before.get_or_insert(Before { told, is_kept: true });
     }
 
     /// A notice arrived, or was given up, and none is behind it.
@@ -256,8 +288,12 @@ impl Board {
                 }
             }
         }
+        for firing in self.firing.values_mut() {
+            firing.until = firing.until.filter(|until| *until > now);
+        }
+        let is_over = |key: &Key, firing: &mut Firing| firing.until.is_none() && !present.contains_key(key);
         let mut notices = Vec::new();
-        for (key, mut firing) in self.firing.extract_if(.., |key, _| !present.contains_key(key)) {
+        for (key, mut firing) in self.firing.extract_if(.., is_over) {
             (firing.instances, firing.on_its_way) = (0, true);
             notices.push(firing.notice(&key, Status::Resolved, time));
             if firing.rule.target.is_some() {
@@ -267,7 +303,12 @@ impl Board {
         for (key, (rule, worst, instances)) in present {
             match self.firing.get_mut(&key) {
                 Some(firing) => {
-                    (firing.rule, firing.instances) = (rule, instances);
+                    firing.rule = rule;
+                    // As many are back as there were.
+                    firing.until = firing.until.filter(|_| instances < firing.instances);
+                    if firing.until.is_none() {
+                        firing.instances = instances;
+                    }
                     if now.saturating_duration_since(firing.last_told) >= firing.rule.repeat {
                         firing.told += 1;
                         (firing.last_told, firing.last_told_at) = (now, time);
@@ -288,6 +329,7 @@ impl Board {
                         last_told_at: time,
                         told: 0,
                         on_its_way,
+                        until: None,
                     };
                     notices.push(firing.notice(&key, Status::Firing, time));
                     self.firing.insert(key, firing);
@@ -301,7 +343,8 @@ impl Board {
     pub(super) fn next_look(&self) -> Option<Instant> {
         let lost = self.reports.values().filter_map(|report| report.until);
         let repeats = self.firing.values().map(|firing| firing.last_told + firing.rule.repeat);
-        lost.chain(repeats).min()
+        let held = self.firing.values().filter_map(|firing| firing.until);
+        lost.chain(repeats).chain(held).min()
     }
 
     /// What fires, here or where it is told.
@@ -314,7 +357,8 @@ impl Board {
             instances: firing.instances,
             since: firing.since,
         };
-        let heard = self.told.iter().filter(|told| !self.tells && !told.resolved).filter_map(|told| {
+        let before = self.before.iter().filter(|_| !self.tells).flat_map(|before| &before.told);
+        let heard = before.filter(|told| !told.resolved).filter_map(|told| {
             Some(Shown {
                 service: told.key.service.clone(),
                 rule: rules.get(&told.key.rule)?.clone(),
@@ -514,12 +558,14 @@ pub(super) mod tests {
         rules: AlertRules,
         teller: usize,
         seconds: u64,
+        /// Since the start, besides the seconds of each look.
+        passed: Duration,
     }
 
     impl Pair {
         fn new() -> Self {
             let boards = [Board::default(), Board::default()];
-            Self { boards, rules: told_rules(), teller: 0, seconds: 1_000_000 }
+            Self { boards, rules: told_rules(), teller: 0, seconds: 1_000_000, passed: Duration::ZERO }
         }
 
         /// What is told a second later, with the times of their beginning.
@@ -527,7 +573,7 @@ pub(super) mod tests {
             self.seconds += 1;
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(self.seconds);
             let pods = if fires { vec![(users(), reported(10.0))] } else { Vec::new() };
-            let (now, board) = (Instant::now(), &mut self.boards[self.teller]);
+            let (now, board) = (Instant::now() + self.passed, &mut self.boards[self.teller]);
             let mut notices = board.tell(&self.rules, now, time);
             notices.extend(board.look(&self.rules, &pods, now, time));
             self.share();
@@ -581,5 +627,95 @@ pub(super) mod tests {
         pair.arrives();
         pair.change();
         assert_eq!(pair.tells(true), []);
+    }
+
+    /// A control plane that starts when the other is gone, with what that one kept.
+    fn restarted(pair: &Pair) -> Pair {
+        let told = pair.boards[pair.teller].telling().unwrap();
+        let mut next = Pair { seconds: pair.seconds, ..Pair::new() };
+        assert!(next.boards[0].is_new());
+        next.boards[0].restore(told);
+        assert!(!next.boards[0].is_new());
+        next
+    }
+
+    /// What still fired was once told again, as something new, by a control plane that was started anew.
+    #[test]
+    fn one_that_starts_anew_tells_nothing_twice_and_resolves_nothing_before_workloads_are_back() {
+        let mut pair = Pair::new();
+        let [(Status::Firing, since)] = pair.tells(true)[..] else { panic!("it fires") };
+        pair.arrives();
+        let mut pair = restarted(&pair);
+        assert_eq!(pair.tells(false), [], "nobody is back yet");
+        assert_eq!(pair.boards[0].firing(&pair.rules)[0].since, since);
+        assert_eq!(pair.tells(true), []);
+        assert_eq!(pair.tells(false), [(Status::Resolved, since)]);
+        pair.arrives();
+        let mut pair = restarted(&pair);
+        assert_eq!(pair.tells(false), []);
+        assert!(matches!(pair.tells(true)[..], [(Status::Firing, anew)] if anew > since));
+    }
+
+    #[test]
+    fn what_ended_while_no_control_plane_ran_is_resolved_after_the_grace_period() {
+        let mut pair = Pair::new();
+        let since = pair.tells(true)[0].1;
+        pair.arrives();
+        let mut pair = restarted(&pair);
+        assert_eq!(pair.tells(false), []);
+        let next = pair.boards[0].next_look().unwrap();
+        assert!(next <= Instant::now() + LOST_GRACE, "somebody looks then");
+        pair.passed += LOST_GRACE;
+        assert_eq!(pair.tells(false), [(Status::Resolved, since)]);
+    }
+
+    #[test]
+    fn after_a_restart_an_alert_ends_when_as_many_workloads_were_back_as_there_were() {
+        let mut before = Bench::new();
+        before.report(1, "a", &users(), reported(10.0));
+        before.report(2, "b", &users(), reported(10.0));
+        assert_eq!(before.at(0), [(Status::Firing, 2)]);
+        let kept = || before.board.telling().unwrap();
+        let restarted = || {
+            let mut bench = Bench::new();
+            bench.board.restore(kept());
+            bench.report(1, "a", &users(), reported(10.0));
+            assert_eq!((bench.at(1), bench.board.firing(&bench.rules)[0].instances), (vec![], 2));
+            bench
+        };
+        let mut bench = restarted();
+        bench.report(1, "a", &users(), Vec::new());
+        assert_eq!(bench.at(2), [], "nobody knows of the other one yet");
+        assert_eq!(bench.at(31), [(Status::Resolved, 0)]);
+        let mut bench = restarted();
+        bench.report(2, "b", &users(), reported(10.0));
+        assert_eq!(bench.at(2), []);
+        bench.report(1, "a", &users(), Vec::new());
+        bench.report(2, "b", &users(), Vec::new());
+        assert_eq!(bench.at(3), [(Status::Resolved, 0)]);
+    }
+
+    #[test]
+    fn what_was_on_its_way_at_the_end_is_sent_again_as_the_same() {
+        let mut pair = Pair::new();
+        let first = pair.tells(true);
+        let mut pair = restarted(&pair);
+        assert_eq!(pair.tells(true), first);
+        assert_eq!(pair.tells(true), []);
+        let last = pair.tells(false);
+        let mut pair = restarted(&pair);
+        assert_eq!(pair.tells(false), last);
+    }
+
+    #[test]
+    fn what_another_tells_that_is_there_is_newer_than_what_was_kept() {
+        let mut pair = Pair::new();
+        pair.tells(true);
+        let kept = pair.boards[0].telling().unwrap();
+        pair.arrives();
+        pair.boards[1].restore(kept);
+        pair.change();
+        assert_eq!(pair.tells(true), [], "it had arrived");
+        assert!(matches!(pair.tells(false)[..], [(Status::Resolved, _)]), "and is resolved at once");
     }
 }

@@ -83,6 +83,11 @@ impl DataDir {
         self.0.join(format!("registrations-{port}.json"))
     }
 
+    /// What people were told of last by the control plane that listens on `port`.
+    pub(crate) fn alerts(&self, port: u16) -> PathBuf {
+        self.0.join(format!("alerts-{port}.json"))
+    }
+
     /// The authority kept here, made at the first call.
     pub(crate) fn authority(
         &self,

@@ -104,3 +104,19 @@ fn news_are_what_changed_and_of_ones_own_pods_alone() {
     reports.expire(now + GRACE + Duration::from_secs(1));
     assert_eq!(news(&reports, &mut sent), (vec![], vec!["1".into()]));
 }
+
+#[test]
+fn pods_that_were_not_well_before_a_restart_stay_so_until_they_say_otherwise_or_are_not_back() {
+    let (mut reports, now) = (Reports::default(), Instant::now());
+    let health = |score| report(score).health;
+    let restored = vec![(pod("1"), health(10)), (pod("2"), health(40)), (pod("3"), health(10))];
+    assert!(reports.restore(restored, now + GRACE).shares);
+    let here = reports.stream();
+    assert_eq!(reports.begin(here, &pod("1"), report(100), 1), Changed { own: true, ..SHARES });
+    let there = reports.stream();
+    assert_eq!(reports.learn("b", there, &pod("2"), report(70), 1, true), SHARES, "lost, but later");
+    let shares = |reports: &Reports| ["1", "2", "3"].map(|uid| share(reports, uid));
+    assert_eq!(shares(&reports), [Some(100), Some(70), Some(10)]);
+    reports.expire(now + GRACE);
+    assert_eq!(shares(&reports), [Some(100), Some(70), None]);
+}
