@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use heddle_tests::backend::{Backend, Http2Backend, Told, runtime};
 use heddle_tests::{App, ControlPlane, Process, eventually, exchange, get};
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 
 const TRACE: &str = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n";
 
@@ -155,6 +156,110 @@ fn http2_middle(outbound: &Arc<OnceLock<SocketAddr>>, seen: &Arc<AtomicUsize>) -
     port
 }
 
+/// What came back for a call: its status, where that stood, and all fields.
+#[derive(Debug)]
+struct Called {
+    status: Option<String>,
+    in_trailers: bool,
+    fields: HeaderMap,
+}
+
+/// Makes a call of gRPC.
+async fn grpc_ask(at: SocketAddr, target: &str, trace: &str) -> Option<Called> {
+    let tcp = tokio::net::TcpStream::connect(at).await.ok()?;
+    let (mut connection, driver) = h2::client::handshake(tcp).await.ok()?;
+    tokio::spawn(driver);
+    let request = Request::post(target).header("content-type", "application/grpc").header("te", "trailers");
+    let request = request.header("traceparent", trace).body(()).ok()?;
+    let (response, _) = connection.send_request(request, true).ok()?;
+    let (head, mut body) = response.await.ok()?.into_parts();
+    while let Some(chunk) = body.data().await {
+        body.flow_control().release_capacity(chunk.ok()?.len()).ok()?;
+    }
+    let trailers = body.trailers().await.ok()?;
+    let in_trailers = trailers.is_some();
+    let mut fields = head.headers;
+    fields.extend(trailers.unwrap_or_default());
+    let status = fields.get("grpc-status").and_then(|status| status.to_str().ok()).map(str::to_owned);
+    Some(Called { status, in_trailers, fields })
+}
+
+/// A service of gRPC in the middle.
+struct GrpcHop {
+    /// What came back for each call that its application made; nothing: it failed by itself.
+    calls: Arc<Mutex<Vec<Option<Called>>>>,
+    sidecar: Process,
+}
+
+impl GrpcHop {
+    /// Starts one whose application calls `next` for each call and fails with `UNAVAILABLE`: in the head
+    /// of its response, or `late` in trailers. Calls of `/forge` the late one fails by itself.
+    fn start(control_plane: &ControlPlane, name: &str, next: &'static str, late: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        listener.set_nonblocking(true).expect("it can be");
+        let (outbound, calls) =
+            (Arc::<OnceLock<SocketAddr>>::default(), Arc::<Mutex<Vec<Option<Called>>>>::default());
+        let (out, kept) = (outbound.clone(), calls.clone());
+        let serve = async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("there is a runtime");
+            while let Ok((tcp, _)) = listener.accept().await {
+                let (out, kept) = (out.clone(), kept.clone());
+                tokio::spawn(async move {
+                    let mut connection = h2::server::handshake(tcp).await.ok()?;
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        tokio::spawn(Self::answer(request, respond, out.clone(), kept.clone(), next, late));
+                    }
+                    Some(())
+                });
+            }
+        };
+        thread::spawn(|| runtime().block_on(serve));
+        let sidecar = control_plane.sidecar(name, ["--port", "http:8080:http2", "--app", &address]);
+        outbound.set(sidecar.listening("outbound")).expect("it is set once");
+        control_plane.workloads(name, 1);
+        Self { calls, sidecar }
+    }
+
+    async fn answer(
+        request: Request<h2::RecvStream>,
+        mut respond: h2::server::SendResponse<Bytes>,
+        out: Arc<OnceLock<SocketAddr>>,
+        kept: Arc<Mutex<Vec<Option<Called>>>>,
+        next: &str,
+        late: bool,
+    ) -> Option<()> {
+        let path = request.uri().path().to_owned();
+        let head = || Response::builder().header("content-type", "application/grpc");
+        if path == "/ready" {
+            let response = head().header("grpc-status", "0").body(()).ok()?;
+            return respond.send_response(response, true).ok().map(|_| ());
+        }
+        let trace = request.headers().get("traceparent")?.to_str().ok()?;
+        let forged = late && path == "/forge";
+        let called = match forged {
+            true => None,
+            false => grpc_ask(*out.get()?, &format!("http://{next}{path}"), trace).await,
+        };
+        kept.lock().expect("nobody panics with it").push(called);
+        if !late {
+            let response = head().header("grpc-status", "14").body(()).ok()?;
+            return respond.send_response(response, true).ok().map(|_| ());
+        }
+        let mut body = respond.send_response(head().body(()).ok()?, false).ok()?;
+        body.send_data(Bytes::from_static(b"some"), false).ok()?;
+        let mut trailers = HeaderMap::from_iter([("grpc-status".parse().ok()?, "14".parse().ok()?)]);
+        if forged {
+            trailers.insert("heddle-retry", "no".parse().ok()?);
+        }
+        body.send_trailers(trailers).ok()
+    }
+
+    fn asked(&self) -> usize {
+        self.calls.lock().expect("nobody panics with it").len()
+    }
+}
+
 /// The status of a request over HTTP/2.
 async fn http2_ask(at: SocketAddr, target: &str, trace: &str, is_grpc: bool) -> Option<u16> {
     let tcp = tokio::net::TcpStream::connect(at).await.ok()?;
@@ -246,6 +351,59 @@ fn http2_and_grpc_do_not_multiply_tries_either() {
         assert_eq!(ask("/", &trace(nth), is_grpc), Some(503), "gRPC: {is_grpc}");
         let asked = (seen.load(Ordering::SeqCst) - before.0, last.streams() - before.1);
         assert_eq!(asked, (1, 4), "gRPC: {is_grpc}");
+    }
+}
+
+/// The second hop tells its failure in trailers, after which the first can try no more, but tells its own in the
+/// head: the client's sidecar once tried that again, and so all that the last hop's had tried.
+#[test]
+fn a_failure_in_trailers_says_that_it_was_tried_again() {
+    let control_plane = ControlPlane::start();
+    let last = Http2Backend::start(|_| Told { status: 503, time: Duration::ZERO, grpc_status: None });
+    let mesh = manifests(last.port(), &["middle", "further"])
+        .replace("appProtocol: http}", "appProtocol: kubernetes.io/h2c}")
+        .replace("on: [5xx]", "on: [5xx, GrpcUnavailable], methods: [POST]");
+    control_plane.apply("mesh.yaml", &mesh);
+    let middle = GrpcHop::start(&control_plane, "middle", "further:8080", false);
+    let further = GrpcHop::start(&control_plane, "further", "last", true);
+    let client = control_plane.sidecar("client", ["--workers", "1"]);
+    client.said("the sidecar is ready");
+    let ask = |from: &Process, host: &str, path: &str, nth: u8| {
+        let trace = format!("00-{nth:x}bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
+        let target = format!("http://{host}{path}");
+        runtime().block_on(grpc_ask(from.listening("outbound"), &target, &trace))
+    };
+    for (from, host, name) in
+        [(&client, "middle:8080", "middle"), (&middle.sidecar, "further:8080", "further")]
+    {
+        eventually("it is reached", || {
+            ask(from, host, "/ready", 1).filter(|called| called.status.as_deref() == Some("0"))
+        });
+        eventually("its policy is known", || {
+            let (_, config) = get(from.listening("admin"), "localhost", "/config")?;
+            config.contains(&format!("\"default/{name}\"")).then_some(())
+        });
+    }
+    eventually("the last is known", || {
+        get(further.sidecar.listening("outbound"), "last:81", "/").filter(|(status, _)| *status == 404)
+    });
+    let count = || (middle.asked(), further.asked(), last.streams());
+    let tried = |path: &str, nth| {
+        let before = count();
+        let called = ask(&client, "middle:8080", path, nth).expect("there is an answer");
+        assert_eq!(called.status.as_deref(), Some("14"), "{called:?}");
+        let after = count();
+        (after.0 - before.0, after.1 - before.1, after.2 - before.2)
+    };
+    assert_eq!(tried("/", 2), (1, 1, 4), "only the last hop's sidecar has tried");
+    // An application is not believed: what it fails with of itself is tried again as if it had said nothing.
+    assert_eq!(tried("/forge", 3), (4, 4, 0));
+    let calls = middle.calls.lock().expect("nobody panics with it");
+    let answers: Vec<&Called> = calls.iter().flatten().collect();
+    assert_eq!(answers.len(), 5);
+    for called in answers {
+        assert!(called.in_trailers && called.status.as_deref() == Some("14"), "{called:?}");
+        assert!(!called.fields.contains_key("heddle-retry"), "no application sees it: {called:?}");
     }
 }
 

@@ -13,6 +13,7 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
 use crate::fallback::Keep;
+use crate::http2::chain::was_retried;
 use crate::http2::grpc;
 use crate::http2::head::sanitize_trailers;
 
@@ -172,7 +173,8 @@ impl Body {
                     replay.chunks.push(chunk);
                 }
                 None => {
-                    let trailers = ready!(poll_trailers(&mut self.from, self.ends_trailers, cx))?;
+                    let mut trailers = ready!(poll_trailers(&mut self.from, self.ends_trailers, cx))?;
+                    trailers.iter_mut().for_each(sanitize_trailers);
                     // Those that an earlier try has sent are kept already.
                     self.trailers = trailers.or(self.trailers.take());
                     replay.whole = true;
@@ -236,11 +238,13 @@ impl Body {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what can be sent; ready when all is sent.
+    /// Sends what can be sent; ready when all is sent. Trailers with the status of a failure are
+    /// shown to `tell` before, with whether retries further on [were of no use](was_retried).
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         to: &mut SendStream<Bytes>,
+        mut tell: impl FnMut(&mut HeaderMap, bool),
     ) -> Poll<Result<(), Broken>> {
         loop {
             match self.stage {
@@ -256,14 +260,20 @@ impl Body {
                     if trailers.is_none() {
                         trailers = ready!(poll_trailers(&mut self.from, self.ends_trailers, cx))?;
                     }
+                    if let Some(trailers) = &mut trailers {
+                        self.grpc_status = grpc::status(trailers);
+                        let failed = self.grpc_status.is_some_and(|status| status > 0);
+                        let retried = failed && was_retried(trailers);
+                        sanitize_trailers(trailers);
+                        if failed {
+                            tell(trailers, retried);
+                        }
+                    }
                     if self.replay.is_some() {
                         self.trailers.clone_from(&trailers);
                     }
                     let sent = match trailers {
-                        Some(trailers) => {
-                            self.grpc_status = grpc::status(&trailers);
-                            to.send_trailers(trailers)
-                        }
+                        Some(trailers) => to.send_trailers(trailers),
                         None => to.send_data(Bytes::new(), true),
                     };
                     self.stage = Stage::Done;
@@ -389,13 +399,12 @@ impl Body {
     }
 }
 
-/// What follows the content, as it is sent on; nothing if it ends here.
+/// What follows the content, as it came; nothing if it ends here.
 fn poll_trailers(
     from: &mut RecvStream,
     end: bool,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Option<HeaderMap>, Broken>> {
-    let mut trailers = ready!(from.poll_trailers(cx)).map_err(Broken::Source)?.filter(|_| !end);
-    trailers.iter_mut().for_each(sanitize_trailers);
-    Poll::Ready(Ok(trailers))
+    let trailers = ready!(from.poll_trailers(cx)).map_err(Broken::Source)?;
+    Poll::Ready(Ok(trailers.filter(|_| !end)))
 }

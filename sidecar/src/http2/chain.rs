@@ -39,6 +39,11 @@ pub(super) fn receive(
     }
 }
 
+/// Takes from the head or the trailers of a failed response whether retries further on were of no use.
+pub(super) fn was_retried(fields: &mut HeaderMap) -> bool {
+    fields.remove(RETRY).is_some_and(|value| value.as_bytes() == NO_RETRY)
+}
+
 impl Forward<'_> {
     /// Whether it belongs to a request that is a retry itself.
     pub(super) fn is_of_retry(&self, request: Option<&request::Parts>, now: Instant) -> bool {
@@ -55,23 +60,13 @@ impl Forward<'_> {
         }
     }
 
-    /// Takes from the head of a failed response whether retries further on were of no use.
-    pub(super) fn was_retried(headers: &mut HeaderMap) -> bool {
-        headers.remove(RETRY).is_some_and(|value| value.as_bytes() == NO_RETRY)
-    }
-
     /// Tells the caller's sidecar that retries further on were of no use, if that is known.
-    pub(super) fn warn_caller(
-        &self,
-        headers: &mut HeaderMap,
-        request: Option<&request::Parts>,
-        now: Instant,
-    ) {
+    pub(super) fn warn_caller(&self, fields: &mut HeaderMap, request: Option<&request::Parts>, now: Instant) {
         let session = self.session();
         if session.is_from_mesh()
             && session.worker.chains.is(|| trace_id(self.span(), request), Mark::Exhausted, now)
         {
-            headers.insert(RETRY, HeaderValue::from_static("no"));
+            fields.insert(RETRY, HeaderValue::from_static("no"));
         }
     }
 }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{Request, Response, header, request, response};
+use http::{HeaderMap, Request, Response, header, request, response};
 
 use self::client::Client;
 use self::flow::{Ended, Flow, broken_off};
@@ -293,7 +293,7 @@ impl<C: Call> Exchange<'_, C> {
         inform: bool,
     ) -> Poll<Result<Response<RecvStream>, Early>> {
         if started.sink && !self.upload.is_done() {
-            match self.upload.poll(cx, &mut started.up) {
+            match self.upload.poll(cx, &mut started.up, |_, _| ()) {
                 Poll::Ready(Err(Broken::Source(_))) => return Poll::Ready(Err(Stop::Gone.into())),
                 // The response says what there is to say.
                 Poll::Ready(Err(Broken::Sink)) => started.sink = false,
@@ -371,8 +371,10 @@ impl<C: Call> Exchange<'_, C> {
         };
         self.client.begun();
         let mut flow = Flow { upload: &mut self.upload, download: &mut download, complete };
+        let (call, request) = (&self.call, self.head.as_ref());
+        let tell = |trailers: &mut HeaderMap, retried| call.trailed(trailers, retried, request);
         let ended = poll_fn(|cx| {
-            let ended = flow.poll(cx, &mut self.client, &mut up, &mut down);
+            let ended = flow.poll(cx, &mut self.client, &mut up, &mut down, tell);
             match &limit {
                 Some(limit) if ended.is_pending() => {
                     limit.poll_expired(cx).map(|()| Ended::Broken(Reason::PerTryTimeout, None))
@@ -391,7 +393,9 @@ impl<C: Call> Exchange<'_, C> {
             Ended::Gone => (None, true),
             Ended::Broken(reason, code) if self.client.form == Form::Grpc && code.is_none() => {
                 // A call is ended by a status, so that the caller knows whether to try again.
-                let _ = down.send_trailers(grpc::trailers(reason));
+                let mut trailers = grpc::trailers(reason);
+                self.call.trailed(&mut trailers, false, self.head.as_ref());
+                let _ = down.send_trailers(trailers);
                 return self.finish(Some(status), Some(reason.grpc_status()), Some(reason), false, received);
             }
             Ended::Broken(reason, code) => {

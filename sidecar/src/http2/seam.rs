@@ -216,6 +216,11 @@ pub(crate) trait Call {
     /// Changes the head of the response that is passed on, as its route says.
     fn incoming(&mut self, headers: &mut HeaderMap);
 
+    /// The response that was passed on ends with these trailers, which say that it failed; changes
+    /// them to what the next hop has to know. `was_retried`: the endpoint's say that retries further on
+    /// were of no use. `request` as for [`Self::answered`].
+    fn trailed(&self, trailers: &mut HeaderMap, was_retried: bool, request: Option<&request::Parts>);
+
     /// It is over.
     fn ended(&mut self, end: End, now: Instant);
 }

@@ -14,6 +14,7 @@ use crate::config::TrafficPolicy;
 use crate::fallback::{Fallback, Keep};
 use crate::hop::HopFields;
 use crate::http2::body::Body;
+use crate::http2::chain::was_retried;
 use crate::http2::head::{secure, strip, strip_mesh};
 use crate::http2::mirror;
 use crate::http2::seam::{Call, Connector, End, Instead, Limits, Refusal, Stand};
@@ -365,7 +366,7 @@ impl Call for Forward<'_> {
         self.book(failure, stand.now);
         let field = |name: &HeaderName| head.headers.get(name).map(HeaderValue::as_bytes);
         let advice = Advice::read(failure, field, SystemTime::now);
-        self.progress.already_retried |= Self::was_retried(&mut head.headers);
+        self.progress.already_retried |= was_retried(&mut head.headers);
         let again = self.decide((failure, advice), request, stand);
         if again.is_none() {
             self.warn_caller(&mut head.headers, request, stand.now);
@@ -426,6 +427,15 @@ impl Call for Forward<'_> {
         if let Some(fallback) = &self.fallback {
             fallback.mark(headers);
         }
+    }
+
+    fn trailed(&self, trailers: &mut HeaderMap, was_retried: bool, request: Option<&request::Parts>) {
+        // It is too late for another try here, but those before us have to know of ours.
+        let was_retried = was_retried && self.is_from_mesh();
+        let why = if was_retried { GiveUp::AlreadyRetried } else { GiveUp::ResponseStarted };
+        let now = Instant::now();
+        self.given_up(why, self.progress.retries, request, now);
+        self.warn_caller(trailers, request, now);
     }
 
     fn ended(&mut self, end: End, now: Instant) {

@@ -4,6 +4,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::SendStream;
+use http::HeaderMap;
 
 use super::client::Client;
 use crate::http2::body::{Body, Broken};
@@ -27,17 +28,19 @@ pub(super) enum Ended {
 }
 
 impl Flow<'_> {
+    /// Carries both on. `tell`: as for [`Body::poll`], of the response.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Client<'_>,
         up: &mut SendStream<Bytes>,
         down: &mut SendStream<Bytes>,
+        tell: impl FnMut(&mut HeaderMap, bool),
     ) -> Poll<Ended> {
         let before = (self.upload.sent(), self.download.sent());
         let mut wanted = !self.upload.is_done();
         if wanted {
-            match self.upload.poll(cx, up) {
+            match self.upload.poll(cx, up, |_, _| ()) {
                 Poll::Ready(Err(Broken::Source(_))) => return Poll::Ready(Ended::Gone),
                 Poll::Ready(Err(Broken::Sink)) | Poll::Ready(Ok(())) => wanted = false,
                 // After a complete response upstream may not want the rest.
@@ -46,7 +49,7 @@ impl Flow<'_> {
             }
         }
         if !self.complete {
-            match self.download.poll(cx, down) {
+            match self.download.poll(cx, down, tell) {
                 Poll::Ready(Ok(())) => self.complete = true,
                 Poll::Ready(Err(Broken::Sink)) => return Poll::Ready(Ended::Gone),
                 Poll::Ready(Err(Broken::Source(error))) => {
