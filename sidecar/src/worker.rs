@@ -276,7 +276,10 @@ impl Worker {
             for (labeler, direction) in labelers.iter_mut().zip(Direction::ALL) {
                 let told = workload.metric_labels.of(direction);
                 if labeler.as_ref().map(|labeler| Arc::as_ptr(labeler.labeling())) != told.map(Arc::as_ptr) {
-                    *labeler = told.map(|told| Rc::new(Labeler::new(told.clone(), &self.registry)));
+                    let new = told.map(|told| Rc::new(Labeler::new(told.clone(), &self.registry)));
+                    if let Some(before) = std::mem::replace(labeler, new) {
+                        before.retire();
+                    }
                 }
             }
         }
@@ -417,9 +420,10 @@ async fn run(
     spawn_local(async move {
         for round in 1_u32.. {
             tokio::time::sleep(SWEEP_INTERVAL).await;
-            sweeper.sweep(Instant::now());
+            let now = Instant::now();
+            sweeper.sweep(now);
             if round.is_multiple_of(SWEEPS_PER_METRICS_SWEEP) {
-                sweeper.labelers.borrow().iter().flatten().for_each(|labeler| labeler.sweep());
+                sweeper.labelers.borrow().iter().flatten().for_each(|labeler| labeler.sweep(now));
                 sweeper.metrics.sweep();
             }
         }

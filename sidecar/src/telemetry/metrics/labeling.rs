@@ -4,28 +4,27 @@
 //! side of it. A request's values are read once ([`Labeler::read`]) into a handful of bytes, one
 //! per label; the metrics under them are looked up by these, so that a request formats and
 //! allocates no text. Values come from clients: a [`Vocabulary`] takes in so many and no more,
-//! what is beyond is counted together and [as such](super::Registry::label_overflows).
+//! what is beyond is counted together and [as such](super::Registry::label_overflows). It
+//! forgets those that no request has, so that the room is for those in use.
+
+mod vocabulary;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::HeaderName;
-use parking_lot::Mutex;
 
+use self::vocabulary::Known;
+pub use self::vocabulary::{Admits, MAX_VALUE, MAX_VALUES, Vocabulary};
 use super::labels::OTHER;
 use super::{Registry, RequestLabels, RequestMetrics, Shard, SharedCounter};
 use crate::route::Head;
 
 /// Labels that a policy can add.
 pub const MAX_LABELS: usize = 8;
-
-/// Values that one label can have.
-pub const MAX_VALUES: usize = 200;
-
-/// Bytes of a value. Longer ones are taken for those beyond the bound.
-pub const MAX_VALUE: usize = 128;
 
 /// Label sets that a worker remembers between two sweeps: those of all series that there can be.
 const RESOLVED: usize = 4096;
@@ -39,8 +38,8 @@ const ABSENT: u8 = 0;
 /// It is not in the vocabulary.
 const BEYOND: u8 = 1;
 
-/// The first value of the vocabulary; with [`MAX_VALUES`] the last is still a byte.
-const FIRST: usize = 2;
+/// The first value of a vocabulary; with [`MAX_VALUES`] the last is still a byte.
+const FIRST: u8 = 2;
 
 /// What is done to the labels of the requests of one direction.
 #[derive(Debug, PartialEq)]
@@ -95,93 +94,19 @@ impl PartialEq for Source {
     }
 }
 
-/// Which values a label takes in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admits {
-    /// So many, those that come first. At most [`MAX_VALUES`].
-    First(usize),
-    /// These. At most [`MAX_VALUES`].
-    Listed(Box<[Arc<str>]>),
-}
-
-/// The values of a label, which all workers share. It only grows, and up to its bound.
-#[derive(Debug)]
-pub struct Vocabulary {
-    admits: Admits,
-    values: Mutex<Vec<Arc<str>>>,
-}
-
-impl Vocabulary {
-    /// One that takes in these.
-    pub fn new(admits: Admits) -> Self {
-        let values = match &admits {
-            Admits::First(_) => Vec::new(),
-            Admits::Listed(values) => values.to_vec(),
-        };
-        Self { admits, values: Mutex::new(values) }
-    }
-
-    /// What it takes in.
-    pub fn admits(&self) -> &Admits {
-        &self.admits
-    }
-
-    fn bound(&self) -> usize {
-        match &self.admits {
-            Admits::First(bound) => *bound,
-            Admits::Listed(values) => values.len(),
-        }
-        .min(MAX_VALUES)
-    }
-
-    /// Takes a value in, if there is room and it can be one; `known` learns it. When there is no
-    /// room, `known` learns all there are, so that nobody has to ask again.
-    #[cold]
-    fn admit(&self, value: &[u8], known: &mut HashMap<Box<[u8]>, u8>) -> Option<u8> {
-        let text = std::str::from_utf8(value).ok()?;
-        if text.len() > MAX_VALUE || text.chars().any(char::is_control) {
-            return None;
-        }
-        let mut values = self.values.lock();
-        let place = values.iter().position(|known| **known == *text).or_else(|| {
-            let has_room = values.len() < self.bound();
-            has_room.then(|| {
-                values.push(text.into());
-                values.len() - 1
-            })
-        });
-        match place {
-            Some(place) => {
-                let id = u8::try_from(FIRST + place).ok()?;
-                known.insert(value.into(), id);
-                Some(id)
-            }
-            None => {
-                let all = values.iter().zip(2_u8..).map(|(value, id)| (value.as_bytes().into(), id));
-                known.extend(all);
-                None
-            }
-        }
-    }
-
-    fn value(&self, id: u8) -> Option<Arc<str>> {
-        self.values.lock().get(usize::from(id).checked_sub(FIRST)?).cloned()
-    }
-}
-
 /// One worker's side of a [`Labeling`].
 #[derive(Debug)]
 pub struct Labeler {
     labeling: Arc<Labeling>,
     /// For each label what is known of its values, and what counts those that do not fit; `None`
     /// for those that do not depend on the request.
-    headers: Box<[Option<Known>]>,
+    headers: Box<[Option<Values>]>,
     resolved: RefCell<HashMap<(*const RequestMetrics, Ids), Resolved>>,
 }
 
 #[derive(Debug)]
-struct Known {
-    ids: RefCell<HashMap<Box<[u8]>, u8>>,
+struct Values {
+    known: RefCell<Known>,
     overflows: SharedCounter,
 }
 
@@ -204,9 +129,10 @@ impl Labeler {
     /// A worker's side.
     pub fn new(labeling: Arc<Labeling>, registry: &Registry) -> Self {
         let header = |label: &AddedLabel| match &label.source {
-            Source::Header { .. } => {
-                Some(Known { ids: RefCell::default(), overflows: registry.label_overflows(&label.name) })
-            }
+            Source::Header { vocabulary, .. } => Some(Values {
+                known: RefCell::new(Known::of(vocabulary.clone())),
+                overflows: registry.label_overflows(&label.name),
+            }),
             Source::Route | Source::Value(_) => None,
         };
         let headers = labeling.added.iter().take(MAX_LABELS).map(header).collect();
@@ -221,20 +147,26 @@ impl Labeler {
     /// The values of a request; of one whose head could not be read without it.
     pub fn read(self: &Rc<Self>, head: Option<&impl Head>) -> LabelValues {
         let mut ids = [ABSENT; MAX_LABELS];
-        for ((id, label), known) in ids.iter_mut().zip(&self.labeling.added).zip(&self.headers) {
-            let (Source::Header { name, vocabulary, .. }, Some(known)) = (&label.source, known) else {
-                continue;
-            };
+        for ((id, label), values) in ids.iter_mut().zip(&self.labeling.added).zip(&self.headers) {
+            let (Source::Header { name, .. }, Some(values)) = (&label.source, values) else { continue };
             if let Some(value) = head.and_then(|head| head.first(name)).filter(|value| !value.is_empty()) {
-                *id = known.id(value, vocabulary);
+                *id = values.id(value);
             }
         }
         LabelValues { labeler: self.clone(), ids }
     }
 
-    /// Forgets the metrics that it looked up, so that a sweep sees which are used.
-    pub fn sweep(&self) {
+    /// Forgets the metrics that it looked up, so that a sweep sees which are used, and values that no
+    /// request has had for an hour. To be called once a minute.
+    pub fn sweep(&self, now: Instant) {
+        // First: what is looked up by a value must not outlive it here.
         self.resolved.borrow_mut().clear();
+        self.headers.iter().flatten().for_each(|values| values.known.borrow_mut().sweep(now));
+    }
+
+    /// It is not asked any more but by requests under way. What these hold of it keeps no value.
+    pub fn retire(&self) {
+        self.headers.iter().flatten().for_each(|values| values.known.borrow_mut().leave());
     }
 
     /// The labels under which these values are counted.
@@ -246,7 +178,10 @@ impl Labeler {
                     Source::Route => standard.route.clone(),
                     Source::Value(value) => value.clone(),
                     Source::Header { absent, .. } if id == ABSENT => absent.clone(),
-                    Source::Header { vocabulary, .. } => vocabulary.value(id).unwrap_or_else(|| OTHER.into()),
+                    Source::Header { vocabulary, .. } => {
+                        let place = id.checked_sub(FIRST);
+                        place.and_then(|place| vocabulary.value(place)).unwrap_or_else(|| OTHER.into())
+                    }
                 };
                 (label.name.clone(), value)
             };
@@ -262,18 +197,15 @@ impl Labeler {
     }
 }
 
-impl Known {
-    fn id(&self, value: &[u8], vocabulary: &Vocabulary) -> u8 {
-        let mut ids = self.ids.borrow_mut();
-        if let Some(id) = ids.get(value) {
-            return *id;
-        }
-        // Who knows all has nobody to ask.
-        let admitted = if ids.len() < vocabulary.bound() { vocabulary.admit(value, &mut ids) } else { None };
-        admitted.unwrap_or_else(|| {
-            self.overflows.increment();
-            BEYOND
-        })
+impl Values {
+    fn id(&self, value: &[u8]) -> u8 {
+        self.known.borrow_mut().place(value).map_or_else(
+            || {
+                self.overflows.increment();
+                BEYOND
+            },
+            |place| FIRST + place,
+        )
     }
 }
 

@@ -2,8 +2,10 @@ use std::time::Duration;
 
 use http::Request;
 use http::request::Parts;
+use proptest::prelude::*;
 
 use super::super::{Direction, Outcome, Tls};
+use super::vocabulary::FORGOTTEN_AFTER;
 use super::*;
 
 fn head(fields: &[(&str, &[u8])]) -> Parts {
@@ -51,6 +53,18 @@ impl Worker {
         let standard = self.shard.requests(&standard("default"));
         let metrics = self.labeler.read(Some(head)).metrics(&standard, &self.shard);
         metrics.begin().finish(Outcome { code: 200, ..Outcome::default() }, Duration::from_millis(1));
+    }
+
+    /// The value under which a request with this one would be counted.
+    fn label(&self, value: &str) -> Arc<str> {
+        let ids = self.labeler.read(Some(&head(&[("x-tenant", value.as_bytes())]))).ids;
+        let added = self.labeler.labels(ids, &standard("default")).added;
+        added.expect("there is one label")[0].1.clone()
+    }
+
+    fn sweep(&self, now: Instant) {
+        self.labeler.sweep(now);
+        self.shard.sweep();
     }
 
     /// The sum of all samples of a metric with these labels.
@@ -102,7 +116,7 @@ fn values_beyond_the_bound_are_counted_together_by_all_workers() {
     assert_eq!(["a", "b", "c", "d", "e", "f", "other"].map(value), [2, 2, 2, 0, 0, 0, 3]);
     assert_eq!(workers[0].value(OVERFLOWS, &["label=\"tenant\""]), 3);
     // Whoever met one too many knows all, and asks nobody any more.
-    let locked = vocabulary.values.lock();
+    let locked = vocabulary.lock();
     workers[1].labeler.read(Some(&head(&[("x-tenant", b"g")])));
     workers[1].labeler.read(Some(&head(&[("x-tenant", b"a")])));
     drop(locked);
@@ -124,7 +138,7 @@ fn a_client_cannot_make_up_values_that_are_not_listed_or_cannot_be_shown() {
     worker.serve(&head(&[("x-any", "\u{fc}ber \"\\".as_bytes())]));
     assert_eq!(worker.value(TOTAL, &["any=\"other\""]), 3);
     assert_eq!(worker.value(TOTAL, &["any=\"\u{fc}ber \\\"\\\\\""]), 1);
-    assert!(any.values.lock().len() == 1);
+    assert_eq!(any.len(), 1);
 }
 
 /// Series by a client's values once could have taken the room of all services'.
@@ -167,10 +181,109 @@ fn series_that_nobody_uses_any_more_go() {
     let worker = Worker::new(&Registry::new(), &labeling(&[header("tenant", "x-tenant", &vocabulary)]));
     worker.serve(&head(&[("x-tenant", b"acme")]));
     for _ in 0..40 {
-        worker.labeler.sweep();
+        worker.labeler.sweep(Instant::now());
         worker.shard.sweep();
     }
     assert_eq!(worker.value(TOTAL, &[]), 0);
     worker.serve(&head(&[("x-tenant", b"acme")]));
     assert_eq!(worker.value(TOTAL, &["tenant=\"acme\""]), 1);
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A value once kept its place for as long as the process lived, and those that came later were `other` for ever.
+#[test]
+fn a_value_that_no_request_has_for_an_hour_gives_its_place_to_another() {
+    let vocabulary = Arc::new(Vocabulary::new(Admits::First(2)));
+    let (registry, labeling) = (Registry::new(), labeling(&[header("tenant", "x-tenant", &vocabulary)]));
+    let workers = [Worker::new(&registry, &labeling), Worker::new(&registry, &labeling)];
+    let serve = |worker: &Worker, tenant: &str| worker.serve(&head(&[("x-tenant", tenant.as_bytes())]));
+    let count = |tenant: &str| workers[0].value(TOTAL, &[&format!("tenant=\"{tenant}\"")]);
+    let mut now = Instant::now();
+    serve(&workers[0], "gone");
+    serve(&workers[1], "stays");
+    let mut minutes = 0;
+    while count("new") == 0 {
+        // All the while both of them meet more than there is room for.
+        serve(&workers[0], "new");
+        serve(&workers[1], "new");
+        serve(&workers[0], "stays");
+        minutes += 1;
+        now += MINUTE;
+        workers.iter().for_each(|worker| worker.sweep(now));
+        assert!(minutes < 100, "it keeps its place");
+    }
+    assert!((60..=63).contains(&minutes), "{minutes}");
+    assert_eq!((count("gone"), count("stays")), (0, minutes + 1));
+    serve(&workers[0], "gone");
+    assert_eq!(count("gone"), 0, "there is no room now");
+    for _ in 0..62 {
+        now += MINUTE;
+        serve(&workers[1], "new");
+        workers.iter().for_each(|worker| worker.sweep(now));
+    }
+    serve(&workers[1], "stays");
+    assert_eq!(count("stays"), 1, "what comes back begins anew");
+}
+
+#[test]
+fn what_is_listed_stays_and_a_new_labeling_forgets_nothing() {
+    let listed = Arc::new(Vocabulary::new(Admits::Listed(Box::new(["free".into()]))));
+    let first = Arc::new(Vocabulary::new(Admits::First(1)));
+    let registry = Registry::new();
+    let worker = |vocabulary| Worker::new(&registry, &labeling(&[header("tenant", "x-tenant", vocabulary)]));
+    let start = Instant::now();
+    let plans = worker(&listed);
+    for minute in 1..200 {
+        plans.sweep(start + MINUTE * minute);
+    }
+    assert_eq!(&*plans.label("free"), "free");
+    // One that is replaced, while a request holds it, keeps no place; but what was used lately has its own.
+    let (before, after) = (worker(&first), worker(&first));
+    assert_eq!(&*before.label("a"), "a");
+    let request = before.labeler.read(Some(&head(&[("x-tenant", b"a")])));
+    before.labeler.retire();
+    after.sweep(start);
+    assert_eq!(&*after.label("b"), "other");
+    for minute in 1..=62 {
+        after.sweep(start + MINUTE * minute);
+    }
+    assert_eq!(&*after.label("b"), "b");
+    drop(request);
+    assert_eq!(&*after.label("b"), "b");
+}
+
+proptest! {
+    /// Against what a list of all requests says: nothing is counted as another value, no more have
+    /// a place than may, and whoever comes by within the hour keeps it.
+    #[test]
+    fn a_value_is_counted_as_itself_or_as_other(
+        steps in prop::collection::vec((0_usize..3, 0_u8..5, 0_u32..40), 1..200),
+    ) {
+        const BOUND: usize = 3;
+        let vocabulary = Arc::new(Vocabulary::new(Admits::First(BOUND)));
+        let (registry, labeling) = (Registry::new(), labeling(&[header("tenant", "x-tenant", &vocabulary)]));
+        let workers = [(); 3].map(|()| Worker::new(&registry, &labeling));
+        let mut now = Instant::now();
+        // When each that has a place was asked for last.
+        let mut placed: HashMap<String, Instant> = HashMap::new();
+        for (worker, value, minutes) in steps {
+            for _ in 0..minutes {
+                now += MINUTE;
+                workers.iter().for_each(|worker| worker.labeler.sweep(now));
+            }
+            placed.retain(|_, asked| now - *asked < FORGOTTEN_AFTER + 4 * MINUTE);
+            let value = value.to_string();
+            let label = workers[worker].label(&value);
+            prop_assert!(*label == *value || &*label == "other", "{} for {}", label, value);
+            let kept = placed.get(&value).is_some_and(|asked| now - *asked < FORGOTTEN_AFTER);
+            prop_assert!(!kept || *label == *value, "{} was there lately", value);
+            let has_room = placed.len() < BOUND;
+            prop_assert!(!has_room || *label == *value, "there is room for {}", value);
+            if *label == *value {
+                placed.insert(value, now);
+            }
+            prop_assert!(vocabulary.len() <= BOUND);
+        }
+    }
 }
