@@ -48,6 +48,6 @@ try:
     raise AssertionError("it must not answer")
 except grpc.RpcError as error:
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 print("passed")

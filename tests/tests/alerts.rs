@@ -220,7 +220,7 @@ fn two_replicas_are_told_of_once_firing_and_once_resolved_and_signed() {
     mesh.apply(&format!(
         "  - name: errors
     when: {{errorRate: {{percent: 50}}}}
-    window: 2s
+    window: 5s
     minRequests: 5
     webhook: {{url: '{url}', secretRef: {{name: hooks, key: key}}}}"
     ));

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use heddle_tests::mesh::{Mesh, installed, is_root, program};
+use heddle_tests::ports::Reserved;
 use heddle_tests::{Process, eventually};
 
 /// What the web server has to give.
@@ -183,7 +184,8 @@ fn a_banner_of_a_server_that_speaks_first_comes_soon() {
     let answer = mesh.answer("client", &[python(), &program("banner_client.py")]);
     let [took, banner, reply] = answer.lines().collect::<Vec<_>>()[..] else { panic!("{answer}") };
     assert_eq!((banner, reply), ("220 mail ready", "250 HELO me"));
-    assert!(took.parse::<u64>().unwrap() < 300, "it took {took} ms");
+    // Not after the ten seconds in which a client that speaks first would have spoken.
+    assert!(took.parse::<u64>().unwrap() < 5000, "it took {took} ms");
 }
 
 /// `nc` with no input does this: it ends its half before the server has said a word.
@@ -213,7 +215,8 @@ fn exit_statuses_and_pipes_are_the_programs_own() {
 #[test]
 fn a_published_port_is_reached_from_the_host() {
     let mesh = Mesh::start();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let reserved = Reserved::at(([127, 0, 0, 1], 0).into());
+    let port = reserved.address().port();
     let published = format!("{port}:8000");
     fs::write(mesh.directory().join("page"), PAGE).unwrap();
     let flags = ["--port", "8000", "--publish", &published];

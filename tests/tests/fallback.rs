@@ -433,13 +433,13 @@ fn another_service_gets_what_may_be_asked_again() {
 
     // It may have been processed: only methods that may be repeated go on.
     let slow = Backend::start(|_| (200, NEVER));
-    let spec = format!("  timeouts: {{request: 60ms}}\n{}", fallback(ALL, &steps));
+    let spec = format!("  timeouts: {{request: 1s}}\n{}", fallback(ALL, &steps));
     let front = Front::start(&spec, "http", &[slow.port()]);
     reaches(&front, "/");
     assert_eq!(send(&front, "DELETE", "/", "").by(), "service");
     assert_eq!(send(&front, "POST", "/", "content-length: 2\r\n\r\nhi").by(), "response");
     let spec =
-        format!("  timeouts: {{request: 60ms}}\n  retry: {{methods: [POST]}}\n{}", fallback(ALL, &steps));
+        format!("  timeouts: {{request: 1s}}\n  retry: {{methods: [POST]}}\n{}", fallback(ALL, &steps));
     let front = Front::start(&spec, "http", &[slow.port()]);
     front.apply("readonly.yaml", &manifest);
     let post = || send(&front, "POST", "/", "content-length: 2\r\n\r\nhi");
@@ -453,7 +453,7 @@ fn another_service_gets_what_may_be_asked_again() {
     reaches(&front, "/");
     assert_eq!(send(&front, "POST", "/", &long).by(), "service");
     let spec = format!(
-        "  timeouts: {{request: 60ms}}\n  retry: {{methods: [POST], bufferBytes: 10}}\n{}",
+        "  timeouts: {{request: 1s}}\n  retry: {{methods: [POST], bufferBytes: 10}}\n{}",
         fallback(ALL, &steps)
     );
     let front = Front::start(&spec, "http", &[slow.port()]);
@@ -538,7 +538,7 @@ fn calls_go_to_another_service_as_well() {
     let dead = Front::start(&fallback(ALL, &steps), H2C, &[]);
     dead.apply("readonly.yaml", &service("readonly", 1, H2C, ""));
     let slow = Http2Backend::start(|_| Told { status: 200, time: NEVER, grpc_status: None });
-    let spec = format!("  timeouts: {{request: 60ms}}\n{}", fallback(ALL, &steps));
+    let spec = format!("  timeouts: {{request: 1s}}\n{}", fallback(ALL, &steps));
     let late = Front::start(&spec, H2C, &[slow.port()]);
     late.apply("readonly.yaml", &service("readonly", other.port(), H2C, ""));
     runtime().block_on(async {

@@ -100,13 +100,13 @@ fn an_abort_is_answered_by_the_clients_side_as_the_policy_says() {
 #[test]
 fn a_delay_is_waited_out_and_counts_for_the_time_limit() {
     let shop = Shop::start();
-    shop.meets("  delay: {fixed: 2s, percent: 100}\n  match: [{pathPrefix: /slow}]");
+    shop.meets("  delay: {fixed: 4s, percent: 100}\n  match: [{pathPrefix: /slow}]");
     let began = Instant::now();
     assert!(shop.ask("/slow/er", "").starts_with("HTTP/1.1 200"));
-    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
     shop.control_plane.apply(
         "timeouts.yaml",
-        "apiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: timeouts, namespace: default}\nspec:\n  targetRefs: [{group: '', kind: Service, name: users}]\n  timeouts: {request: 1s}\n",
+        "apiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: timeouts, namespace: default}\nspec:\n  targetRefs: [{group: '', kind: Service, name: users}]\n  timeouts: {request: 2s}\n",
     );
     let answer = eventually("the limit is in force", || {
         Some(shop.ask("/slow", "")).filter(|answer| answer.starts_with("HTTP/1.1 504"))

@@ -179,7 +179,7 @@ fn each_of_two_tries_at_once_is_told_what_is_its_own() {
     let slow = |name: &'static str| {
         move |head: &str| {
             if head.contains(&format!("x-slow: {name}")) {
-                thread::sleep(Duration::from_millis(500));
+                thread::sleep(Duration::from_secs(3600));
             }
             format!("HTTP/1.1 200 OK\r\nx-by: {name}\r\ncontent-length: 0\r\n\r\n")
         }

@@ -224,11 +224,11 @@ fn names_of_the_cluster_are_the_clusters_and_others_may_be_the_meshs() {
     pod.network.pod.inside(|| {
         for id in 0..2000 {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             socket.connect((NODE[0], 53)).unwrap();
             socket.send(&question(id, "www.example")).unwrap();
             let mut reply = [0; 512];
-            let length = socket.recv(&mut reply).expect("each is answered at once");
+            let length = socket.recv(&mut reply).expect("each is answered");
             assert_eq!(told(&reply[..length]), Some([192, 0, 2, 53].into()));
         }
     });
@@ -261,10 +261,11 @@ fn the_application_may_call_its_own_service() {
     let answer = pod.network.pod.inside(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect("10.96.0.10:53").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let address = eventually("it has an address", || {
             socket.send(&question(1, "web.default.svc.cluster.local")).unwrap();
             let mut reply = [0; 512];
-            let length = socket.recv(&mut reply).unwrap();
+            let length = socket.recv(&mut reply).ok()?;
             told(&reply[..length])
         });
         eventually("it answers", || {
@@ -283,7 +284,7 @@ fn a_sidecar_ends_when_its_application_is_gone_and_not_before() {
     let mut alone = pod.sidecar(&[]);
     let begun = std::time::Instant::now();
     assert!(alone.terminate().success());
-    assert!(begun.elapsed() < Duration::from_secs(10), "nothing is open and nobody is there");
+    assert!(begun.elapsed() < Duration::from_secs(60), "nothing is open and nobody is there");
 
     let server = pod.app_on_node(NODE[0], "outside");
     let app = pod.app("0.0.0.0:8080", "app");
@@ -313,7 +314,7 @@ fn a_native_sidecar_waits_for_no_other_sidecar() {
     let mut sidecar = pod.sidecar(&["--native-sidecar"]);
     let begun = std::time::Instant::now();
     assert!(sidecar.terminate().success());
-    assert!(begun.elapsed() < Duration::from_secs(10), "after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "after {:?}", begun.elapsed());
     pod.network.pod.inside(|| other.stop());
 }
 

@@ -86,7 +86,7 @@ fn intercept(pod: &Pod, by: &str, programs: Option<&Path>) {
     pod.network.pod.inside(|| {
         for id in 0..1000 {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("there are ports");
-            socket.set_read_timeout(Some(Duration::from_secs(5))).expect("it is a socket");
+            socket.set_read_timeout(Some(Duration::from_secs(20))).expect("it is a socket");
             socket.connect("10.96.0.10:53").expect("there is a route");
             socket.send(&question(id, "www.example")).expect("it is sent");
             let mut reply = [0; 512];

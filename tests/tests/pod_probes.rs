@@ -4,8 +4,10 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 
+use anyhow::ensure;
 use heddle_tests::netns::POD;
 use heddle_tests::pod::{Pod, at};
+use heddle_tests::trials::one_of_three;
 use heddle_tests::{eventually, exchange, forge, get};
 use rustls::version::{TLS12, TLS13};
 
@@ -63,9 +65,13 @@ fn probes_are_made_for_the_kubelet_whoever_else_asks() {
         };
         (0..200).map(join).collect()
     });
-    let begun = std::time::Instant::now();
-    assert!(ask("/probe/app/liveness", "heddle-probe: the-key\r\n").starts_with("HTTP/1.1 200"));
-    assert!(begun.elapsed() < Duration::from_secs(1), "the kubelet waits no longer than that");
+    one_of_three(|| {
+        let begun = std::time::Instant::now();
+        assert!(ask("/probe/app/liveness", "heddle-probe: the-key\r\n").starts_with("HTTP/1.1 200"));
+        // The kubelet waits no longer than that.
+        ensure!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
+        Ok(())
+    });
     drop(crowd);
 }
 
@@ -103,8 +109,8 @@ fn probes_by_https_reach_servers_of_tls_1_2_and_nothing_else_speaks_it() {
 fn probes_tell_how_the_workload_is() {
     let Some(pod) = Pod::new(&[]) else { return };
     let probes = r#"{
-        "/probe/app/readiness": {"httpGet": {"port": 8080}},
-        "/probe/app/liveness": {"httpGet": {"port": 8081}}
+        "/probe/app/readiness": {"httpGet": {"port": 8080}, "timeoutSeconds": 10},
+        "/probe/app/liveness": {"httpGet": {"port": 8081}, "timeoutSeconds": 10}
     }"#;
     let _sidecar = pod.sidecar(&["--probes", probes]);
     let config = || {

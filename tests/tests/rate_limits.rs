@@ -158,7 +158,7 @@ fn value(text: &str) -> http::HeaderValue {
 #[test]
 fn tokens_come_back_and_a_burst_is_more_than_the_rate() {
     let shop = Shop::start();
-    shop.limits(&[("limits", SERVICE, "{requests: 20, per: 1s, burst: 5, match: [{pathPrefix: /v1}]}, {requests: 1, per: 1h, burst: 4, match: [{pathPrefix: /v2}]}")]);
+    shop.limits(&[("limits", SERVICE, "{requests: 2, per: 1s, burst: 5, match: [{pathPrefix: /v1}]}, {requests: 1, per: 1h, burst: 4, match: [{pathPrefix: /v2}]}")]);
     assert_eq!(shop.admitted(6, "/v2", ""), 4, "burst");
     eventually("it is empty", || (!is_admitted(&shop.ask("/v1", ""))).then_some(()));
     eventually("a token came back", || is_admitted(&shop.ask("/v1", "")).then_some(()));

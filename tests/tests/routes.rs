@@ -205,7 +205,7 @@ fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
     let shop = Shop::with(move |name, request| {
         if name == "other" && request.starts_with("GET /mirrored?q=1 ") {
             counted.fetch_add(1, Ordering::SeqCst);
-            std::thread::sleep(Duration::from_secs(2));
+            std::thread::sleep(Duration::from_secs(60));
         }
         response(name)
     });
@@ -219,7 +219,7 @@ fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
     );
     let begun = std::time::Instant::now();
     let answers: Vec<String> = (0..5).map(|_| shop.get("/mirrored?q=1")).collect();
-    assert!(begun.elapsed() < Duration::from_secs(2), "the copies delay nothing");
+    assert!(begun.elapsed() < Duration::from_secs(50), "the copies delay nothing");
     assert!(answers.iter().all(|answer| by(answer) == "users"), "{answers:?}");
     eventually("all copies arrived", || (copies.load(Ordering::SeqCst) == 5).then_some(()));
 }

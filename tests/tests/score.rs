@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::ensure;
 use heddle_tests::backend::Backend;
+use heddle_tests::trials::one_of_three;
 use heddle_tests::{App, ControlPlane, Process, binary, eventually, get};
 use serde_json::Value;
 
@@ -147,13 +149,18 @@ fn a_dependency_that_fails_for_all_takes_nothing_out() {
 fn a_workload_warms_after_its_start() {
     let control_plane = ControlPlane::start();
     let app = App::start("orders");
-    let _workload = orders(&control_plane, "one", &app);
-    let shown = eventually("it is registered and ready", || {
-        stat(&control_plane, "one").filter(|workload| workload["ready"] == true)
-    });
-    assert_eq!((&shown["health"], &shown["score"]), (&"warming".into(), &50.into()));
-    eventually("it is warm", || {
-        thread::sleep(Duration::from_millis(200));
-        stat(&control_plane, "one").filter(|workload| workload["health"] == "healthy")
+    // On a busy machine it may be warm before anybody has looked.
+    one_of_three(|| {
+        let _workload = orders(&control_plane, "one", &app);
+        let shown = eventually("it is registered and ready", || {
+            stat(&control_plane, "one").filter(|workload| workload["ready"] == true)
+        });
+        let warms = (&shown["health"], &shown["score"]) == (&"warming".into(), &50.into());
+        ensure!(warms, "{shown}");
+        eventually("it is warm", || {
+            thread::sleep(Duration::from_millis(200));
+            stat(&control_plane, "one").filter(|workload| workload["health"] == "healthy")
+        });
+        Ok(())
     });
 }
