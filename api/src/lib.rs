@@ -3,6 +3,7 @@
 //!
 //! Nothing here does I/O or reads a clock: callers hand in bytes and times.
 
+pub mod causes;
 pub mod crd;
 pub mod discovery;
 pub mod join_token;

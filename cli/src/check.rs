@@ -22,7 +22,7 @@ use crate::cluster::{Cluster, ClusterArgs, Failure};
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     machine: MachineArgs,
-    /// Look at the mesh in a cluster in place of this machine
+    /// Look at the mesh in a cluster in place of this machine; --context says so, too
     #[arg(long)]
     cluster: bool,
     /// Look at whether a cluster can become a mesh, before `heddle install`
@@ -35,7 +35,7 @@ pub(crate) struct CheckArgs {
 impl CheckArgs {
     /// Whether it is this machine that is looked at.
     pub(crate) fn is_about_this_machine(&self) -> bool {
-        !self.cluster && !self.pre
+        !self.cluster && !self.pre && !self.which.is_named()
     }
 }
 

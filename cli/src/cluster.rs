@@ -8,6 +8,7 @@ mod websocket;
 use std::time::Duration;
 
 use anyhow::Context;
+use heddle_api::causes;
 use heddle_api::version::Version;
 use heddle_control_plane::kubernetes::client;
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -146,23 +147,9 @@ impl Cluster {
             kube::Error::Api(status) if status.code == 403 => Failure::Forbidden(status.message.clone()),
             kube::Error::Api(status) if status.code == 409 => Failure::Conflict,
             kube::Error::Api(status) => Failure::Other(status.message.clone()),
-            _ => Failure::Other(chain(&error)),
+            _ => Failure::Other(causes::line(&error)),
         })
     }
-}
-
-/// An error with what caused it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// `NAMESPACE/NAME` of an object, or its name alone.

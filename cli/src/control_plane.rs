@@ -1,9 +1,10 @@
 //! Finding a control plane's admin listener, and asking it and the sidecars.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use heddle_api::causes;
 use heddle_api::runtime_file::RuntimeFile;
 use heddle_sidecar::runtime_dir;
 use http::StatusCode;
@@ -34,8 +35,8 @@ pub(crate) struct Location {
 const ELSEWHERE: &str =
     "one in a cluster is reached with --cluster or --context NAME, one elsewhere with --control-plane-admin";
 
-const DEFAULT_PORT: u16 = 7200;
-const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7290);
+const DEFAULT_CONTROL_PLANE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7200);
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7290);
 
 impl Location {
     /// The admin listener at this address.
@@ -51,17 +52,29 @@ impl Location {
         if let Some(admin) = self.control_plane_admin {
             return Ok(admin);
         }
-        let port = match &self.control_plane {
-            Some(address) => address
-                .rsplit_once(':')
-                .and_then(|(_, port)| port.parse().ok())
-                .with_context(|| format!("--control-plane {address}: no IP:PORT"))?,
-            None => DEFAULT_PORT,
+        let address = match &self.control_plane {
+            Some(text) => text
+                .to_socket_addrs()
+                .ok()
+                .and_then(|mut all| all.next())
+                .with_context(|| format!("--control-plane {text}: is no IP:PORT"))?,
+            None => DEFAULT_CONTROL_PLANE,
         };
-        let announced = std::fs::read(runtime_dir::path().join(RuntimeFile::name(port))).ok();
+        let announced = std::fs::read(runtime_dir::path().join(RuntimeFile::name(address.port()))).ok();
         let announced: Option<RuntimeFile> = announced.and_then(|text| serde_json::from_slice(&text).ok());
+        let announced = announced.filter(|file| is_at(file, address.ip()));
+        ensure!(
+            announced.is_some() || address.ip().is_loopback(),
+            "--control-plane {address}: is not on this machine, so its admin listener cannot be found; give it by --control-plane-admin"
+        );
         Ok(announced.and_then(|file| file.admin.parse().ok()).unwrap_or(DEFAULT_ADMIN))
     }
+}
+
+/// Whether a control plane of this machine is reached at an address.
+fn is_at(file: &RuntimeFile, ip: IpAddr) -> bool {
+    let listens: Option<SocketAddr> = file.addr.parse().ok();
+    ip.is_loopback() || listens.is_some_and(|listens| listens.ip().is_unspecified() || listens.ip() == ip)
 }
 
 /// A workload as the control plane knows it.
@@ -143,8 +156,9 @@ impl Admin {
         // Found each time: a control plane that was started anew may be elsewhere.
         let url = format!("http://{}{path}", self.location.admin()?);
         let answer = self.client.get(&url).send().await;
-        let answer =
-            answer.map_err(|error| anyhow!("no control plane answers at {url}: {error}; {ELSEWHERE}"))?;
+        let answer = answer.map_err(|error| {
+            anyhow!("no control plane answers at {url}: {}; {ELSEWHERE}", causes::root(&error))
+        })?;
         if answer.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }

@@ -7,10 +7,12 @@ mod check;
 mod processes;
 mod shop;
 
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use heddle_sidecar::output;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::shop::Shop;
@@ -23,9 +25,9 @@ pub(crate) struct DemoArgs {
     /// Run without a screen: exercise the mesh, print what held, exit with 0 or 1
     #[arg(long)]
     check: bool,
-    /// The port of the storefront on this machine; 0 for any
-    #[arg(long, value_name = "PORT", env = "HEDDLE_DEMO_PORT", default_value_t = 8080)]
-    port: u16,
+    /// The port of the storefront on this machine; 0 for any [default: 8080, or any free port where that is taken]
+    #[arg(long, value_name = "PORT", env = "HEDDLE_DEMO_PORT")]
+    port: Option<u16>,
 }
 
 pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
@@ -34,10 +36,12 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let stopped = async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
     };
     tokio::pin!(stopped);
@@ -45,51 +49,56 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         shop = Shop::start(args.port) => shop?,
         () = &mut stopped => return Ok(ExitCode::SUCCESS),
     };
-    introduce(&shop);
-    tokio::select! {
-        result = show(&shop) => result?,
-        () = &mut stopped => {}
-    }
-    farewell();
+    let shown = tokio::select! {
+        result = show(&shop) => result,
+        () = &mut stopped => Ok(()),
+    };
+    output::print("\nClosing the shop.\n").ok();
     shop.stop().await;
-    Ok(ExitCode::SUCCESS)
+    match shown {
+        // Who looked on has gone.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
 }
 
-#[allow(clippy::print_stdout)]
-fn introduce(shop: &Shop) {
-    println!(
-        "The shop is open: storefront → orders → users (two replicas), each behind a sidecar of its own.\n"
-    );
-    for line in shop.inventory() {
-        println!("  {line}");
-    }
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+fn introduction(shop: &Shop) -> String {
+    let inventory: String = shop.inventory().iter().map(|line| format!("  {line}\n")).collect();
     let (url, admin, control_plane) = (shop.url(), shop.admin_of("storefront"), shop.control_plane());
     // As it was called: whoever builds it has it in no place where a shell looks.
     let heddle = std::env::args().next().unwrap_or_else(|| "heddle".into());
-    println!("\nTry, in another terminal:\n");
-    println!("  curl {url}/account/2                    # through three services");
-    println!("  curl http://{admin}/metrics | grep requests_total   # what a sidecar saw");
-    println!(
-        "  kill -9 {}                               # one replica of users; nobody notices",
-        shop.replica()
-    );
-    println!("  {heddle} stat --control-plane {control_plane}");
-    println!(
-        "  {heddle} run --control-plane {control_plane} --service me -- curl -s http://orders:8080/orders/1"
-    );
-    println!("\nCtrl-C ends everything.\n");
-}
+    let replica = shop.replica();
+    let metrics = format!("curl -s http://{admin}/metrics | grep requests_total");
+    format!(
+        "The shop is open: storefront → orders → users (two replicas), each behind a sidecar of its own.
 
-#[allow(clippy::print_stdout)]
-fn farewell() {
-    println!("\nClosing the shop.");
+{inventory}
+Try, in another terminal:
+
+  {:<62} # through three services
+  {metrics:<62} # what a sidecar saw
+  {:<62} # one replica of users; nobody notices
+  {heddle} stat --control-plane {control_plane}
+  {heddle} run --control-plane {control_plane} --service me -- curl -s http://orders:8080/orders/1
+
+Ctrl-C ends everything.
+
+",
+        format!("curl {url}/account/2"),
+        format!("kill -9 {replica}"),
+    )
 }
 
 /// Requests per second that keep the tables alive.
 const CUSTOMERS_PER_SECOND: u32 = 20;
 
-/// Sends customers and prints a table now and then, for ever.
+/// Says what there is, sends customers and prints a table now and then, as long as somebody reads it.
 async fn show(shop: &Shop) -> anyhow::Result<()> {
+    output::write(&introduction(shop))?;
     let admin = Admin::open(Location::at(shop.control_plane_admin())).await?;
     let customers = async {
         let mut pace = tokio::time::interval(Duration::from_secs(1) / CUSTOMERS_PER_SECOND);
@@ -105,7 +114,7 @@ async fn show(shop: &Shop) -> anyhow::Result<()> {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
             let now = stat::observe(&admin, &all).await?;
-            print_table(&stat::render(&stat::rows(&before, &now)));
+            output::write(&format!("{}\n", stat::render(&stat::rows(&before, &now))))?;
             before = now;
         }
     };
@@ -113,9 +122,4 @@ async fn show(shop: &Shop) -> anyhow::Result<()> {
         () = customers => Ok(()),
         result = tables => result,
     }
-}
-
-#[allow(clippy::print_stdout)]
-fn print_table(table: &str) {
-    println!("{table}");
 }

@@ -5,7 +5,7 @@
 //! that is refused nothing is written, so that a pipe never applies a half.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use heddle_control_plane::injection::manifest::{self, Action};
 use heddle_control_plane::injection::{Injector, Options};
+use heddle_sidecar::output;
 
 /// Adds sidecars to the pods of manifests
 ///
@@ -92,27 +93,25 @@ pub(crate) fn uninject(args: &UninjectArgs) -> anyhow::Result<ExitCode> {
     run(&args.files, Action::Remove)
 }
 
-#[allow(clippy::print_stderr)]
 fn run(files: &Files, action: Action<'_>) -> anyhow::Result<ExitCode> {
     let (mut output, mut refused) = (String::new(), false);
     for (name, text) in files.read()? {
         match manifest::act(&text, action) {
             Ok(stream) => {
-                stream.lines.iter().for_each(|line| eprintln!("{line}"));
+                stream.lines.iter().for_each(|line| output::complain(&line.to_string()));
                 manifest::join(&mut output, &stream.text);
             }
             Err(faults) => {
                 refused = true;
-                faults.iter().for_each(|fault| eprintln!("{name}: {fault}"));
+                faults.iter().for_each(|fault| output::complain(&format!("{name}: {fault}")));
             }
         }
     }
     if refused {
-        eprintln!("heddle: nothing was written, because of the errors above");
+        output::complain("heddle: nothing was written, because of the errors above");
         return Ok(ExitCode::FAILURE);
     }
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(output.as_bytes()).and_then(|()| stdout.flush()).context("standard output")?;
+    output::print(&output)?;
     Ok(ExitCode::SUCCESS)
 }
 

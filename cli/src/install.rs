@@ -9,10 +9,9 @@ mod files;
 mod kustomize;
 mod settings;
 
-use std::io::{self, Write};
-
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use heddle_sidecar::output;
 use serde_json::{Value, json};
 
 /// Prints what makes a cluster a mesh, for `kubectl apply --server-side -f -`
@@ -106,16 +105,10 @@ pub(crate) fn chosen(annotation: Option<&str>) -> anyhow::Result<Chosen> {
 /// Prints objects as a stream of YAML documents.
 ///
 /// # Errors
-/// If nobody reads it.
+/// If it cannot be written.
 pub(crate) fn print(objects: &[Value]) -> anyhow::Result<()> {
-    let mut output = io::stdout().lock();
-    for (index, object) in objects.iter().enumerate() {
-        if index > 0 {
-            writeln!(output, "---")?;
-        }
-        output.write_all(serde_saphyr::to_string(object)?.as_bytes())?;
-    }
-    Ok(output.flush()?)
+    let documents: Vec<String> = objects.iter().map(serde_saphyr::to_string).collect::<Result<_, _>>()?;
+    output::print(&documents.join("---\n"))
 }
 
 #[cfg(test)]

@@ -13,13 +13,16 @@ mod stat;
 mod uninstall;
 mod upgrade;
 
+use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use heddle_api::causes;
 use heddle_control_plane::settings::Args as ControlPlaneArgs;
+use heddle_sidecar::output;
 use heddle_sidecar::run::EmbeddedControlPlane;
-use heddle_sidecar::settings::layers::without_service_links;
+use heddle_sidecar::settings::layers;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -64,6 +67,9 @@ enum Command {
         service: App,
         #[arg(long)]
         listen: SocketAddr,
+        /// End when standard input does, whose other end is held by whoever started it
+        #[arg(long)]
+        while_stdin: bool,
     },
 }
 
@@ -75,17 +81,24 @@ enum App {
 }
 
 fn main() -> ExitCode {
-    let matches = without_service_links(Cli::command()).get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match dispatch(cli.command) {
+    match dispatch(typed().command) {
         Ok(code) => code,
         Err(error) => fail(&error),
     }
 }
 
-#[allow(clippy::print_stderr)]
+/// What was typed.
+fn typed() -> Cli {
+    let matches = layers::without_service_links(Cli::command()).get_matches();
+    // A sidecar's settings may come from a file as well. A control plane reads its own.
+    if matches.subcommand_name() == Some("run") {
+        return layers::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    }
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("heddle: {error:#}");
+    output::complain(&format!("heddle: {}", causes::line(error.as_ref())));
     ExitCode::FAILURE
 }
 
@@ -111,8 +124,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::ControlPlane(args) => {
             heddle_control_plane::run_until_terminated(*args).map(|()| ExitCode::SUCCESS)
         }
-        Command::App { service, listen } => {
-            runtime()?.block_on(app(service, listen)).map(|()| ExitCode::SUCCESS)
+        Command::App { service, listen, while_stdin } => {
+            let serve = app(service, listen, while_stdin);
+            runtime()?.block_on(serve).map(|()| ExitCode::SUCCESS)
         }
     }
 }
@@ -122,15 +136,29 @@ fn embedded_control_plane() -> anyhow::Result<EmbeddedControlPlane> {
     Ok(EmbeddedControlPlane { program: std::env::current_exe()?, arguments: vec!["control-plane".into()] })
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-async fn app(service: App, listen: SocketAddr) -> anyhow::Result<()> {
-    match service {
-        App::Users => heddle_apps::users::run(listen).await,
-        App::Orders => heddle_apps::orders::run(listen, "http://users:9090".into()).await,
-        App::Storefront => heddle_apps::storefront::run(listen, "http://orders:8080".into()).await,
+async fn app(service: App, listen: SocketAddr, while_stdin: bool) -> anyhow::Result<()> {
+    let serve = async {
+        match service {
+            App::Users => heddle_apps::users::run(listen).await,
+            App::Orders => heddle_apps::orders::run(listen, "http://users:9090".into()).await,
+            App::Storefront => heddle_apps::storefront::run(listen, "http://orders:8080".into()).await,
+        }
+    };
+    if !while_stdin {
+        return serve.await;
+    }
+    let (closed, close) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        let _ = closed.send(());
+    });
+    tokio::select! {
+        result = serve => result,
+        _ = close => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ use heddle_api::name::{DEFAULT_CLUSTER_DOMAIN, ServiceName};
 use heddle_sidecar::explain::{
     Answer, Decision, Question, RateLimits, Routed, Service, TokenPolicy, Tokens, fields,
 };
+use heddle_sidecar::output;
 use heddle_sidecar::policy::fault::{Abort, Fault};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -78,17 +79,15 @@ fn header(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command.
-#[allow(clippy::print_stdout)]
 pub(crate) async fn run(args: PolicyArgs) -> anyhow::Result<()> {
     let Command::Explain(args) = args.command;
     let json = args.json;
     let report = explain(args).await?;
     if json {
-        println!("{}", serde_json::to_string(&report)?);
+        output::print(&(serde_json::to_string(&report)? + "\n"))
     } else {
-        print!("{}", report.text());
+        output::print(&report.text())
     }
-    Ok(())
 }
 
 /// Who asks: a namespace, and perhaps a service of it.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use anyhow::Context;
 use clap::Args;
+use heddle_sidecar::output;
 use serde_json::Value;
 
 use crate::control_plane::{Admin, Location};
@@ -20,17 +21,11 @@ pub(crate) struct RoutesArgs {
 }
 
 /// Runs the command.
-#[allow(clippy::print_stdout)]
 pub(crate) async fn run(args: RoutesArgs) -> anyhow::Result<()> {
     let admin = Admin::open(args.location).await?;
     let answer = admin.ask("/routes").await?.context("this control plane tells of no routes")?;
     let routes: Value = serde_json::from_slice(&answer).context("the list of routes is no JSON")?;
-    if args.json {
-        println!("{routes}");
-    } else {
-        print!("{}", text(&routes));
-    }
-    Ok(())
+    if args.json { output::print(&format!("{routes}\n")) } else { output::print(&text(&routes)) }
 }
 
 fn text(routes: &Value) -> String {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
+use heddle_sidecar::output;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -95,7 +96,6 @@ impl Selection {
 }
 
 /// Runs the command.
-#[allow(clippy::print_stdout)]
 pub(crate) async fn run(args: StatArgs) -> anyhow::Result<()> {
     let selection = Selection::new(&args);
     let admin = Admin::open(args.location).await?;
@@ -103,8 +103,7 @@ pub(crate) async fn run(args: StatArgs) -> anyhow::Result<()> {
     if args.json {
         let workloads = selected(&admin, &selection).await?;
         let alerts = alerts(&admin, &selection, &services(&workloads)).await?;
-        println!("{}", json!({"workloads": workloads, "alerts": alerts}));
-        return Ok(());
+        return output::print(&format!("{}\n", json!({"workloads": workloads, "alerts": alerts})));
     }
     let mut before = observe(&admin, &selection).await?;
     loop {
@@ -113,11 +112,10 @@ pub(crate) async fn run(args: StatArgs) -> anyhow::Result<()> {
         let alerts = alerts(&admin, &selection, &now.services).await?;
         let table = render(&rows(&before, &now)) + &table::alerts(&alerts);
         if args.once || !io::stdout().is_terminal() {
-            print!("{table}");
-            return Ok(());
+            return output::print(&table);
         }
         // Clear and home: the table stays in place.
-        print!("\x1b[2J\x1b[H{table}");
+        output::print(&format!("\x1b[2J\x1b[H{table}"))?;
         before = now;
     }
 }

@@ -8,6 +8,7 @@ mod statuses;
 
 use anyhow::Context;
 use clap::Args;
+use heddle_sidecar::output;
 use serde_json::{Value, json};
 
 use crate::cluster::kinds::{is_same, labelled, path_of};
@@ -62,7 +63,6 @@ const ORDER: [&str; 16] = [
 ///
 /// # Errors
 /// If the cluster cannot be asked what is in it.
-#[allow(clippy::print_stderr)]
 pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     let cluster = Cluster::connect(&args.cluster).await?;
     let deployment = cluster.find(DEPLOYMENT).await.context("cannot look at the control plane")?;
@@ -76,7 +76,9 @@ pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
         for one in told {
             statuses::remove(&cluster, one).await?;
         }
-        eprintln!("{count} routes and policies say nothing of the mesh in their status any more");
+        output::complain(&format!(
+            "{count} routes and policies say nothing of the mesh in their status any more"
+        ));
         return Ok(());
     }
     let noted = deployment.as_ref().and_then(|deployment| annotation(deployment, CHOSEN));
@@ -108,7 +110,7 @@ pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     let meshed = "/api/v1/pods?labelSelector=heddle.dev%2Fmeshed%3Dtrue";
     let meshed = cluster.list_metadata(meshed).await.context("cannot list the pods of the mesh")?;
     if let Some(warning) = warning(&meshed) {
-        eprintln!("{warning}");
+        output::complain(&warning);
     }
     let mut kinds = Vec::new();
     for definition in objects.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
@@ -118,29 +120,29 @@ pub(crate) async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
         kinds.extend(optional(cluster.list(&path).await).with_context(|| format!("cannot list {plural}"))?);
     }
     if let Some(warning) = going(&kinds, args.crds) {
-        eprintln!("{warning}");
+        output::complain(&warning);
     }
     let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/heddle-ca");
     if !matches!(cluster.find(&secret).await, Ok(None)) {
-        eprintln!(
+        output::complain(&format!(
             "With namespace {NAMESPACE} goes the mesh's authority, Secret heddle-ca: a mesh that is installed \
              later has another,\nunless you keep a copy: kubectl -n {NAMESPACE} get secret heddle-ca -o yaml\n"
-        );
+        ));
     }
     let told = statuses::find(&cluster).await?;
     // Policies go with their definitions.
     let told = told.iter().filter(|told| told.is_route() || !args.crds).count();
     if told > 0 {
-        eprintln!(
+        output::complain(&format!(
             "{told} routes and policies say in their status what became of them in the mesh. When the control \
              plane is gone,\ntake that away: heddle uninstall --statuses\n"
-        );
+        ));
     }
     let found = objects.len();
     let going = ordered(objects, args.crds);
     if going.is_empty() {
         let but = if found == 0 { "" } else { " but its definitions, which --crds deletes" };
-        eprintln!("There is nothing of Heddle in this cluster{but}.");
+        output::complain(&format!("There is nothing of Heddle in this cluster{but}."));
     }
     install::print(&going)
 }

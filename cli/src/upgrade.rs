@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use heddle_api::version::{Skew, Version};
+use heddle_sidecar::output;
 use serde_json::Value;
 
 use crate::cluster::kinds::{is_same, labelled, path_of};
@@ -32,7 +33,6 @@ pub(crate) struct UpgradeArgs {
 ///
 /// # Errors
 /// If nothing is installed, what is installed is too old or newer than this, or a setting is wrong.
-#[allow(clippy::print_stderr)]
 pub(crate) async fn run(args: &UpgradeArgs) -> anyhow::Result<()> {
     let cluster = Cluster::connect(&args.cluster).await?;
     let deployment = cluster.find(DEPLOYMENT).await.context("cannot look at the control plane")?;
@@ -46,9 +46,9 @@ pub(crate) async fn run(args: &UpgradeArgs) -> anyhow::Result<()> {
         of_this_version(&chosen, &args.set, installed)?;
     }
     let objects = install::objects(&chosen)?;
-    eprintln!("from {installed} to {}", Version::own());
+    output::complain(&format!("from {installed} to {}", Version::own()));
     for line in changes(&cluster, &objects).await? {
-        eprintln!("{line}");
+        output::complain(&line);
     }
     install::print(&objects)
 }

@@ -1,17 +1,25 @@
 //! The admin listener: health, metrics, and what is going on, as JSON.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Json};
 use axum::routing::get;
 use heddle_api::discovery::v1;
 use heddle_api::tls::Credentials;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower::ServiceExt;
 
 use crate::alerts::{SharedAlerts, Shown, direction, timestamp};
 use crate::ca::SharedAuthority;
@@ -21,6 +29,7 @@ use crate::discovery::sessions::Sessions;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::{InForce, ParentStatus, PolicyStatus, Registration};
 use crate::pipeline::{certificate_expiry, unix_seconds};
+use crate::places::{Place, Places};
 use crate::reports::SharedReports;
 use crate::server::registry::SharedRegistry;
 use crate::server::until;
@@ -59,7 +68,58 @@ pub(crate) async fn serve(
         .route("/alerts", get(alerts))
         .merge(explain::routes())
         .with_state(admin);
-    axum::serve(listener, routes).with_graceful_shutdown(until(shutdown, std::future::pending())).await
+    let routes = routes.fallback(|| async { (StatusCode::NOT_FOUND, PAGES) });
+    let places = Arc::new(Places::default());
+    let mut connections = JoinSet::new();
+    let mut over = shutdown.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            _ = over.wait_for(|over| *over) => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // Whoever holds too many gets no more.
+                let Some(place) = places.take(peer.ip()) else { continue };
+                connections.spawn(connection(stream, routes.clone(), place, shutdown.clone()));
+            }
+            // Out of file descriptors, most likely: accepting at once would spin.
+            Err(_) => tokio::time::sleep(ACCEPT_BACK_OFF).await,
+        }
+    }
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Limit on a request's head, and on the silence between two requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After that long a connection ends with the request that it is at; scrapers simply make a new one.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// How long the last answer may take to be read.
+const LAST_ANSWER: Duration = Duration::from_secs(10);
+
+/// After running out of file descriptors: long enough that some are closed meanwhile.
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+
+const PAGES: &str = "there are /live /ready /metrics /workloads /errors /statuses /alerts /service /explain /rate-limits /tokens /routes\n";
+
+async fn connection(stream: TcpStream, routes: Router, _place: Place, shutdown: watch::Receiver<bool>) {
+    let service = service_fn(|request: Request<Incoming>| routes.clone().oneshot(request.map(Body::new)));
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        // What goes wrong concerns that client alone, and it knows.
+        _ = serving.as_mut() => return,
+        () = until(shutdown, tokio::time::sleep(LIFETIME)) => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(LAST_ANSWER, serving).await;
 }
 
 /// Ready once there is something to tell sidecars.

@@ -22,6 +22,7 @@ mod discovery;
 mod https;
 mod metrics;
 mod pipeline;
+mod places;
 mod record;
 mod registry;
 mod replicas;

@@ -1,6 +1,11 @@
 //! `heddle-control-plane`: runs the control plane, or mints a join token.
 
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+use heddle_api::causes;
 use heddle_control_plane::settings::Args;
 use heddle_control_plane::token::TokenArgs;
 
@@ -22,14 +27,30 @@ enum Command {
     Crds,
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
-    match cli.command {
-        #[allow(clippy::print_stdout)]
-        Some(Command::Token(args)) => println!("{}", args.mint()?),
-        #[allow(clippy::print_stdout)]
-        Some(Command::Crds) => print!("{}", heddle_api::crd::render()),
-        None => heddle_control_plane::run_until_terminated(cli.args)?,
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes, which may have no reader.
+            let _ = writeln!(io::stderr(), "heddle-control-plane: {}", causes::line(error.as_ref()));
+            ExitCode::FAILURE
+        }
     }
-    Ok(())
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Some(Command::Token(args)) => print(&format!("{}\n", args.mint()?)),
+        Some(Command::Crds) => print(&heddle_api::crd::render()),
+        None => heddle_control_plane::run_until_terminated(cli.args),
+    }
+}
+
+/// Writes to standard output, as far as somebody reads it.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
 }

@@ -229,6 +229,9 @@ pub enum InvalidSettings {
     /// No name of a namespace.
     #[error("--namespace: {0:?} is no name of a namespace")]
     Namespace(String),
+    /// No end of names.
+    #[error("--cluster-domain: {0:?} is no domain such as cluster.local")]
+    ClusterDomain(String),
     /// A directory that is not a folder.
     #[error("--source: {} is no folder", .0.display())]
     Source(PathBuf),
@@ -269,6 +272,12 @@ impl Args {
             return Err(InvalidSettings::AuthorityInCluster);
         }
         let webhook = set.webhook.or(cluster.is_some().then_some(DEFAULT_WEBHOOK));
+        let cluster_domain =
+            set.cluster_domain.unwrap_or_else(|| heddle_api::name::DEFAULT_CLUSTER_DOMAIN.into());
+        // Of labels, as services' names are.
+        if !cluster_domain.split('.').all(|label| ServiceName::new("default", label).is_ok()) {
+            return Err(InvalidSettings::ClusterDomain(cluster_domain));
+        }
         Ok(Settings {
             webhook,
             inject_defaults: inject_defaults(&set.inject_defaults)?,
@@ -280,9 +289,7 @@ impl Args {
             registration_grace: set.registration_grace.unwrap_or(DEFAULT_GRACE),
             idle_exit: set.idle_exit,
             drain_timeout: set.drain_timeout.unwrap_or(DEFAULT_DRAIN),
-            cluster_domain: set
-                .cluster_domain
-                .unwrap_or_else(|| heddle_api::name::DEFAULT_CLUSTER_DOMAIN.into()),
+            cluster_domain,
             log_level: set.log_level.unwrap_or_else(|| "info".into()),
             log_format: set.log_format.unwrap_or_default(),
         })

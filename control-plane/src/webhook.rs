@@ -10,7 +10,6 @@
 pub(crate) mod ca_bundle;
 mod certificate;
 mod mutation;
-mod places;
 mod review;
 mod validation;
 
@@ -34,11 +33,11 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use self::certificate::Serving;
-use self::places::{Place, Places};
 use self::review::Rules;
 use crate::ca::{SharedAuthority, SignError};
 use crate::injection::{Injector, Options};
 use crate::metrics::{Admission, Metrics};
+use crate::places::{Place, Places};
 use crate::settings::{DEFAULT_NAMESPACE, Settings};
 
 /// As for sidecars: long enough for a slow link, short enough that silence is not free.

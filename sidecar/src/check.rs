@@ -9,11 +9,11 @@ mod mesh;
 mod probes;
 
 use std::fmt;
-use std::io::Write;
 
 use clap::Args;
 use serde::Serialize;
 
+use crate::output;
 use crate::settings::DEFAULT_CONTROL_PLANE;
 
 /// Settings of `check`.
@@ -87,16 +87,9 @@ impl Report {
     /// Prints it, as JSON or for people.
     ///
     /// # Errors
-    /// If nobody reads it.
+    /// If it cannot be written.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
-        let mut output = std::io::stdout().lock();
-        if json {
-            serde_json::to_writer_pretty(&mut output, self)?;
-            writeln!(output)?;
-        } else {
-            write!(output, "{self}")?;
-        }
-        Ok(())
+        output::print(&if json { serde_json::to_string_pretty(self)? + "\n" } else { self.to_string() })
     }
 }
 

@@ -27,6 +27,7 @@ mod mirror;
 mod namespace;
 mod netlink;
 mod outbound;
+pub mod output;
 pub mod pod;
 pub mod policy;
 pub mod proxy;

@@ -71,6 +71,13 @@ pub(crate) fn listening(role: &str, address: SocketAddr) {
     }
 }
 
+/// Tells whoever started an application what it waits for. Where nobody but the log is told, the log says so itself.
+pub(crate) fn waiting(why: &str) {
+    if let Some(announce) = ANNOUNCER.get() {
+        announce(&serde_json::json!({"event": "waiting", "error": why}).to_string());
+    }
+}
+
 /// Hands announcements to `announce` instead of standard error, which is a
 /// file in processes that nobody watches.
 pub(crate) fn announce_to(announce: impl Fn(&str) + Send + Sync + 'static) {

@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use heddle_api::causes;
+use heddle_sidecar::output;
+
 /// glibc's allocator keeps what it once had; jemalloc was ahead of it and of
 /// mimalloc in memory and time.
 #[global_allocator]
@@ -22,10 +25,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line with all causes; a person has no use for a backtrace.
-            #[allow(clippy::print_stderr)]
-            {
-                eprintln!("heddle-sidecar: {error:#}");
-            }
+            output::complain(&format!("heddle-sidecar: {}", causes::line(error.as_ref())));
             ExitCode::FAILURE
         }
     }

@@ -344,6 +344,7 @@ async fn identity(
     deadline: Option<tokio::time::Instant>,
 ) -> anyhow::Result<Identity> {
     let mut reconnect = Reconnect::new();
+    let mut told = String::new();
     loop {
         let error =
             match Identity::obtain(control_plane.clone(), proofs.clone(), metrics.certificate_expiry()).await
@@ -358,6 +359,11 @@ async fn identity(
             return Err(error).context("no identity");
         }
         tracing::warn!(%error, "no identity yet");
+        let why = error.to_string();
+        if why != told {
+            log::waiting(&why);
+            told = why;
+        }
         tokio::time::sleep(wait).await;
     }
 }

@@ -20,7 +20,6 @@ mod link;
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -28,11 +27,13 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Args;
+use heddle_api::causes;
 use heddle_api::name::ServiceName;
 
 use crate::cli::advertised;
 use crate::listener::{Inbound, InboundKind, Outbound, OutboundKind};
 use crate::namespace::network::Interception;
+use crate::output;
 use crate::proxy::{self, Setup};
 use crate::settings::{InvalidSpec, SidecarArgs, Workload, WorkloadArgs};
 
@@ -107,7 +108,7 @@ pub fn run_with(args: RunArgs, embedded: Option<EmbeddedControlPlane>, serve: Se
         Ok(never) => match never {},
         Err(error) => error,
     };
-    complain(&format!("{error:#}"));
+    complain(&causes::line(error.as_ref()));
     std::process::exit(FAILED)
 }
 
@@ -222,8 +223,7 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Tells the person who typed the command.
 fn complain(message: &str) {
-    // Nobody may be left to read it.
-    let _ = writeln!(std::io::stderr(), "heddle: {message}");
+    output::complain(&format!("heddle: {message}"));
 }
 
 #[cfg(test)]

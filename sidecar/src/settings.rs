@@ -60,7 +60,7 @@ pub struct WorkloadArgs {
 #[derive(Debug, Clone, Args)]
 pub struct SidecarArgs {
     /// The control plane, as HOST:PORT [default: 127.0.0.1:7200]
-    #[arg(long, value_name = "HOST:PORT", env = "HEDDLE_CONTROL_PLANE")]
+    #[arg(long, value_name = "HOST:PORT", env = "HEDDLE_CONTROL_PLANE", value_parser = parse_host_port)]
     pub control_plane: Option<String>,
     /// A file with a join token [default: minted with the local control plane's key]
     #[arg(long, value_name = "FILE", env = "HEDDLE_JOIN_TOKEN")]
@@ -312,6 +312,21 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidSpec> {
     text.parse::<GatewayDuration>()
         .map(GatewayDuration::get)
         .map_err(|_| InvalidSpec(format!("{text:?} is no duration such as 10s, 250ms or 1h30m")))
+}
+
+/// `HOST:PORT`, with an IPv6 address in brackets.
+///
+/// # Errors
+/// If the text has another form.
+pub fn parse_host_port(text: &str) -> Result<String, InvalidSpec> {
+    let is_host = |host: &str| match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').is_some_and(|address| address.contains(':')),
+        None => !host.is_empty() && !host.contains(':'),
+    };
+    match text.rsplit_once(':').map(|(host, port)| (is_host(host), port.parse())) {
+        Some((true, Ok(1..=u16::MAX))) => Ok(text.to_owned()),
+        _ => Err(InvalidSpec(format!("{text:?} is not HOST:PORT, such as 127.0.0.1:7200 or [::1]:7200"))),
+    }
 }
 
 /// The address of a DNS server, with its port where that is not 53.

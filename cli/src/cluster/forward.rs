@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::{Buf, Bytes, BytesMut};
+use heddle_api::causes;
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -21,8 +22,8 @@ use kube::client::Body;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::Mutex;
 
+use super::Cluster;
 use super::websocket::{self, Frame};
-use super::{Cluster, chain};
 
 /// A port of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -120,7 +121,7 @@ impl Forwards {
                 .header("sec-websocket-protocol", PROTOCOL)
                 .body(Body::empty())?;
         let answer = self.cluster.client.send(request).await;
-        let answer = answer.map_err(|error| anyhow::anyhow!(chain(&error)))?;
+        let answer = answer.map_err(|error| anyhow::anyhow!(causes::line(&error)))?;
         // What the key is answered with would tell apart servers that do not speak the protocol; an API
         // server that proved to be one does.
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use heddle_sidecar::output;
 use serde_json::Value;
 
 use super::shop::Shop;
@@ -18,7 +19,7 @@ struct Finding {
 }
 
 pub(super) async fn run() -> anyhow::Result<ExitCode> {
-    let mut shop = Shop::start(0).await?;
+    let mut shop = Shop::start(Some(0)).await?;
     let admin = Admin::open(Location::at(shop.control_plane_admin())).await?;
     let findings = vec![
         Finding {
@@ -42,13 +43,8 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     ];
     shop.stop().await;
     let (table, all) = render(&findings);
-    print(&table);
+    output::print(&table)?;
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-#[allow(clippy::print_stdout)]
-fn print(table: &str) {
-    print!("{table}");
 }
 
 fn render(findings: &[Finding]) -> (String, bool) {

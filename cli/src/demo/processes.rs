@@ -38,7 +38,8 @@ impl Process {
         let program: PathBuf = std::env::current_exe()?;
         let mut child = Command::new(program)
             .args(arguments)
-            .stdin(Stdio::null())
+            // Ends when we do, however that comes: by that applications see that nobody is left to end them.
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)

@@ -24,10 +24,20 @@ const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the opening is looked at.
 const OPENING_POLL: Duration = Duration::from_millis(100);
 
+/// How long the control plane stays where the demo was killed, and with it all sidecars. Longer than the
+/// first sidecar takes to come.
+const ORPHANED: &str = "30s";
+
+/// The storefront's port unless another is asked for.
+const STOREFRONT: u16 = 8080;
+
 const MANIFESTS: &str = include_str!("shop.yaml");
 
 impl Shop {
-    pub(super) async fn start(port: u16) -> anyhow::Result<Self> {
+    /// Opens it, with the storefront on `port` of this machine; `None`: where it usually is, if that is free.
+    pub(super) async fn start(port: Option<u16>) -> anyhow::Result<Self> {
+        let usual = || free_port(STOREFRONT).or_else(|_| free_port(0));
+        let port = port.map_or_else(usual, free_port)?;
         let folder = TempDir::with_prefix("heddle-demo-")?;
         let manifests = folder.path().join("manifests");
         std::fs::create_dir(&manifests)?;
@@ -35,7 +45,7 @@ impl Shop {
         // A port that is known beforehand: a control plane that is started again finds its place.
         let listen = format!("127.0.0.1:{}", free_port(0)?);
         let control_plane = start_control_plane(&folder, &listen).await?;
-        let storefront = SocketAddr::from(([127, 0, 0, 1], free_port(port)?));
+        let storefront = SocketAddr::from(([127, 0, 0, 1], port));
         let mut shop =
             Self { control_plane, workloads: Vec::new(), storefront, registered: Vec::new(), folder };
         for (service, port) in
@@ -60,7 +70,8 @@ impl Shop {
                 .map(Into::into)
                 .into();
         arguments.extend_from_slice(more);
-        arguments.extend(["--", &program, "app", service, "--listen", &listen].map(Into::into));
+        arguments
+            .extend(["--", &program, "app", service, "--listen", &listen, "--while-stdin"].map(Into::into));
         Process::start(service, &arguments, "admin").await
     }
 
@@ -170,13 +181,15 @@ async fn start_control_plane(folder: &TempDir, listen: &str) -> anyhow::Result<P
         &source,
         "--data-dir",
         &data,
+        "--idle-exit",
+        ORPHANED,
     ];
     Process::start("control plane", &arguments.map(String::from), "admin").await
 }
 
-/// The wanted port, or any where it is taken.
+/// The wanted port, if it is free; for 0 any that is.
 fn free_port(wanted: u16) -> anyhow::Result<u16> {
-    let bind = |port| std::net::TcpListener::bind(("127.0.0.1", port));
-    let listener = bind(wanted).or_else(|_| bind(0)).context("no port for the storefront")?;
+    let listener = std::net::TcpListener::bind(("127.0.0.1", wanted))
+        .with_context(|| format!("cannot listen on 127.0.0.1:{wanted}"))?;
     Ok(listener.local_addr()?.port())
 }

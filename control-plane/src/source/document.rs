@@ -189,6 +189,12 @@ impl Reader<'_> {
         violations: Vec<Violation>,
         wrap: fn(Arc<Sourced<T>>) -> Object,
     ) {
+        let mut violations = violations;
+        for impossible in impossible_names(&name) {
+            if violations.iter().all(|known| known.path != impossible.path) {
+                violations.push(impossible);
+            }
+        }
         let origin = self.origin(node);
         if violations.is_empty() {
             self.content.objects.push(wrap(Arc::new(Sourced { name, value, origin })));
@@ -230,6 +236,25 @@ impl Reader<'_> {
         let location = Origin::new(self.file.clone(), positions).locate(field);
         self.errors.push(SourceError::new(location, field.into(), message.into()));
     }
+}
+
+/// Names that no API server would give an object (RFC 1123, as Kubernetes reads it): what a folder holds,
+/// a cluster can hold.
+fn impossible_names(name: &ObjectName) -> Vec<Violation> {
+    const LONGEST: usize = 253;
+    let is_label = |text: &str| ServiceName::new("any", text).is_ok();
+    let mut violations = Vec::new();
+    if name.name.len() > LONGEST || !name.name.split('.').all(is_label) {
+        let message =
+            format!("{:?} is no name of an object (DNS labels in lower case, joined by dots)", name.name);
+        violations.push(Violation { path: "metadata.name".into(), message });
+    }
+    // Objects of the whole cluster are in none.
+    if !name.namespace.is_empty() && !is_label(&name.namespace) {
+        let message = format!("{:?} is no namespace (a DNS label in lower case)", name.namespace);
+        violations.push(Violation { path: "metadata.namespace".into(), message });
+    }
+    violations
 }
 
 fn namespaced(metadata: &crd::Metadata) -> ObjectName {
@@ -285,6 +310,46 @@ spec:
         let (field, line, message) = only_error(&format!("{POLICY}      jiter: 1\n"));
         assert_eq!((field.as_str(), line), ("spec.retry.backoff.jiter", 9));
         assert!(message.contains("unknown field"), "{message}");
+    }
+
+    #[test]
+    fn names_that_no_cluster_would_take_are_errors() {
+        let (field, line, message) =
+            only_error(&POLICY.replace("name: users, namespace", "name: A_b/c, namespace"));
+        assert_eq!((field.as_str(), line), ("metadata.name", 3));
+        assert!(message.starts_with("\"A_b/c\" is no name of an object"), "{message}");
+        let (field, line, _) = only_error(&POLICY.replace("namespace: shop", "namespace: shop.example"));
+        assert_eq!((field.as_str(), line), ("metadata.namespace", 3));
+        assert!(read(&POLICY.replace("name: users, namespace", "name: users.v2, namespace")).is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_the_words_of_programmers() {
+        let (_, _, message) = only_error(&format!("{POLICY}    attempts: two\n"));
+        assert_eq!(message, "invalid type: string \"two\", expected a whole number from 0 to 4294967295");
+        let (_, _, message) = only_error(&format!("{POLICY}      base: 50ms\n"));
+        assert_eq!(message, "duplicate mapping key: base");
+    }
+
+    #[test]
+    fn aliases_do_not_make_a_small_file_a_large_one() {
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..8 {
+            let below = vec![format!("*a{}", level - 1); 10].join(", ");
+            bomb.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+        }
+        let (_, _, message) = only_error(&bomb);
+        assert!(message.starts_with("holds more than 250000 values"), "{message}");
+        // Many small documents are no bomb.
+        let many: String = (0..2000)
+            .map(|n| {
+                format!(
+                    "---\n{}",
+                    POLICY.replace("name: users, namespace", &format!("name: u{n}, namespace"))
+                )
+            })
+            .collect();
+        assert_eq!(read(&many).unwrap().objects.len(), 2000);
     }
 
     #[test]

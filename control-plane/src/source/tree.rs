@@ -56,23 +56,35 @@ pub(super) struct Key {
 /// More comment lines in a row than any licence header has.
 const MAX_COMMENT_LINES: usize = 10_000;
 
+/// The most values of a file. What an alias stands for counts wherever it is used, so that a small file
+/// makes no large tree.
+const MAX_VALUES: usize = 250_000;
+
 /// Every document of `text` that is not empty.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, Misfit> {
     let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! { max_buffered_comment_events: MAX_COMMENT_LINES },
+        budget: serde_saphyr::budget! {
+            max_buffered_comment_events: MAX_COMMENT_LINES,
+            max_documents: MAX_VALUES,
+            max_nodes: MAX_VALUES,
+        },
         with_snippet: false,
     };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| Misfit {
         path: Vec::new(),
         position: error.location().map(Position::from),
-        message: without_position(&error.to_string()),
+        message: in_words(&error.to_string()),
     })
 }
 
-/// The parser's messages end in the position, which we report beside them.
-fn without_position(message: &str) -> String {
+/// The parser's messages without the position, which we report beside them, and without advice for programmers.
+fn in_words(message: &str) -> String {
     let first = message.lines().next().unwrap_or_default();
-    first.split(" at line ").next().unwrap_or(first).trim_start_matches("error: ").to_owned()
+    let first = first.split(" at line ").next().unwrap_or(first).trim_start_matches("error: ");
+    if first.starts_with("budget breached: Nodes") {
+        return format!("holds more than {MAX_VALUES} values, those of an alias counted wherever it is used");
+    }
+    first.split(", set DuplicateKeyPolicy").next().unwrap_or(first).to_owned()
 }
 
 impl Node {
@@ -279,9 +291,25 @@ impl fmt::Display for Misfit {
 
 impl std::error::Error for Misfit {}
 
+/// What types of numbers are called in messages, and what they hold.
+const NUMBERS: [(&str, &str); 5] = [
+    ("expected u16", "expected a whole number from 0 to 65535"),
+    ("expected u32", "expected a whole number from 0 to 4294967295"),
+    ("expected u64", "expected a whole number, 0 or more"),
+    ("expected i32", "expected a whole number"),
+    ("expected f64", "expected a number"),
+];
+
 impl de::Error for Misfit {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { path: Vec::new(), position: None, message: message.to_string() }
+        let mut message = message.to_string();
+        for (number, words) in NUMBERS {
+            if let Some(start) = message.strip_suffix(number) {
+                message = format!("{start}{words}");
+                break;
+            }
+        }
+        Self { path: Vec::new(), position: None, message }
     }
 }
 
@@ -403,7 +431,7 @@ mod tests {
     fn a_misfit_names_path_line_and_column() {
         let (field, line, column, message) = misfit("name: a\ninner:\n  name: b\n  ports:\n  - 1\n  - x\n");
         assert_eq!((field.as_str(), line, column), ("inner.ports[1]", 6, 5));
-        assert!(message.contains("u16"), "{message}");
+        assert!(message.ends_with("expected a whole number from 0 to 65535"), "{message}");
         let (field, line, column, message) = misfit("name: a\ninner:\n  name: b\n  prots: []\n");
         assert_eq!((field.as_str(), line, column), ("inner.prots", 4, 3));
         assert!(message.contains("unknown field"), "{message}");

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use heddle_api::causes;
 use heddle_api::spiffe::SpiffeId;
 use heddle_api::tls::Credentials;
 use hyper_util::rt::TokioIo;
@@ -79,19 +80,10 @@ impl ControlPlane {
         let made = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(connect)).await;
         match made {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(unreachable(innermost(&error))),
+            Ok(Err(error)) => Err(unreachable(causes::root(&error))),
             Err(_) => Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
         }
     }
-}
-
-/// What lies behind a transport error, which by itself says "transport error" only.
-fn innermost(error: &tonic::transport::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// A failed call in words: the code, the server's message, and what lies behind.

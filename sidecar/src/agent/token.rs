@@ -117,8 +117,7 @@ impl TokenSource {
 
     /// The data directory of the local control plane, or why there is none.
     fn data_dir(&self) -> Result<PathBuf, String> {
-        let mut addresses =
-            self.control_plane.to_socket_addrs().map_err(|_| "the address is none".to_owned())?;
+        let mut addresses = self.control_plane.to_socket_addrs().map_err(|error| error.to_string())?;
         let address = addresses.find(|a| a.ip().is_loopback()).ok_or("the address is not loopback")?;
         let path = runtime_dir::path().join(RuntimeFile::name(address.port()));
         let text = match fs::read_to_string(&path) {

@@ -6,8 +6,8 @@
 //! the others end at once, and every launch joins the winner.
 
 use std::env;
-use std::fs::OpenOptions;
-use std::io::{self, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -77,7 +77,23 @@ pub(super) fn ensure(embedded: Option<&EmbeddedControlPlane>) -> anyhow::Result<
         // Of another user perhaps; joining it says what is missing.
         return Ok(());
     }
-    bail!("no control plane answers at {address}, and the one started here ended; its log: {}", log.display())
+    let said = last_line(&log).map(|line| format!(": {line}")).unwrap_or_default();
+    bail!(
+        "no control plane answers at {address}, and the one started here ended{said}; its log: {}",
+        log.display()
+    )
+}
+
+/// The last line of a file, which others have written into before: why the process that wrote it ended.
+fn last_line(path: &Path) -> Option<String> {
+    const LONGEST: i64 = 4096;
+    let mut file = File::open(path).ok()?;
+    // A shorter file is read from its start.
+    let _ = file.seek(SeekFrom::End(-LONGEST));
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
 }
 
 fn answers(address: SocketAddr) -> bool {

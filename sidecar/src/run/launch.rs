@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use heddle_api::causes;
 use heddle_api::name::DEFAULT_CLUSTER_DOMAIN;
 
 use super::link::{Link, Message};
@@ -122,8 +123,9 @@ fn be_the_sidecar(plan: Plan, serve: Serve, link: Link, application: Application
     match result {
         Ok(()) => log.remove_if_temporary(),
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "the sidecar ends");
-            link.tell(&Message::Failed(format!("{error:#}")), None);
+            let error = causes::line(error.as_ref());
+            tracing::error!(error, "the sidecar ends");
+            link.tell(&Message::Failed(error), None);
             process::exit(1)
         }
     }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use serde_json::Value;
 
+use crate::output;
+
 /// Why the settings cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -34,12 +36,11 @@ pub enum Unreadable {
 
 impl Unreadable {
     /// Tells the person and ends the process, with status 0 where help was asked for and 2 otherwise.
-    #[allow(clippy::print_stderr)]
     pub fn exit(self) -> ! {
         match self {
             Self::Flags(error) => error.exit(),
             other => {
-                eprintln!("error: {other}");
+                output::complain(&format!("error: {other}"));
                 std::process::exit(2)
             }
         }

@@ -1,7 +1,6 @@
 //! Why a watch ended, from what the API server or the way to it said.
 
-use std::error::Error;
-
+use heddle_api::causes;
 use kube::core::Status;
 
 use super::{ANSWER_TIMEOUT, Failure};
@@ -33,9 +32,9 @@ impl End {
         match error {
             kube::Error::Api(status) => Self::of_status(&status),
             cut @ (kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_)) => {
-                Self::Cut(chain(&cut))
+                Self::Cut(causes::line(&cut))
             }
-            other => Self::Failed(Failure::Unreachable(chain(&other))),
+            other => Self::Failed(Failure::Unreachable(causes::line(&other))),
         }
     }
 
@@ -70,18 +69,4 @@ impl End {
     pub(super) fn impossible(error: kube::core::request::Error) -> Self {
         Self::Failed(Failure::Refused(error.to_string()))
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -1,7 +1,7 @@
-//! Who may have connections to the webhooks, and how many.
+//! Who may have connections to the webhooks or to the admin listener, and how many.
 //!
-//! API servers have no address that a policy could name, so that every pod of the cluster can call. No
-//! single one of them can have all the places.
+//! API servers, kubelets and scrapers have no address that a policy could name, so that every pod of the
+//! cluster can call. No single one of them can have all the places.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ const OF_ONE: usize = ALL / 2;
 
 /// The connections that there are, by the address of the peer.
 #[derive(Debug, Default)]
-pub(super) struct Places {
+pub(crate) struct Places {
     taken: Mutex<Taken>,
 }
 
@@ -30,14 +30,14 @@ struct Taken {
 
 /// A place, which is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     places: Arc<Places>,
     peer: IpAddr,
 }
 
 impl Places {
     /// A place for a connection of `peer`, if there is one left for it.
-    pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
+    pub(crate) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
         let peer = peer.to_canonical();
         let mut taken = self.taken.lock();
         if taken.all >= ALL || taken.by_peer.get(&peer).is_some_and(|count| *count >= OF_ONE) {
