@@ -561,6 +561,8 @@ fn least_privilege(cluster: &Cluster) {
         (&["create", "tokenreviews.authentication.k8s.io"], true),
         (&["patch", "configmaps/heddle-trust-bundle", "-n", "shop"], true),
         (&["get", "secrets/heddle-ca", "-n", "heddle-system"], true),
+        (&["patch", "configmaps/heddle-alerts", "-n", "heddle-system"], true),
+        (&["patch", "configmaps/heddle-alerts", "-n", "shop"], false),
         (&["patch", "mutatingwebhookconfigurations/heddle-injector"], true),
         (&["patch", "configmaps/other", "-n", "shop"], false),
         (&["list", "configmaps", "-A"], false),

@@ -2,6 +2,8 @@
 //! alert is told once, and people see both from outside.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 
 use heddle_tests::cluster::{Cluster, Settings, of_heddle};
 use heddle_tests::{binary, eventually};
@@ -201,10 +203,31 @@ impl Shop {
         pods.split_whitespace().map(str::to_owned).collect()
     }
 
+    /// Ends all control planes at once, as crashes would, and waits until others are there.
+    fn replace_control_planes(&self) {
+        let label = "app.kubernetes.io/name=heddle-control-plane";
+        let now = ["--grace-period=0", "--force"];
+        self.cluster.kubectl(&[&["-n", "heddle-system", "delete", "pods", "-l", label][..], &now].concat());
+        self.cluster.rolled_out("heddle-system", "deploy/heddle-control-plane");
+    }
+
     /// What one of them shows.
     fn shows(&self, replica: &str, path: &str) -> Option<Value> {
         let path = format!("/api/v1/namespaces/heddle-system/pods/{replica}:7290/proxy{path}");
         serde_json::from_str(&self.cluster.try_kubectl(&["get", "--raw", &path]).ok()?).ok()
+    }
+
+    /// Waits until one of them knows how every pod is.
+    fn knows_all(&self, replica: &str) {
+        eventually("each control plane knows of every pod", || {
+            let shown = self.shows(replica, "/workloads")?;
+            let workloads = shown["workloads"].as_array()?.clone();
+            let is = |name: &str, health: &str| {
+                workloads.iter().any(|pod| pod["instance"] == name && pod["health"] == health)
+            };
+            let known = workloads.iter().filter(|pod| pod["health"] != "unknown").count();
+            (is("orders-0", "warning") && is("orders-1", "healthy") && known == 5).then_some(())
+        });
     }
 
     /// How often somebody was told this.
@@ -239,17 +262,31 @@ fn pods_report_how_they_fare_and_what_fires_whichever_control_plane_hears_them()
     assert_eq!((&shown["score"], &shown["healthCause"]), (&40.into(), &"dependencies".into()), "{shown}");
     assert_eq!((&shown["owner"], &shown["service"]), (&"orders".into(), &"orders".into()), "{shown}");
     shop.shared("the ailing pod gets two of seven", 20);
-    for replica in shop.replicas() {
-        eventually("each control plane knows of every pod", || {
-            let shown = shop.shows(&replica, "/workloads")?;
-            let workloads = shown["workloads"].as_array()?.clone();
-            let is = |name: &str, health: &str| {
-                workloads.iter().any(|pod| pod["instance"] == name && pod["health"] == health)
-            };
-            let known = workloads.iter().filter(|pod| pod["health"] != "unknown").count();
-            (is("orders-0", "warning") && is("orders-1", "healthy") && known == 5).then_some(())
+    shop.replicas().iter().for_each(|replica| shop.knows_all(replica));
+
+    // So it is while all control planes are replaced, and those that follow wait for sidecars to report again.
+    let is_over = AtomicBool::new(false);
+    let most = std::thread::scope(|scope| {
+        let client = &shop.clients[0];
+        let sampled = scope.spawn(|| {
+            let mut most = 0;
+            while !is_over.load(SeqCst) {
+                most = most.max(shop.shares(client).get("orders-0").copied().unwrap_or_default());
+            }
+            most
         });
-    }
+        let replaced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            shop.replace_control_planes();
+            shop.replicas().iter().for_each(|replica| shop.knows_all(replica));
+        }));
+        is_over.store(true, SeqCst);
+        let most = sampled.join().expect("nothing in it panics");
+        replaced.map_or_else(|panic| std::panic::resume_unwind(panic), |()| most)
+    });
+    assert!(
+        most <= 25,
+        "the ailing pod got {most} of seventy, where its whole share is 35 and it is to get 20"
+    );
 
     // Found by the deployment and by the pod, with what their sidecars count.
     let clients = shop.json(&["stat", "--json", "shop/client"]);
@@ -306,6 +343,21 @@ fn an_alert_is_told_once_by_two_control_planes_also_when_the_one_that_tells_goes
             let shown = shop.json(&["stat", "--json"]);
             (shown["alerts"][0]["instances"] == 2).then_some(())
         });
+        assert_eq!((shop.told("firing"), shop.told("resolved")), (1, 0));
+
+        // When nobody is left to hear it from, too.
+        let holder = lease().expect("somebody leads");
+        shop.replace_control_planes();
+        eventually("one that was not there before leads", || lease().filter(|name| *name != holder));
+        for replica in shop.replicas() {
+            eventually("both pods fire, for each control plane that is new", || {
+                let shown = shop.shows(&replica, "/workloads")?;
+                let known = shown["workloads"].as_array()?.iter();
+                let known = known.filter(|pod| pod["health"] != "unknown").count();
+                let shown = shop.shows(&replica, "/alerts")?;
+                (known == 5 && shown["alerts"][0]["instances"] == 2).then_some(())
+            });
+        }
         assert_eq!((shop.told("firing"), shop.told("resolved")), (1, 0));
     });
     eventually("somebody is told that it is over", || (shop.told("resolved") == 1).then_some(()));
