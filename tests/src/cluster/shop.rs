@@ -113,6 +113,17 @@ impl Cluster {
         applied.elapsed()
     }
 
+    /// Takes that policy away if it is there, and waits until it is not in effect any more.
+    ///
+    /// # Panics
+    /// If it stays.
+    pub fn open_prices(&self) {
+        self.kubectl(&["delete", "-n", "shop", "faultpolicy/closed", "--ignore-not-found"]);
+        eventually("nobody is refused", || {
+            self.ask("http://prices/").ok().filter(|answer| answer.contains("StatusCode=200"))
+        });
+    }
+
     /// Starts a client of `prices` on a node that never stops, and writes down what it got and what failed.
     pub fn start_shopper(&self, node: &str) {
         self.apply(&format!(
