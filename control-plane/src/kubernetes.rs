@@ -7,7 +7,7 @@
 //! (`lease`): the mesh's roots into each namespace (`trust_bundle`), what became
 //! of policies and routes to their statuses (`status`), the mesh itself
 //! (`mesh_object`), and what must outlive all of them: the pods that are not well
-//! (`scores`) and what people were told ([`crate::record`]). What is read from
+//! (`scores`) and what people were told (`alerts/kept`). What is read from
 //! there is the business of [`crate::source`].
 
 use std::sync::Arc;
