@@ -183,6 +183,13 @@ impl Connections {
         }
     }
 
+    /// There may be more of them than before: all who wait may look again.
+    fn grown(&self) {
+        for _ in 0..self.line.waiting() {
+            self.free();
+        }
+    }
+
     /// One who waits may look again.
     fn free(&self) {
         self.line.tell();

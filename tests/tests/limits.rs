@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use heddle_tests::backend::{Answer, Backend, Front, Gate, HOST, Http2Backend, Told, call, runtime};
-use heddle_tests::eventually;
 use heddle_tests::trials::one_of_three;
+use heddle_tests::{eventually, get};
 
 const MS: Duration = Duration::from_millis(1);
 const H2C: &str = "kubernetes.io/h2c";
@@ -92,6 +92,28 @@ fn connections_and_who_waits_for_one_are_bounded() {
         (served(&front, 4) < 4).then_some(front)
     });
     assert_eq!(served(&front, 4), 4, "once it is there");
+}
+
+/// One who waited under the old limit once did so until a connection ended.
+#[test]
+fn who_waits_for_a_connection_gets_one_when_the_limit_is_raised() {
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let backend = Backend::start(move |_| {
+        shut.pass();
+        (200, Duration::ZERO)
+    });
+    let mut front = Front::start("  limits: {connections: 1}", "http", &[backend.port()]);
+    let at = front.outbound();
+    let calls = [(); 2].map(|()| thread::spawn(move || get(at, HOST, "/").map(|(status, _)| status)));
+    let outbound = ["direction=\"outbound\"", "service=\"users\""];
+    eventually("one of them waits for the other", || {
+        (front.metric("heddle_requests_in_flight", &outbound) >= 2.0).then_some(())
+    });
+    front.change("raised", "  limits: {connections: 2}");
+    eventually("both are there", || (backend.hits().len() == 2).then_some(()));
+    gate.open();
+    assert_eq!(calls.map(|call| call.join().expect("a caller does not panic")), [Some(200); 2]);
 }
 
 #[test]

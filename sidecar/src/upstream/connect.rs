@@ -94,14 +94,15 @@ impl Destination {
         protocol: MeshProtocol,
         worker: &Worker,
     ) -> Result<Lease, ConnectError> {
-        let policy = self.policy();
-        loop {
+        let connect_timeout = loop {
             if let Some(lease) = endpoint.idle(protocol) {
                 return Ok(lease);
             }
+            // Another than before, perhaps, where somebody has waited.
+            let policy = self.policy();
             let connections = &self.connections;
             if connections.open.get() < policy.limits.connections || self.drop_idle() {
-                break;
+                break policy.connect_timeout;
             }
             if connections.line.lacks_room(1) {
                 self.end_idle_links();
@@ -116,9 +117,9 @@ impl Destination {
             let waiting = Waiting::new(&connections.line);
             connections.freed.notified().await;
             waiting.looks();
-        }
+        };
         let counted = Counted::new(endpoint);
-        let transport = endpoint.connect(protocol, worker, policy.connect_timeout).await?;
+        let transport = endpoint.connect(protocol, worker, connect_timeout).await?;
         counted.keep();
         Ok(Lease::new(Connection::new(transport), endpoint.clone(), protocol))
     }

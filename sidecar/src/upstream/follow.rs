@@ -45,7 +45,10 @@ impl Destination {
     ) {
         let Some(declared) = service.ports.iter().find(|declared| declared.number == port) else { return };
         let policy = service.policy(port);
-        *self.policy.borrow_mut() = policy.clone();
+        let before = self.policy.replace(policy.clone());
+        if policy.limits.connections > before.limits.connections {
+            self.connections.grown();
+        }
         *self.faults.borrow_mut() = service.faults.clone();
         self.follow_routes(service.table(port, home.namespace));
         self.follow_policy(metrics);
