@@ -76,10 +76,21 @@ impl Chain {
 
     /// One of these hops, each with the host that it calls.
     fn of(hops: &[(&str, &'static str)], environment: &[(&str, &str)], refusals: usize) -> Self {
+        Self::before(Backend::always(503), ("", ""), hops, environment, refusals)
+    }
+
+    /// One before this service, in whose policy the one stands in place of the other.
+    fn before(
+        last: Backend,
+        (text, other): (&str, &str),
+        hops: &[(&str, &'static str)],
+        environment: &[(&str, &str)],
+        refusals: usize,
+    ) -> Self {
         let control_plane = ControlPlane::start();
-        let last = Backend::always(503);
         let names: Vec<&str> = hops.iter().map(|(name, _)| *name).collect();
-        control_plane.apply("mesh.yaml", &manifests(last.port(), &names));
+        let mesh = manifests(last.port(), &names);
+        control_plane.apply("mesh.yaml", &with_last_policy(&mesh, text, other));
         let started = hops.iter().map(|hop| Hop::start(&control_plane, environment, *hop, refusals));
         let started: Vec<Hop> = started.collect();
         let client = control_plane.sidecar_with(environment, "client", ["--workers", "1"]);
@@ -274,6 +285,12 @@ async fn http2_ask(at: SocketAddr, target: &str, trace: &str, is_grpc: bool) -> 
     Some(response.await.ok()?.status().as_u16())
 }
 
+/// The same, with something in the last policy, which is the last service's, in place of something else.
+fn with_last_policy(mesh: &str, text: &str, other: &str) -> String {
+    let (others, policy) = mesh.rsplit_once("---").expect("there are several");
+    format!("{others}---{}", policy.replace(text, other))
+}
+
 fn manifests(port: u16, hops: &[&str]) -> String {
     let policy = |service: &str| {
         format!(
@@ -321,11 +338,20 @@ fn a_hop_does_not_multiply_the_tries_of_the_next() {
 #[test]
 fn http2_and_grpc_do_not_multiply_tries_either() {
     let control_plane = ControlPlane::start();
-    let told = Told { status: 503, time: Duration::ZERO, grpc_status: None };
-    let last = Http2Backend::start(move |_| told);
+    // So many are answered at once, those after them not at all.
+    let answered = Arc::new(AtomicUsize::new(usize::MAX));
+    let left = answered.clone();
+    let last = Http2Backend::start(move |_| {
+        let is_answered =
+            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let time = if is_answered { Duration::ZERO } else { Duration::from_secs(60) };
+        Told { status: 503, time, grpc_status: None }
+    });
     let mesh =
         manifests(last.port(), &["middle"]).replace("appProtocol: http}", "appProtocol: kubernetes.io/h2c}");
-    control_plane.apply("mesh.yaml", &mesh.replace("on: [5xx]", "on: [5xx], methods: [GET, POST]"));
+    let mesh = mesh.replace("on: [5xx]", "on: [5xx], methods: [GET, POST]");
+    let mesh = with_last_policy(&mesh, "  retry:", "  timeouts: {request: 5s}\n  retry:");
+    control_plane.apply("mesh.yaml", &mesh);
     let (outbound, seen) = (Arc::<OnceLock<SocketAddr>>::default(), Arc::<AtomicUsize>::default());
     let address = format!("127.0.0.1:{}", http2_middle(&outbound, &seen));
     let middle = control_plane.sidecar("middle", ["--port", "main:8080:http2", "--app", &address]);
@@ -352,6 +378,11 @@ fn http2_and_grpc_do_not_multiply_tries_either() {
         let asked = (seen.load(Ordering::SeqCst) - before.0, last.streams() - before.1);
         assert_eq!(asked, (1, 4), "gRPC: {is_grpc}");
     }
+    // One that ran out of time has tried, too.
+    answered.store(1, Ordering::SeqCst);
+    let before = (seen.load(Ordering::SeqCst), last.streams());
+    assert_eq!(ask("/", &trace(4), false), Some(504));
+    assert_eq!((seen.load(Ordering::SeqCst) - before.0, last.streams() - before.1), (1, 2));
 }
 
 /// The second hop tells its failure in trailers, after which the first can try no more, but tells its own in the
@@ -427,6 +458,22 @@ fn a_retry_is_one_request_to_all_hops_behind_it() {
     let (answer, middle, last) = chain.call(TRACE);
     assert!(answer.starts_with("HTTP/1.1 5"), "{answer}");
     assert_eq!((middle, chain.asked(1).len(), last), (2, 1, 0));
+}
+
+/// A request whose time was over, or that found nowhere to go, once was no failure to be told of, though it had
+/// been tried again.
+#[test]
+fn a_hop_that_ran_out_of_time_or_endpoints_has_tried_too() {
+    let hangs = |nth| (503, if nth == 0 { Duration::ZERO } else { Duration::from_secs(60) });
+    let timeout = ("  retry:", "  timeouts: {request: 5s}\n  retry:");
+    let ejects =
+        ("consecutiveFailures: 1000, maxEjectedPercent: 0", "consecutiveFailures: 2, maxEjectedPercent: 100");
+    for (last, change) in [(Backend::start(hangs), timeout), (Backend::always(503), ejects)] {
+        let chain = Chain::before(last, change, &[("middle", "last")], &[], 0);
+        let (answer, middle, last) = chain.call(TRACE);
+        assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+        assert_eq!((middle, last), (1, 2), "{change:?}");
+    }
 }
 
 #[test]

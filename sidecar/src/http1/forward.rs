@@ -265,7 +265,10 @@ impl Request {
             let rng = &client.session.worker.rng;
             let endpoint = match destination.pick(bound, failed.as_ref(), rng, now) {
                 Ok(endpoint) => endpoint,
-                Err(reason) => return self.refuse(client, Some(destination), reason, "").await,
+                Err(reason) => {
+                    self.given_up(client, GiveUp::NotRetriable, now);
+                    return self.refuse(client, Some(destination), reason, "").await;
+                }
             };
             self.tell(&mut client.to_upstream, &endpoint);
             let mut aim = self.aim(client, destination, endpoint, now);
@@ -346,6 +349,9 @@ impl Request {
                 Tried::Stopped(Stop::Reason(reason), bad) => {
                     aim.load.failed(Failure::Mesh(reason), now);
                     self.note_retry(destination, false);
+                    if reason == Reason::Timeout {
+                        self.given_up(client, GiveUp::Deadline, now);
+                    }
                     Err((reason, bad))
                 }
             };

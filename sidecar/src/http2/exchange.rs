@@ -148,7 +148,10 @@ impl<C: Call> Exchange<'_, C> {
         match tried {
             Ok(answered) => self.respond(answered).await,
             Err(Stop::Gone) => self.finish(None, None, None, true, 0),
-            Err(Stop::Late) => self.refuse(&Reason::Timeout.into()),
+            Err(Stop::Late) => {
+                self.call.ran_out(self.head.as_ref());
+                self.refuse(&Reason::Timeout.into());
+            }
             Err(Stop::Failed(_, refusal)) => self.refuse(&refusal),
         }
     }

@@ -194,6 +194,10 @@ pub(crate) trait Call {
     /// the request is known.
     fn mirror(&mut self, head: &request::Parts, body: &Body);
 
+    /// The time of the exchange as a whole was over before a response. `request` as for
+    /// [`Self::answered`].
+    fn ran_out(&self, request: Option<&request::Parts>);
+
     /// Whether there are errors that are replaced by something else.
     fn has_fallback(&self) -> bool;
 

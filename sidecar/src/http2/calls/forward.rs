@@ -389,6 +389,10 @@ impl Call for Forward<'_> {
         again
     }
 
+    fn ran_out(&self, request: Option<&request::Parts>) {
+        self.given_up(GiveUp::Deadline, self.progress.retries, request, Instant::now());
+    }
+
     fn has_fallback(&self) -> bool {
         self.fallback.is_some()
     }
