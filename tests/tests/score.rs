@@ -164,3 +164,27 @@ fn a_workload_warms_after_its_start() {
         Ok(())
     });
 }
+
+/// The control plane that starts again knows it before the sidecar is back.
+#[test]
+fn a_restart_of_the_control_plane_gives_no_workload_its_share_back() {
+    let sick = Backend::always(500);
+    let mut control_plane = ControlPlane::start();
+    // Workloads are remembered only for a port that was asked for.
+    control_plane.restart();
+    control_plane.apply("mesh.yaml", &manifests(sick.port(), sick.port()));
+    let app = App::start("orders");
+    let workload = orders(&control_plane, "one", &app);
+    workload.said("the sidecar is ready");
+    let port = control_plane.address().port();
+    let remembered = control_plane.authority().with_file_name(format!("registrations-{port}.json"));
+    eventually("it is not well, and that is remembered", || {
+        calls(&workload, "sick");
+        std::fs::read_to_string(&remembered).ok()?.contains("\"score\":40").then_some(())
+    });
+    workload.signal("STOP");
+    control_plane.restart();
+    let shown = control_plane.shows("/workloads")["workloads"][0].clone();
+    workload.signal("CONT");
+    assert_eq!((&shown["health"], &shown["score"]), (&"warning".into(), &40.into()), "{shown}");
+}
