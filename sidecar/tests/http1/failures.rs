@@ -9,6 +9,7 @@ use heddle_sidecar::policy::balance::{Algorithm, Balancing};
 use heddle_sidecar::policy::hash_key::HashOn;
 use heddle_sidecar::policy::rate_limit::{Buckets, Probes, Quota, RateLimit};
 use heddle_sidecar::policy::retry::{RetryPolicy, RetryReason};
+use socket2::{Domain, Socket, Type};
 
 use crate::harness::{Peer, Sidecar, Upstream};
 
@@ -23,7 +24,12 @@ fn retry_on(reasons: &[RetryReason]) -> TrafficPolicy {
 
 /// An address where nobody listens.
 fn nobody() -> SocketAddr {
-    Upstream::new().address()
+    // Bound for as long as the tests run, or another one of them would listen there.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("there is room");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("there is a port");
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+    std::mem::forget(socket);
+    address.expect("it is bound")
 }
 
 #[test]
@@ -318,8 +324,7 @@ fn a_client_that_leaves_takes_its_request_along() {
 #[test]
 fn a_request_that_takes_too_long_is_given_up() {
     let upstream = Upstream::new();
-    let policy =
-        TrafficPolicy { request_timeout: Some(Duration::from_millis(50)), ..TrafficPolicy::default() };
+    let policy = TrafficPolicy { request_timeout: Some(Duration::from_secs(1)), ..TrafficPolicy::default() };
     let sidecar = Sidecar::with_policy(&[upstream.address()], policy);
     let mut client = sidecar.connect();
     client.send(GET);
@@ -333,7 +338,7 @@ fn a_request_that_takes_too_long_is_given_up() {
 fn a_try_that_takes_too_long_is_made_elsewhere() {
     let (slow, fast) = (Upstream::new(), Upstream::new());
     let policy = TrafficPolicy {
-        per_try_timeout: Some(Duration::from_millis(50)),
+        per_try_timeout: Some(Duration::from_secs(1)),
         ..retry_on(&[RetryReason::PerTryTimeout])
     };
     let addresses = [

@@ -23,7 +23,7 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
 use rustls::sign::CertifiedKey;
 
 /// Nothing in these tests takes longer, however loaded the machine is.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One sidecar.
 pub(crate) struct Sidecar {

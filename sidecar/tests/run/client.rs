@@ -30,7 +30,7 @@ pub(crate) fn main(arguments: &[String]) {
 
 fn print_answer(target: &str) {
     let answer = TcpStream::connect(target).and_then(|mut stream| {
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
@@ -67,7 +67,7 @@ fn dns(transport: &str, resolver: IpAddr, name: &str) {
         let socket = UdpSocket::bind(any).unwrap();
         // Connected: an answer from another address would not be received.
         socket.connect(server).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         socket.send(&query).unwrap();
         let mut reply = vec![0; 512];
         let length = socket.recv(&mut reply).unwrap();

@@ -1,17 +1,20 @@
 //! Runs the tests as the users that this machine allows, and launches programs
 //! as one of them.
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 /// `nobody`, who has no rights anywhere.
 const ORDINARY: u32 = 65534;
 
 /// How long something may take to become true on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A test and its name.
 pub(crate) type Test = (&'static str, fn(&User));
@@ -159,9 +162,15 @@ impl Outcome {
     }
 }
 
-/// A port of this host's loopback on which nobody listens.
+/// A port of this host's loopback on which nobody listens, and which nobody else is given while the
+/// tests run.
 pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address.port()
 }
 
 /// Waits until `condition` holds.
