@@ -3,7 +3,7 @@
 use heddle_api::discovery::v1;
 use tonic::Code;
 
-use crate::harness::{Home, Plane, Sidecar, eventually, free_port};
+use crate::harness::{Home, Plane, Sidecar, eventually, reserved};
 
 fn healthy(service: Option<&v1::Service>) -> usize {
     let endpoints = service.map(|s| s.endpoints.as_slice()).unwrap_or_default();
@@ -111,7 +111,8 @@ async fn a_restarted_control_plane_comes_back_with_the_endpoints_it_had() {
 
 async fn comes_back_with_its_endpoints(end: impl Fn(Plane)) {
     let home = Home::new();
-    let listen = format!("127.0.0.1:{}", free_port());
+    let (_reserved, address) = reserved();
+    let listen = address.to_string();
     let plane = home.start_on(&listen, &["--registration-grace", "100ms"]);
     let mut users = Sidecar::join(&home, &plane, "users").await;
     let slow = v1::RegisterRequest { score: 40, ..users.registration("users-1") };
