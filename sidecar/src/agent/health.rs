@@ -142,7 +142,7 @@ fn no_port() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::net::TcpSocket;
 
     use super::*;
 
@@ -170,12 +170,13 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_workload_is_ready_once_its_port_listens_and_not_after_it_closed() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        // Nobody else gets it before it listens.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
         let app = AppDialer::direct(None);
         assert!(check(&HealthSpec::Tcp, &[port], &app).await.is_err());
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let listener = socket.listen(8).unwrap();
         assert!(check(&HealthSpec::Tcp, &[port], &app).await.is_ok());
         drop(listener);
         assert!(check(&HealthSpec::Tcp, &[port], &app).await.is_err());

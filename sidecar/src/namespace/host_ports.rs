@@ -79,7 +79,9 @@ fn is_loopback_v4(digits: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
+
+    use socket2::{Domain, Socket, Type};
 
     use super::*;
 
@@ -111,8 +113,10 @@ mod tests {
 
     #[test]
     fn this_machines_listeners_are_found() {
-        let one = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        assert!(!HostPorts::read().unwrap().v4.contains(&one), "closed again");
+        let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let one = bound.local_addr().unwrap().as_socket().unwrap().port();
+        assert!(!HostPorts::read().unwrap().v4.contains(&one), "it does not listen");
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(HostPorts::read().unwrap().v4.contains(&listener.local_addr().unwrap().port()));
         if let Ok(listener) = TcpListener::bind("[::1]:0") {

@@ -39,12 +39,12 @@ mod tests {
     use crate::io::Transport;
 
     /// Silence was waited for longer than a check may take, so that each of them failed.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn silence_is_no_refusal_within_the_time_of_a_short_check() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let _silent = listener.accept().await.unwrap();
-        let (begun, timeout) = (std::time::Instant::now(), Duration::from_millis(100));
+        let (begun, timeout) = (tokio::time::Instant::now(), Duration::from_millis(100));
         accepted(&mut Connection::new(Transport::Tcp(stream)), timeout).await.unwrap();
         assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     }

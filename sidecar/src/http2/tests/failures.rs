@@ -264,12 +264,12 @@ async fn a_calls_own_time_limit_ends_it_with_deadline_exceeded() {
     .await;
     let mesh = Mesh::plain(&[app], policy());
     let mut client = mesh.connect().await;
-    let request = grpc("/a.A/Silent").header("grpc-timeout", "50m").body(()).unwrap();
+    let request = grpc("/a.A/Silent").header("grpc-timeout", "1S").body(()).unwrap();
     let response = client.send_request(request, true).unwrap().0.await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "4");
     assert_eq!(response.headers()["heddle-error"], "timeout");
     assert_eq!(reset.recv().await, Some(Reason::CANCEL));
-    let request = grpc("/a.A/Begins").header("grpc-timeout", "50m").body(()).unwrap();
+    let request = grpc("/a.A/Begins").header("grpc-timeout", "1S").body(()).unwrap();
     let response = client.send_request(request, true).unwrap().0.await.unwrap();
     let (_, trailers) = drink(response.into_body()).await;
     assert_eq!(trailers.unwrap()["grpc-status"], "4");

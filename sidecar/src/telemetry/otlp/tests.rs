@@ -300,9 +300,10 @@ async fn spans_beyond_the_buffer_are_dropped_and_the_rest_is_sent_at_the_end_in_
 
 #[tokio::test]
 async fn a_collector_that_is_away_does_not_keep_us_from_ending() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    drop(listener);
+    // Bound, so that nobody else is, and not listening.
+    let socket = tokio::net::TcpSocket::new_v4().expect("room");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+    let address = socket.local_addr().expect("bound");
     let running = Running::start(settings(address, &[]));
     running.tracing.tracer().record(span(Direction::Inbound, Outcome::default()));
     let metrics = running.end().await;
