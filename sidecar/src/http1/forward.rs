@@ -85,6 +85,7 @@ pub(super) async fn forward(client: &mut Client, head: RequestHead) -> Next {
             deadline: None,
             retries: 0,
             hedged: false,
+            replaced: false,
             already_retried: false,
             method_permitted: false,
             response_started: false,
@@ -372,8 +373,12 @@ impl Request {
             };
             let Aim { endpoint, metrics, load } = aim;
             drop((load, lease));
-            self.note_retry(destination, false);
-            self.progress.retries += 1;
+            if stale {
+                self.progress.replaced = true;
+            } else {
+                self.note_retry(destination, false);
+                self.progress.begin_retry();
+            }
             client.to_upstream.rewind();
             if !after.is_zero() {
                 match self.pause(client, now + after).await {

@@ -278,6 +278,7 @@ impl Calls for Side {
             deadline: None,
             retries: 0,
             hedged: false,
+            replaced: false,
             already_retried: false,
             method_permitted: policy.retry.methods.permit(head.method.as_str().as_bytes()),
             response_started: false,

@@ -87,6 +87,8 @@ pub struct Progress {
     pub retries: u32,
     /// Whether one of them was a hedge.
     pub hedged: bool,
+    /// Whether the try under way has had a [stale](Failure::StaleConnection) connection replaced.
+    pub replaced: bool,
     /// [`Methods::permit`] for its method, asked while the head was at hand.
     pub method_permitted: bool,
     /// Whether others along its chain try again for it: a sidecar behind the one that failed has
@@ -97,6 +99,14 @@ pub struct Progress {
     pub response_started: bool,
     /// Whether every byte of the body that was taken from the client is still held.
     pub replayable: bool,
+}
+
+impl Progress {
+    /// Another try begins.
+    pub fn begin_retry(&mut self) {
+        self.retries += 1;
+        self.replaced = false;
+    }
 }
 
 /// How a try failed.
@@ -172,9 +182,9 @@ impl RetryPolicy {
     /// Whether, and after which delay, a request is tried again: never before the pause that
     /// the failed answer advised. Charges the budget only when everything else allows it.
     ///
-    /// A [`Failure::StaleConnection`] is repeated at once, outside the budget
-    /// and even with no `attempts`, but as the first retry only: a connection
-    /// that was closed while idle is no sign of trouble at the endpoint.
+    /// A [`Failure::StaleConnection`] is repeated at once, outside the budget and of the
+    /// `attempts`, but once for each try: a connection that was closed while idle is no sign of
+    /// trouble at the endpoint, and whoever finds another one takes it for what it says.
     pub fn decide(
         &self,
         progress: &Progress,
@@ -211,9 +221,9 @@ impl RetryPolicy {
         if progress.already_retried {
             return Err(GiveUp::AlreadyRetried);
         }
-        let attempts = if progress.hedged { 0 } else { self.attempts };
+        let exhausted = progress.hedged || progress.retries >= self.attempts;
         // The first may be processed at this moment: only the method can allow another.
-        self.bounds(progress, progress.method_permitted, attempts, Duration::ZERO, now)?;
+        self.bounds(progress, progress.method_permitted, exhausted, Duration::ZERO, now)?;
         if budget.withdraw(&self.budget, now) { Ok(()) } else { Err(GiveUp::BudgetExhausted) }
     }
 
@@ -247,7 +257,8 @@ impl RetryPolicy {
             Advice::After(_) | Advice::Never => return Err(GiveUp::RetryAfter),
         };
         let method = progress.method_permitted || failure.any_method();
-        self.bounds(progress, method, if stale { 1 } else { self.attempts }, after, now).map(|()| after)
+        let exhausted = if stale { progress.replaced } else { progress.retries >= self.attempts };
+        self.bounds(progress, method, exhausted, after, now).map(|()| after)
     }
 
     /// What holds for every further try, whyever it is made.
@@ -255,7 +266,7 @@ impl RetryPolicy {
         &self,
         progress: &Progress,
         method_permitted: bool,
-        attempts: u32,
+        exhausted: bool,
         after: Duration,
         now: Instant,
     ) -> Result<(), GiveUp> {
@@ -268,7 +279,7 @@ impl RetryPolicy {
         if !method_permitted {
             return Err(GiveUp::Method);
         }
-        if progress.retries >= attempts {
+        if exhausted {
             return Err(GiveUp::Attempts);
         }
         let elapsed = now.saturating_duration_since(progress.started).saturating_add(after);

@@ -57,6 +57,7 @@ pub(crate) async fn open(
         deadline: None,
         retries: 0,
         hedged: false,
+        replaced: false,
         already_retried: false,
         // Bytes have no method that could forbid it.
         method_permitted: true,
@@ -129,7 +130,6 @@ impl Tries {
         destination: &Destination,
         failure: Failure,
     ) -> Result<(), Reason> {
-        self.note(destination, RetryOutcome::Failed);
         let (policy, now) = (destination.policy(), Instant::now());
         let decision = policy.retry.decide(
             &self.0,
@@ -140,8 +140,13 @@ impl Tries {
             now,
         );
         match decision {
+            Decision::Retry { .. } if failure == Failure::StaleConnection => {
+                self.0.replaced = true;
+                Ok(())
+            }
             Decision::Retry { after } => {
-                self.0.retries += 1;
+                self.note(destination, RetryOutcome::Failed);
+                self.0.begin_retry();
                 if !after.is_zero() {
                     let pause = session.worker.wheel.deadline();
                     pause.arm(now + after);
@@ -150,6 +155,7 @@ impl Tries {
                 Ok(())
             }
             Decision::GiveUp(why) => {
+                self.note(destination, RetryOutcome::Failed);
                 if why == GiveUp::BudgetExhausted {
                     destination.retries.budget_exhausted();
                 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use heddle_sidecar::config::{PortLimits, TrafficPolicy};
@@ -91,6 +92,31 @@ fn a_stale_connection_is_replaced_at_the_same_endpoint() {
         homes += &home;
     }
     assert!(homes.contains('a') && homes.contains('b'), "{homes}");
+}
+
+/// To replace a connection that was closed while idle once took the only retry that there was.
+#[test]
+fn a_stale_connection_costs_no_retry() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let address = Upstream::new().serve(move |mut peer| {
+        peer.head();
+        if connections.fetch_add(1, Ordering::SeqCst) == 0 {
+            peer.send(OK);
+            // The next request finds nobody.
+            peer.head();
+            return;
+        }
+        peer.send("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+        peer.head();
+        peer.send(OK);
+    });
+    let mut policy = retry_on(&[RetryReason::GatewayError]);
+    policy.retry.attempts = 1;
+    let sidecar = Sidecar::with_policy(&[address], policy);
+    let mut client = sidecar.connect();
+    for _ in 0..2 {
+        assert_eq!(client.ask(GET).1, "ok");
+    }
 }
 
 /// Whoever began a request in a way that only applications understand went around the limits.

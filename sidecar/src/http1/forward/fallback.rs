@@ -103,7 +103,8 @@ impl Request {
         // It was met where the request was meant to go.
         self.fault = None;
         self.affinity = Affinity::default();
-        self.progress = Progress { started: Instant::now(), retries: 0, hedged: false, ..self.progress };
+        self.progress =
+            Progress { started: Instant::now(), retries: 0, hedged: false, replaced: false, ..self.progress };
         if let Some(fallback) = &mut self.fallback {
             fallback.leaves(self.routed.take());
         }

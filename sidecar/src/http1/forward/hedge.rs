@@ -340,7 +340,7 @@ impl Race<'_> {
             }
             return false;
         }
-        request.progress.retries += 1;
+        request.progress.begin_retry();
         request.progress.hedged = true;
         first.exchange.quiet = true;
         let aim = request.aim(self.client, self.destination, endpoint, now);

@@ -97,6 +97,7 @@ impl Forward<'_> {
             started: now,
             retries: 0,
             hedged: false,
+            replaced: false,
             method_permitted: self.policy.retry.methods.permit(head.method.as_str().as_bytes()),
             ..self.progress
         };

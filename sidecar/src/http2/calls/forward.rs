@@ -110,6 +110,13 @@ impl Forward<'_> {
         self.progress.retries > u32::from(self.progress.hedged)
     }
 
+    /// Counts the try that failed, if it was a retry.
+    fn note_failed(&self) {
+        if self.is_retry() {
+            self.retries().retried(RetryOutcome::Failed);
+        }
+    }
+
     /// The endpoint for the next try.
     fn choose(&self, now: Instant) -> Result<Rc<Endpoint>, Reason> {
         let session = self.routed.as_ref().and_then(Routed::kept_at);
@@ -154,26 +161,30 @@ impl Forward<'_> {
         if let Some(fallback) = &mut self.fallback {
             fallback.tried(failure);
         }
-        if self.is_retry() {
-            self.retries().retried(RetryOutcome::Failed);
-        }
         // The application's port is shut here: only another endpoint can help, and
         // the client's sidecar knows others.
         let hopeless = matches!(failure, Failure::Mesh(Reason::ConnectFailure | Reason::ConnectTimeout));
         if hopeless && self.side.session.direction == Direction::Inbound {
+            self.note_failed();
             return None;
         }
         let Stand { replayable, response_started, deadline, now } = stand;
         let already_retried = self.progress.already_retried || self.is_of_retry(request, now);
         self.progress = Progress { replayable, response_started, deadline, already_retried, ..self.progress };
-        let budget = &mut self.destination.budget.borrow_mut();
         let rng = &self.side.session.worker.rng;
+        let budget = &mut self.destination.budget.borrow_mut();
         match self.policy.retry.decide(&self.progress, failure, advice, budget, rng, now) {
+            Decision::Retry { after } if failure == Failure::StaleConnection => {
+                self.progress.replaced = true;
+                Some(after)
+            }
             Decision::Retry { after } => {
-                self.progress.retries += 1;
+                self.note_failed();
+                self.progress.begin_retry();
                 Some(after)
             }
             Decision::GiveUp(why) => {
+                self.note_failed();
                 if why == GiveUp::BudgetExhausted {
                     self.retries().budget_exhausted();
                 }
@@ -214,7 +225,7 @@ impl Call for Forward<'_> {
     }
 
     fn pick(&mut self, now: Instant) -> Result<(Links, Terms), Refusal> {
-        if self.progress.retries == 0 {
+        if self.progress.retries == 0 && !self.progress.replaced {
             // Here, so that one that meets a fault and goes nowhere pays for nobody's retry.
             self.destination.budget.borrow_mut().deposit(now);
         }
@@ -264,7 +275,7 @@ impl Call for Forward<'_> {
             }
             return None;
         }
-        self.progress.retries += 1;
+        self.progress.begin_retry();
         self.progress.hedged = true;
         let (current, counted) = (self.current.take(), self.counted.take());
         let beside = Beside { endpoint: Some(first), current, counted, retry: self.retry };

@@ -18,6 +18,7 @@ fn fresh(now: Instant) -> Progress {
         deadline: None,
         retries: 0,
         hedged: false,
+        replaced: false,
         already_retried: false,
         method_permitted: true,
         response_started: false,
@@ -157,7 +158,7 @@ fn an_answer_that_asks_for_a_pause_gets_it_within_what_the_policy_allows() {
 }
 
 #[test]
-fn a_stale_connection_is_replaced_once_even_without_attempts() {
+fn a_stale_connection_is_replaced_once_for_each_try_and_is_no_attempt() {
     let now = Instant::now();
     let none = RetryPolicy { attempts: 0, ..policy(&[]) };
     let stale = Failure::StaleConnection;
@@ -166,8 +167,11 @@ fn a_stale_connection_is_replaced_once_even_without_attempts() {
         decide(&none, fresh(now), Failure::Mesh(Reason::ConnectFailure)),
         Decision::GiveUp(GiveUp::Attempts)
     );
-    let again = Progress { retries: 1, ..fresh(now) };
+    let mut again = Progress { replaced: true, ..fresh(now) };
     assert_eq!(decide(&none, again, stale), Decision::GiveUp(GiveUp::Attempts));
+    // The next try may meet one as well.
+    again.begin_retry();
+    assert_eq!(decide(&none, again, stale), AGAIN);
     let other_method = Progress { method_permitted: false, ..fresh(now) };
     assert_eq!(decide(&none, other_method, stale), Decision::GiveUp(GiveUp::Method));
 }

@@ -89,7 +89,7 @@ proptest! {
         max_elapsed in prop::option::of(0_u64..3000),
         deadline in prop::option::of(0_u64..3000),
         (method_permitted, response_started, replayable, funds, hedged) in any::<(bool, bool, bool, bool, bool)>(),
-        already_retried in any::<bool>(),
+        (already_retried, replaced) in any::<(bool, bool)>(),
     ) {
         let millis = Duration::from_millis;
         let mut set = StatusSet::default();
@@ -108,7 +108,7 @@ proptest! {
         let now = started + millis(passed);
         let deadline = deadline.map(|deadline| started + millis(deadline));
         let progress =
-            Progress { started, deadline, retries, hedged, already_retried, method_permitted, response_started, replayable };
+            Progress { started, deadline, retries, hedged, replaced, already_retried, method_permitted, response_started, replayable };
 
         let stale = failure == Failure::StaleConnection;
         // The longer of the backoff and of what was asked for.
@@ -138,7 +138,7 @@ proptest! {
         if already_retried && !stale && !unprocessed {
             obstacles.push(GiveUp::AlreadyRetried);
         }
-        if retries >= if stale { 1 } else { attempts } {
+        if if stale { replaced } else { retries >= attempts } {
             obstacles.push(GiveUp::Attempts);
         }
         if max_elapsed.is_some_and(|max| millis(passed) + pause > millis(max)) {
@@ -166,7 +166,7 @@ proptest! {
         (attempts, retries, passed) in (0_u32..4, 0_u32..4, 0_u64..3000),
         (max_elapsed, deadline) in (prop::option::of(0_u64..3000), prop::option::of(0_u64..3000)),
         (asked, hedged, already_retried, funds) in any::<(bool, bool, bool, bool)>(),
-        (method_permitted, response_started, replayable) in any::<(bool, bool, bool)>(),
+        (method_permitted, response_started, replayable, replaced) in any::<(bool, bool, bool, bool)>(),
     ) {
         let millis = Duration::from_millis;
         let policy = RetryPolicy {
@@ -181,7 +181,7 @@ proptest! {
         let in_time = max_elapsed.is_none_or(|max| passed <= max) && deadline.is_none_or(|end| passed < end);
         let deadline = deadline.map(|deadline| started + millis(deadline));
         let progress =
-            Progress { started, deadline, retries, hedged, already_retried, method_permitted, response_started, replayable };
+            Progress { started, deadline, retries, hedged, replaced, already_retried, method_permitted, response_started, replayable };
         let whole = replayable && !response_started;
         let allowed = asked && !already_retried && !hedged && method_permitted && whole && retries < attempts && in_time;
         let mut budget = RetryBudget::new(started);
