@@ -222,6 +222,7 @@ impl<C: Call> Exchange<'_, C> {
     /// One try, until its response head.
     async fn attempt(&mut self) -> Result<Answered, Stop> {
         let now = Instant::now();
+        self.client.begin_try(now);
         let (links, terms) = self.call.pick(now)?;
         let limit = self.limits.per_try.map(|limit| {
             let deadline = self.client.wheel.deadline();

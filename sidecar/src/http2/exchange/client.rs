@@ -51,6 +51,13 @@ impl Client<'_> {
         });
     }
 
+    /// A try begins: the silence of the one before is not its own.
+    pub(super) fn begin_try(&self, now: Instant) {
+        if let Some((deadline, idle)) = &self.idle {
+            deadline.arm_in(now, Some(*idle));
+        }
+    }
+
     /// A response has begun. The bytes of a tunnel are no exchange: for as long as they flow,
     /// only the client's own limit ends it.
     pub(super) fn begun(&self) {
