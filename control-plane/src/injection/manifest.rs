@@ -70,7 +70,7 @@ impl fmt::Display for Line {
 
 /// Something in a stream that keeps the whole from being done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {object}{}{field}: {message}", if object.is_empty() || field.is_empty() { "" } else { ": " })]
+#[error("line {line}: {}{message}", [object, field].map(|place| if place.is_empty() { String::new() } else { format!("{place}: ") }).concat())]
 pub struct Fault {
     /// The line on which the document starts, or on which it cannot be read.
     pub line: usize,
