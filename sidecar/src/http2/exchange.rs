@@ -62,11 +62,8 @@ pub(crate) async fn run<C: Calls>(calls: &C, request: Request<RecvStream>, respo
         Ok(Err(Detour::Reply(reply))) => return client.reply(&reply),
         Err(_) => return,
     };
-    let mut limits = call.limits();
+    let limits = call.limits();
     client.limit(limits, &head, started);
-    if client.is_tunnel {
-        limits.hedge = None;
-    }
     let mut upload = Body::new(body, limits.replay);
     if limits.ends_trailers {
         upload.end_trailers();
@@ -162,7 +159,8 @@ impl<C: Call> Exchange<'_, C> {
             Box::pin(self.meet(*fault)).await?;
         }
         loop {
-            let tried = match self.limits.hedge {
+            // Two tunnels are no race: what flows in them is not the mesh's to repeat.
+            let tried = match self.limits.hedge.filter(|_| !self.client.is_tunnel) {
                 None => self.attempt().await,
                 // Boxed because it is rare: its size would be every stream's.
                 Some(after) => Box::pin(self.hedged(after)).await,
