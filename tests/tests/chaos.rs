@@ -21,7 +21,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// What a client that may repeat its requests would ask for.
 const POLICY: &str = "
-  timeouts: {request: 5s, perTry: 500ms}
+  timeouts: {request: 5s, perTry: 250ms}
   retry:
     attempts: 3
     on: [ConnectFailure, RefusedStream, Reset, GatewayError, PerTryTimeout]
