@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
+use crate::accept::Accepting;
 use crate::alerts::{SharedAlerts, Shown, direction, timestamp};
 use crate::ca::SharedAuthority;
 use crate::compile::ShownPod;
@@ -72,21 +73,16 @@ pub(crate) async fn serve(
     let places = Arc::new(Places::default());
     let mut connections = JoinSet::new();
     let mut over = shutdown.clone();
+    let mut accepting = Accepting::new(&listener, "admin");
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, peer) = tokio::select! {
+            accepted = accepting.next() => accepted,
             Some(_) = connections.join_next() => continue,
             _ = over.wait_for(|over| *over) => break,
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                // Whoever holds too many gets no more.
-                let Some(place) = places.take(peer.ip()) else { continue };
-                connections.spawn(connection(stream, routes.clone(), place, shutdown.clone()));
-            }
-            // Out of file descriptors, most likely: accepting at once would spin.
-            Err(_) => tokio::time::sleep(ACCEPT_BACK_OFF).await,
-        }
+        // Whoever holds too many gets no more.
+        let Some(place) = places.take(peer.ip()) else { continue };
+        connections.spawn(connection(stream, routes.clone(), place, shutdown.clone()));
     }
     while connections.join_next().await.is_some() {}
     Ok(())
@@ -100,9 +96,6 @@ const LIFETIME: Duration = Duration::from_secs(60);
 
 /// How long the last answer may take to be read.
 const LAST_ANSWER: Duration = Duration::from_secs(10);
-
-/// After running out of file descriptors: long enough that some are closed meanwhile.
-const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
 const PAGES: &str = "there are /live /ready /metrics /workloads /errors /statuses /alerts /service /explain /rate-limits /tokens /routes\n";
 

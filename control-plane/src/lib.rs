@@ -15,6 +15,7 @@ pub mod settings;
 pub mod source;
 pub mod token;
 
+mod accept;
 mod admin;
 mod alerts;
 mod ca;

@@ -21,8 +21,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use tracing::{debug, warn};
+use tracing::debug;
 
+use crate::accept::Accepting;
 use crate::discovery::service::Discovery;
 use crate::metrics::Metrics;
 
@@ -49,10 +50,6 @@ const MAX_HANDSHAKES: usize = 512;
 /// The same as the sidecars': long enough for a slow link, short enough that
 /// silence is not free.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// After running out of file descriptors: long enough that some are closed
-/// meanwhile, short enough that nobody gives up.
-const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Detects a peer that vanished without a word, in half a minute.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -128,21 +125,9 @@ struct Acceptor {
 
 impl Acceptor {
     async fn run(&self, listener: &TcpListener) {
-        let mut failing = false;
+        let mut accepting = Accepting::new(listener, "discovery");
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                // That client is gone again; the next may be fine.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        warn!(%error, "cannot accept connections; trying again");
-                    }
-                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
-                    continue;
-                }
-            };
-            failing = false;
+            let (stream, _) = accepting.next().await;
             let places =
                 (self.places.clone().try_acquire_owned(), self.handshakes.clone().try_acquire_owned());
             let (Ok(place), Ok(handshake)) = places else {

@@ -15,7 +15,6 @@ mod validation;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +33,7 @@ use tracing::{debug, info, warn};
 
 use self::certificate::Serving;
 use self::review::Rules;
+use crate::accept::Accepting;
 use crate::ca::{SharedAuthority, SignError};
 use crate::injection::{Injector, Options};
 use crate::metrics::{Admission, Metrics};
@@ -62,9 +62,6 @@ const MAX_LARGE_BODIES: u32 = 4 * MAX_BODY;
 
 /// On the question of the API server's version, at the start.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// After running out of file descriptors: long enough that some are closed meanwhile.
-const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
 /// What answers.
 pub(crate) struct Webhook {
@@ -134,31 +131,19 @@ pub(crate) async fn serve(listener: TcpListener, webhook: Webhook, mut shutdown:
     let webhook = Arc::new(webhook);
     let places = Arc::new(Places::default());
     let mut connections = JoinSet::new();
-    let mut failing = false;
+    let mut accepting = Accepting::new(&listener, "webhook");
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, peer) = tokio::select! {
+            accepted = accepting.next() => accepted,
             Some(_) = connections.join_next() => continue,
             _ = shutdown.wait_for(|over| *over) => break,
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                failing = false;
-                let Some(place) = places.take(peer.ip()) else {
-                    webhook.metrics.connection_refused();
-                    continue;
-                };
-                let (tls, webhook, shutdown) = (tls.clone(), webhook.clone(), shutdown.clone());
-                connections.spawn(connection(stream, tls, webhook, place, shutdown));
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    warn!(%error, "the webhook cannot accept connections; trying again");
-                }
-                tokio::time::sleep(ACCEPT_BACK_OFF).await;
-            }
-        }
+        let Some(place) = places.take(peer.ip()) else {
+            webhook.metrics.connection_refused();
+            continue;
+        };
+        let (tls, webhook, shutdown) = (tls.clone(), webhook.clone(), shutdown.clone());
+        connections.spawn(connection(stream, tls, webhook, place, shutdown));
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
