@@ -84,6 +84,15 @@ impl Backend {
         Self::start(move |_| (status, Duration::ZERO))
     }
 
+    /// Starts one that keeps all who ask waiting until the gate is opened.
+    pub fn behind(gate: &Gate) -> Self {
+        let gate = gate.clone();
+        Self::start(move |_| {
+            gate.pass();
+            (200, Duration::ZERO)
+        })
+    }
+
     /// When each request came.
     ///
     /// # Panics

@@ -98,11 +98,7 @@ fn connections_and_who_waits_for_one_are_bounded() {
 #[test]
 fn who_waits_for_a_connection_gets_one_when_the_limit_is_raised() {
     let gate = Gate::default();
-    let shut = gate.clone();
-    let backend = Backend::start(move |_| {
-        shut.pass();
-        (200, Duration::ZERO)
-    });
+    let backend = Backend::behind(&gate);
     let mut front = Front::start("  limits: {connections: 1}", "http", &[backend.port()]);
     let at = front.outbound();
     let calls = [(); 2].map(|()| thread::spawn(move || get(at, HOST, "/").map(|(status, _)| status)));
@@ -232,11 +228,7 @@ fn a_connection_serves_no_more_requests_than_it_may() {
 #[test]
 fn an_adaptive_limit_keeps_to_its_bounds_and_sheds_the_least_urgent_first() {
     let gate = Gate::default();
-    let waits = gate.clone();
-    let backend = Backend::start(move |_| {
-        waits.pass();
-        (200, Duration::ZERO)
-    });
+    let backend = Backend::behind(&gate);
     let spec = "  concurrency: {mode: Adaptive, min: 8, max: 8}";
     let front = Front::start(spec, "http", &[backend.port()]);
     thread::scope(|scope| {
